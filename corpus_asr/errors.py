@@ -150,6 +150,5 @@ def check_same_process(doing: str, thing: str, *, made_in: int) -> None:
     if os.getpid() != made_in:
         raise ForkedError(
             f"{doing}: this {thing} was made in process {made_in}, and process {os.getpid()} is a "
-            f"fork, which has neither its threads nor its child processes; make the {thing} in "
-            "this process, after the fork"
+            f"fork without its threads; make the {thing} after the fork, in this process"
         )

@@ -37,11 +37,11 @@ class Origin(StrEnum):
     """This program or its host: retried with --retry-failed, and in a few nightly runs."""
 
 
-_EACH_RUN = "then run again: each run tries these again"
+_EACH_RUN = "then run again: each run retries these"
 _RETRY = "then run again with --retry-failed"
-_NO_RETRY = "running again will not help: replace or exclude them of the source"
+_NO_RETRY = "a retry will not help: replace them, or exclude them from the source"
 _CONVERT = "convert them (ffmpeg -i IN OUT.flac) and list those instead"
-_REPLACE = "they are damaged or of another format than their name: replace or exclude them"
+_REPLACE = "they are damaged, or their format differs from their name: replace or exclude them"
 # These settings change results, so that a folder with other results is refused.
 _NEW_RUN = "and transcribe all again with --new-run, or these alone into another output.uri"
 
@@ -69,9 +69,9 @@ class FailureKind:
 
 _KINDS = (
     FailureKind(
-        ACCESS_DENIED, "The store did not let them be read", Origin.environment,
-        "check the credentials and their permissions for these URIs, and that they are there (some "
-        f"stores refuse what is not), {_EACH_RUN}",
+        ACCESS_DENIED, "Access denied by the store", Origin.environment,
+        "check the credentials and their permissions for these URIs, and that the objects exist "
+        f"(some stores deny access to missing ones), {_EACH_RUN}",
         read_advice="check the credentials and that they may read and list here",
         write_advice="check the credentials and that they may read, list, write and delete here, "
         "or choose another output",
@@ -79,39 +79,39 @@ _KINDS = (
     FailureKind(
         ARCHIVED, "In an archive of the store, such as Glacier", Origin.environment,
         f"restore these objects (aws s3api restore-object), {_EACH_RUN}",
-        read_advice="restore the object (aws s3api restore-object), or leave it out",
+        read_advice="restore the object (aws s3api restore-object), or exclude it",
     ),
     FailureKind(
         BAD_ARCHIVE, "In archives that cannot be read", Origin.file,
-        "their archives are cut off, compressed or sparse: pack them again as plain .tar; or rows "
-        "of their tables lack audio: write these again",
-        read_advice="pack the archive again as plain .tar, or write the table again",
+        "their archives are truncated, compressed or sparse, or rows of their tables lack audio: "
+        "write them again, archives as plain .tar",
+        read_advice="write the archive again as plain .tar, or the table with audio",
     ),
     FailureKind("bad_samples", "Samples that are not finite", Origin.file, _NO_RETRY),
     FailureKind("bad_stream", "Their sound cannot be decoded", Origin.file, _REPLACE),
     FailureKind(
         CHANGED, "Replaced while they were read", Origin.environment,
-        f"these were replaced while being read: wait until nothing writes there, {_EACH_RUN}",
+        f"wait until nothing writes to them, {_EACH_RUN}",
         transient=True,
-        read_advice="try again once nothing writes to it any more",
+        read_advice="retry when nothing writes to it",
     ),
     FailureKind(
         "cut_short", "They end before the segment to be cut", Origin.file,
         "these end before the segment to be cut: transcribe them again",
     ),
     FailureKind(
-        "damaged", "Damaged on the way", Origin.file,
-        f"what was good of them is transcribed; {_REPLACE}",
+        "damaged", "Damaged in part", Origin.file,
+        f"their readable part is transcribed; {_REPLACE}",
     ),
     FailureKind("decode", "Their sound cannot be decoded", Origin.file, _REPLACE),
     FailureKind(
         "decoder_crashed", "The decoder crashed on them", Origin.file,
-        f"their decoder crashed: {_CONVERT}",
+        f"the decoder crashed: {_CONVERT}",
     ),
     FailureKind(
         "decoder_killed", "The decoder was killed from outside", Origin.environment,
-        "their decoder was killed, perhaps for lack of memory: give extraction more of it (fewer "
-        f"extract.workers), {_EACH_RUN}",
+        "the decoder was killed, perhaps for lack of memory: set fewer extract.workers, "
+        f"{_EACH_RUN}",
         transient=True,
     ),
     FailureKind(
@@ -124,7 +124,7 @@ _KINDS = (
         FETCH, "Could not be read from the store", Origin.environment,
         f"check the store, {_EACH_RUN}",
         transient=True,
-        read_advice="check the store, then try again",
+        read_advice="check the store, then retry",
     ),
     FailureKind(
         "internal", "A failure of this program or its host", Origin.program,
@@ -133,8 +133,8 @@ _KINDS = (
     ),
     FailureKind("item", "Could not be processed", Origin.file, _NO_RETRY),
     FailureKind(
-        "long_header", "No length in what was read of their headers", Origin.file,
-        "their length is known once they are decoded: nothing needs to be done",
+        "long_header", "No duration in their headers", Origin.file,
+        "their duration is known after decoding: nothing needs to be done",
     ),
     FailureKind(
         "no_audio_stream", "No sound track in them", Origin.file,
@@ -142,14 +142,12 @@ _KINDS = (
     ),
     FailureKind(
         NO_BUCKET, "The bucket does not exist", Origin.environment,
-        "these name a bucket that is not there: create it, or correct its name or the "
-        f"endpoint_url, {_EACH_RUN}",
-        read_advice="correct the bucket's name, or endpoint_url if it is of another store",
+        f"create the bucket, or correct its name or the endpoint_url, {_EACH_RUN}",
+        read_advice="correct the bucket's name, or the endpoint_url",
     ),
     FailureKind(
         NO_SPACE, "No room for temporary files", Origin.environment,
-        "make room where this program keeps its files, or give it another TMPDIR, "
-        f"{_EACH_RUN}",
+        f"free disk space, or set TMPDIR to another folder, {_EACH_RUN}",
         transient=True,
         read_advice="free some, or raise the quota, then run the same command again to continue",
     ),
@@ -167,32 +165,32 @@ _KINDS = (
     ),
     FailureKind(
         "no_text", "No usable text to align", Origin.environment,
-        f"give each a text in the manifest, as plain words, or leave them out, {_EACH_RUN}",
+        f"add a text of plain words to their manifest rows, or exclude them, {_EACH_RUN}",
     ),
     FailureKind(
-        NOT_A_NUMBER, "The model gave no numbers for them", Origin.settings,
-        "the data type of the weights cannot hold what the model computes: set "
-        f"model.compute_type to bfloat16 or float32, {_NEW_RUN}",
+        NOT_A_NUMBER, "Model output that is not a number", Origin.settings,
+        "the values overflow the data type: set model.compute_type to bfloat16 or float32, "
+        f"{_NEW_RUN}",
     ),
     FailureKind(
         "not_audio", "Not audio", Origin.file,
-        "these are no audio, or damaged at their beginning: leave them out (source.exclude)",
+        "these are not audio, or damaged at their start: exclude them (source.exclude)",
     ),
     FailureKind(
-        NOT_FOUND, "Gone when they were to be read", Origin.environment,
-        f"these were gone when they were read: put them there, or unlist them, {_EACH_RUN}",
-        read_advice="check its address, or leave it out",
+        NOT_FOUND, "Not found when they were read", Origin.environment,
+        f"restore them, or remove them from the source, {_EACH_RUN}",
+        read_advice="check its URI, or exclude it",
         write_advice="choose another output",
     ),
     FailureKind(
-        "poison", "They brought workers down", Origin.program,
-        "they brought down each worker that they were alone with: look for lack of memory in its "
-        f"log, try them one by one with `corpus-asr transcribe`, {_RETRY}",
+        "poison", "Crashed their workers", Origin.program,
+        "each crashed workers that processed nothing else: look for lack of memory in their logs, "
+        f"test them with `corpus-asr transcribe`, {_RETRY}",
         transient=True,
     ),
     FailureKind(
         RECOGNIZER, "The recognizer failed on them", Origin.settings,
-        "the class named in model.recognizer raised, or returned what is no result: correct it, "
+        "the class named in model.recognizer raised, or returned an invalid result: correct it, "
         f"{_RETRY}",
     ),
     FailureKind(
@@ -201,15 +199,15 @@ _KINDS = (
     ),
     FailureKind(
         REFUSED, "The store refuses the request", Origin.environment,
-        f"change the store's settings or permissions as it says, {_EACH_RUN}",
-        read_advice="change the store's settings or permissions as it says",
-        write_advice="change the settings of the store as it says, or choose another output",
+        f"change the store's settings or permissions as its message says, {_EACH_RUN}",
+        read_advice="change the store's settings or permissions as its message says",
+        write_advice="change the store's settings as its message says, or choose another output",
     ),
     FailureKind(
-        REFUSED_FILE, "On this machine, outside the folders that may be read",
+        REFUSED_FILE, "Local files outside the folders that may be read",
         Origin.environment,
         f"add their folder to source.uri to allow reading them, {_EACH_RUN}",
-        read_advice="to allow it, name its folder: with --audio-folder of corpus-asr view, in "
+        read_advice="to allow it, name its folder with --audio-folder of corpus-asr view, or in "
         "source.uri for corpus-asr label",
     ),
     FailureKind(
@@ -220,18 +218,17 @@ _KINDS = (
     ),
     FailureKind(
         "source_changed", "Replaced since they were transcribed", Origin.file,
-        "these were replaced since they were transcribed: transcribe them again",
+        "transcribe them again",
     ),
     FailureKind(
-        "text_not_found", "Their text is not what is said in them", Origin.settings,
-        "check that these recordings and texts belong together, and decoding.language: correct "
-        f"their text in the manifest, {_RETRY}",
+        "text_not_found", "Text that does not match the audio", Origin.settings,
+        f"check decoding.language and the texts of these recordings in the manifest, {_RETRY}",
     ),
     FailureKind(
         TIMEOUT, "The store did not answer in time", Origin.environment,
-        f"the store did not answer in time: check the network, {_EACH_RUN}",
+        f"check the network, {_EACH_RUN}",
         transient=True,
-        read_advice="check the network, then try again",
+        read_advice="check the network, then retry",
     ),
     FailureKind(
         "too_large", "Larger than allowed", Origin.settings,
@@ -239,8 +236,8 @@ _KINDS = (
     ),
     FailureKind(
         "too_long", "Longer than allowed", Origin.settings,
-        "their first hours are transcribed; if they really are that long, raise "
-        f"extract.max_duration_h, {_RETRY}",
+        "their first hours are transcribed; raise extract.max_duration_h if they are that long, "
+        f"{_RETRY}",
     ),
     FailureKind(
         "too_many_channels", "More channels than can be transcribed separately", Origin.settings,
@@ -264,6 +261,6 @@ def failure_kind(name: str, *, retryable: bool = False) -> FailureKind:
         return kind
     title = name.replace("_", " ").capitalize()[:60]
     if retryable:
-        advice = "trying again may help: run again with --retry-failed"
+        advice = "a retry may help: run again with --retry-failed"
         return FailureKind(name, title, Origin.program, advice)
     return FailureKind(name, title, Origin.file, _NO_RETRY)

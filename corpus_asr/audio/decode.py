@@ -112,7 +112,7 @@ class AudioDecoder:
             FetchError: reading failed; the chunks yielded before are incomplete.
         """
         if self._started:
-            raise RuntimeError(f"decoding {self._uri}: iterated twice; open it again instead")
+            raise RuntimeError(f"decoding {self._uri}: iterated twice; open it again")
         self._started = True
         return self._chunks()
 
@@ -204,9 +204,8 @@ class AudioDecoder:
         num_channels = frame.layout.nb_channels
         if isinstance(self._channels, int) and self._channels >= num_channels:
             raise DecodeError(
-                f"decoding {self._uri}: no channel {self._channels} (found {num_channels} "
-                "channels, numbered from 0); set extract.channels to mix, each or at most "
-                f"{num_channels - 1}",
+                f"decoding {self._uri}: found channels 0 to {num_channels - 1}, expected channel "
+                f"{self._channels}; set extract.channels to one of these, mix or each",
                 uri=self._uri,
                 kind="no_such_channel",
             )
@@ -292,7 +291,7 @@ class AudioDecoder:
         promised = "the whole recording" if claimed_s is None else f"the header's {claimed_s:.1f} s"
         return DecodeError(
             f"decoding {self._uri}: damaged after {num_samples / SAMPLE_RATE_HZ:.1f} s of audio, "
-            f"which are kept, expected {promised} ({_MAX_DEMUX_ERRORS} errors in a row, the last: "
+            f"which are kept; expected {promised} ({_MAX_DEMUX_ERRORS} errors in a row, the last: "
             f"{self._last_error}); upload it again",
             uri=self._uri,
             kind=DAMAGED,
@@ -301,10 +300,10 @@ class AudioDecoder:
     def _empty(self) -> DecodeError:
         reason = f", the last because of: {self._last_error}" if self._last_error else ""
         return DecodeError(
-            f"decoding {self._uri}: not one sample could be decoded (found "
+            f"decoding {self._uri}: no sample could be decoded (found "
             f"{self._stream.codec_context.name} in {self._container.format.name}, "
-            f"{self.decode_errors} unusable packets{reason}), expected audio; upload it again or "
-            "leave it out",
+            f"{self.decode_errors} unusable packets{reason}), expected audio; upload it again, or "
+            "exclude it",
             uri=self._uri,
             kind="empty_audio",
         )

@@ -72,12 +72,12 @@ class GivenAudio:
             yield str(path)
 
     def _write(self, file: Any) -> None:
-        assert self.write is not None, "an address needs no file"
+        assert self.write is not None, "a URI needs no file"
         try:
             self.write(file)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            cure = "set TMPDIR to a folder with room for it" if full else "give its path instead"
+            cure = "set TMPDIR to a folder with room for it" if full else "pass its path instead"
             raise FetchError(
                 f"copying {self.name} to {file.name} to decode it: {error.strerror or error}; "
                 f"{cure}",
@@ -110,8 +110,8 @@ def several(audios: Iterable[AudioInput]) -> Iterable[AudioInput]:
     if isinstance(audios, single) or hasattr(audios, "detach") or hasattr(audios, "read"):
         shown = f" ({audios})" if isinstance(audios, str | os.PathLike) else ""
         raise ValueError(
-            f"reading recordings: found a single {type(audios).__name__}{shown}, expected several, "
-            "such as a list; use transcribe for one, or put it in a list"
+            f"reading recordings: found a single {type(audios).__name__}{shown}, expected "
+            "several; use transcribe for one, or pass a list"
         )
     return audios
 
@@ -143,9 +143,8 @@ class _AudioReader:
     def _refuse_rate(self, what: str) -> None:
         if self.rate is not None:
             raise ValueError(
-                f"reading {self.name}: found sampling_rate={self.rate!r} with {what}, which says "
-                "so itself, expected it with an array or tensor; leave it out (raw samples: "
-                "np.frombuffer(data, np.int16))"
+                f"reading {self.name}: found sampling_rate={self.rate!r} with {what}, expected it "
+                "with an array only; remove it (raw samples: np.frombuffer(data, np.int16))"
             )
 
     def _from_mapping(self, given: Mapping[str, Any]) -> GivenAudio:
@@ -170,14 +169,14 @@ class _AudioReader:
     def _from_file(self, file: Any) -> GivenAudio:
         if isinstance(file, io.TextIOBase):
             raise ValueError(
-                f"reading {self.name}: found a file opened for text, expected one opened in binary "
-                "mode; open it with 'rb', or give its path"
+                f"reading {self.name}: found a file opened for text, expected binary mode; open "
+                "it with 'rb', or pass its path"
             )
         self._refuse_rate("an open file")
         if behind := _bytes_behind(file):
             raise ValueError(
-                f"reading {self.name}: found an open file at its end, {behind:,} bytes behind its "
-                "beginning, expected one at the beginning; rewind it with seek(0)"
+                f"reading {self.name}: found an open file at its end, {behind:,} bytes from its "
+                "start, expected its start; rewind it with seek(0)"
             )
         file_name = getattr(file, "name", None)  # a number for descriptors
         name = file_name if isinstance(file_name, str) else self.name
@@ -199,7 +198,7 @@ class _AudioReader:
         if rate is None:
             raise ValueError(
                 f"reading {self.name}: found {kind} without a sampling rate, expected one in Hz; "
-                "pass sampling_rate=16000, or whatever it was recorded at"
+                "pass that of the recording, such as sampling_rate=16000"
             )
         is_number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
         # In this order, as NaN and infinity cannot be converted to integers.
@@ -219,7 +218,7 @@ class _AudioReader:
     def _rows(self, samples: np.ndarray, kind: str) -> np.ndarray:
         rows = samples[np.newaxis] if samples.ndim == 1 else samples
         if rows.ndim != 2 or not 1 <= len(rows) <= _MAX_CHANNELS or len(rows) > rows.shape[1] > 0:
-            turn = "; transpose it" if samples.ndim == 2 else "; give one recording at a time"
+            turn = "; transpose it" if samples.ndim == 2 else "; pass one recording at a time"
             raise ValueError(
                 f"reading {self.name}: found {kind}, expected (sample,) or (channel, sample) with "
                 f"at most {_MAX_CHANNELS} channels{turn}"
@@ -239,9 +238,8 @@ class _AudioReader:
         if not np.isfinite(peak):
             broken = int((~np.isfinite(rows)).sum())
             raise DecodeError(
-                f"reading {self.name}: found {broken} of {rows.size} samples that are not finite "
-                "(NaN or infinite), expected numbers; replace them (np.nan_to_num), or correct "
-                "what made them",
+                f"reading {self.name}: found {broken} of {rows.size} samples that are NaN or "
+                "infinite, expected numbers; replace them (np.nan_to_num)",
                 uri=self.name,
                 kind="bad_samples",
             )

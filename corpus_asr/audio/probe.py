@@ -67,7 +67,7 @@ class GuardedFile:
             self.num_bytes = file.seek(0, 2)
             file.seek(0)
         except OSError as error:
-            raise self._fetch_error(f"its size cannot be found ({error})") from error
+            raise self._fetch_error(f"found no size ({error})") from error
         # Headerless formats (g722, sbc, ...) are recognized by suffix. libav does not need the rest
         # of the name, which may be malicious. A query may follow it.
         suffix = re.search(r"(\.[A-Za-z0-9]{1,8})(\?\S*)?$", uri)
@@ -152,7 +152,7 @@ class GuardedFile:
 
     def _fetch_error(self, found: str) -> FetchError:
         return FetchError(
-            f"reading {self._uri}: {found}; run again once the store answers", uri=self._uri
+            f"reading {self._uri}: {found}; run again when the store responds", uri=self._uri
         )
 
 
@@ -160,8 +160,8 @@ def open_container(file: GuardedFile, *, uri: str) -> av.container.InputContaine
     """Detect the container format and read its headers."""
     if file.num_bytes == 0:
         raise DecodeError(
-            f"decoding {uri}: the file is empty (0 bytes), expected a media file; upload it again "
-            "or leave it out",
+            f"decoding {uri}: found an empty file (0 bytes), expected a media file; upload it "
+            "again, or exclude it",
             uri=uri,
             kind="empty_file",
         )
@@ -178,9 +178,8 @@ def open_container(file: GuardedFile, *, uri: str) -> av.container.InputContaine
         if refused is not None:
             raise _refused(refused, file, uri=uri) from error
         raise DecodeError(
-            f"decoding {uri}: not recognized as audio or video "
-            f"({_reason(error)}; {_describe(file)}), expected a media file that FFmpeg reads; "
-            "upload it again or leave it out",
+            f"decoding {uri}: not recognized as audio or video ({_reason(error)}; "
+            f"{_describe(file)}), expected a media file; upload it again, or exclude it",
             uri=uri,
             kind="not_audio",
         ) from error
@@ -209,8 +208,8 @@ def select_stream(
     if not tracks:
         streams = ", ".join(f"{stream.type} stream" for stream in container.streams) or "no stream"
         raise DecodeError(
-            f"decoding {uri}: no audio stream (found {streams} in {container.format.name}), "
-            "expected at least one; leave it out",
+            f"decoding {uri}: found {streams} in {container.format.name}, expected an audio "
+            "stream; exclude it",
             uri=uri,
             kind="no_audio_stream",
         )
@@ -275,8 +274,8 @@ def _open_decoder(stream: av.AudioStream, file: GuardedFile, *, uri: str) -> Non
     context = stream.codec_context
     if context is None:
         raise DecodeError(
-            f"decoding {uri}: no decoder for its audio codec ({_describe(file)}), expected one "
-            "that this build of FFmpeg knows; convert it or leave it out",
+            f"decoding {uri}: found no decoder for its audio codec ({_describe(file)}), expected "
+            "one in this build of FFmpeg; convert it, or exclude it",
             uri=uri,
             kind="unsupported_codec",
         )
@@ -290,10 +289,9 @@ def _open_decoder(stream: av.AudioStream, file: GuardedFile, *, uri: str) -> Non
         except (av.error.FFmpegError, ValueError) as error:
             reason = f"; {_reason(error)}"
     raise DecodeError(
-        f"decoding {uri}: its header describes no audio that can be decoded (found {context.name}, "
-        f"{rate_hz} Hz, {context.layout.nb_channels} channels{reason}; {_describe(file)}), "
-        f"expected {MIN_SAMPLE_RATE_HZ} to {MAX_SAMPLE_RATE_HZ} Hz and a channel count that the "
-        "codec allows; upload it again or leave it out",
+        f"decoding {uri}: found {context.name}, {rate_hz} Hz, {context.layout.nb_channels} "
+        f"channels in its header ({_describe(file)}{reason}), expected {MIN_SAMPLE_RATE_HZ} to "
+        f"{MAX_SAMPLE_RATE_HZ} Hz and fitting channels; upload it again, or exclude it",
         uri=uri,
         kind="bad_stream",
     )
@@ -301,9 +299,8 @@ def _open_decoder(stream: av.AudioStream, file: GuardedFile, *, uri: str) -> Non
 
 def _refused(container: str, file: GuardedFile, *, uri: str) -> DecodeError:
     return DecodeError(
-        f"decoding {uri}: found what FFmpeg calls {container} ({_describe(file)}), which is text, "
-        "pictures or a list of other files; expected a file that holds sound itself, as nothing "
-        "else is opened for it; list the recordings themselves, or leave it out",
+        f"decoding {uri}: found the format {container} ({_describe(file)}), which is text, "
+        "pictures or a list of files, expected audio in the file; list the recordings themselves",
         uri=uri,
         kind="refused_format",
     )

@@ -257,8 +257,8 @@ def _network_path() -> Path:
             return path
     looked = f"no file {paths[0]}" if paths else "no package silero_vad"
     raise EngineError(
-        f"loading the speech detector: found {looked}, expected silero-vad 6.2 or later; install "
-        "it (pip install 'silero-vad>=6.2') or set extract.vad_filter: false"
+        f"loading the speech detector: found {looked}, expected silero-vad 6.2 or later; pip "
+        "install 'silero-vad>=6.2', or set extract.vad_filter: false"
     )
 
 
@@ -268,7 +268,7 @@ def _network(path: Path) -> _Network:
     try:
         tensors = dict(_tensors(memoryview(path.read_bytes())))
     except (IndexError, ValueError) as error:  # the file is not such a network
-        raise _unknown(path, f"no network in ONNX ({error})") from error
+        raise _unknown(path, f"no ONNX network ({error})") from error
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     if misfits := [name for name in _SHAPES if shapes.get(name) != _SHAPES[name]]:
         raise _unknown(path, f"{misfits[0]} of shape {shapes.get(misfits[0])}")
@@ -287,7 +287,7 @@ def _is_mirrored(basis: Float32[np.ndarray, "bin sample"]) -> bool:
 def _unknown(path: Path, found: str) -> EngineError:
     return EngineError(
         f"loading the speech detector {path}: found {found}, expected the network of silero-vad "
-        "6.2; install that (pip install 'silero-vad==6.2.3') or set extract.vad_filter: false"
+        "6.2; pip install 'silero-vad==6.2.3', or set extract.vad_filter: false"
     )
 
 

@@ -85,8 +85,8 @@ def in_order(
         ]
     if not matches:
         raise DecodeError(
-            f"decoding {uri}: no audio track {track} (found {listed(tracks)}); set extract.track "
-            "(--audio-track) to one of these numbers or languages, to auto or to all",
+            f"decoding {uri}: found audio tracks {listed(tracks)}, expected {track}; set "
+            "extract.track (--audio-track) to one of these, auto or all",
             uri=uri,
             kind="no_such_track",
         )

@@ -29,7 +29,7 @@ _MOST_PLACES = 5
 _AGE = re.compile(r"(\d+)\s*([hdw])", re.ASCII)
 _HOURS = {"h": 1, "d": 24, "w": 168}
 
-Yes = Annotated[bool, typer.Option("--yes", help="Do it; without, only show what would be done.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Make the changes; without, only show them.")]
 
 
 def remove(
@@ -37,41 +37,50 @@ def remove(
     output_uri: OutputUri,
     gone: Annotated[
         bool,
-        typer.Option("--gone", help="Results of what the last run did not find at the source."),
+        typer.Option(
+            "--gone",
+            help="Remove results of recordings that the last run did not find at the source.",
+        ),
     ] = False,
     older_than: Annotated[
         str | None,
         typer.Option(
-            metavar="AGE", help="With --gone: what no run has listed for so long: 12h, 30d or 8w."
+            metavar="AGE",
+            help="With --gone: only recordings that no run listed for this long: 12h, 30d or 8w.",
         ),
     ] = None,
     more_than_half: Annotated[
-        bool, typer.Option("--more-than-half", help="With --gone: even most of a source.")
+        bool,
+        typer.Option(
+            "--more-than-half", help="With --gone: allow more than half of the recordings."
+        ),
     ] = False,
     with_corrections: Annotated[
         bool,
-        typer.Option("--with-corrections", help="With --gone: also what people have corrected."),
+        typer.Option("--with-corrections", help="With --gone: also recordings with corrections."),
     ] = False,
     uri: Annotated[
         list[str] | None,
         typer.Option(
             metavar="PATTERN",
-            help="Erase all that the folder holds of recordings, and keep later runs from them: "
-            "address, or glob of whole addresses: '*/talk.mp3'; repeatable.",
+            help=(
+                "Erase all data of recordings in the folder, and exclude them from later runs: a "
+                "URI, or a glob of whole URIs: '*/talk.mp3'; repeatable."
+            ),
         ),
     ] = None,
     allow_again: Annotated[
         bool,
         typer.Option(
             "--allow-again",
-            help="With --uri: let later runs do these addresses again; removes nothing.",
+            help="With --uri: let later runs process these URIs again; removes nothing.",
         ),
     ] = False,
     speaker: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Erase name and voice of a speaker, by one of them; not what they say.",
+            help="Erase name and voice of a speaker, given by either; their text remains.",
         ),
     ] = None,
     yes: Yes = False,
@@ -79,11 +88,13 @@ def remove(
 ) -> None:
     """Remove recordings that are gone from the source, or erase recordings or a voice for good."""
     if sum(map(bool, (gone, uri, speaker))) != 1:
-        raise typer.BadParameter("expected --gone, --uri or --speaker, one of them")
+        raise typer.BadParameter("expected one of --gone, --uri or --speaker")
     if not gone and (older_than or more_than_half or with_corrections):
-        raise typer.BadParameter("--older-than, --more-than-half, --with-corrections: for --gone")
+        raise typer.BadParameter(
+            "--older-than, --more-than-half and --with-corrections need --gone"
+        )
     if allow_again and not uri:
-        raise typer.BadParameter("--allow-again is for --uri")
+        raise typer.BadParameter("--allow-again needs --uri")
     with readable_errors(on_interrupt="run the same command again"):
         from corpus_asr.storage.run_state.run_files import open_run
 
@@ -116,7 +127,7 @@ def _remove_gone(
     for line in first_lines([*map(_gone_words, archive.gone)]):
         typer.echo(line)
     if not archive.gone:
-        typer.echo(f"{store.uri}: nothing to remove: no recording is gone for so long")
+        typer.echo(f"{store.uri}: nothing to remove: no recording is gone for that long")
         return
     removable = [recording for recording in archive.gone
                  if with_corrections or not recording.corrections]  # fmt: skip
@@ -130,9 +141,8 @@ def _remove_gone(
         return
     if (most := archive.most_gone()) and not more_than_half:
         raise ConfigError(
-            f"removing from {store.uri}: {most}, expected half of them at most: was the "
-            "source mounted, and whole, when the last run listed it? If so, add "
-            "--more-than-half"
+            f"removing from {store.uri}: {most}, expected at most half; check that the last run "
+            "saw the whole source, then add --more-than-half"
         )
     with _held(store, steal=steal) as held:
         # Only the recordings shown, minus those that reappeared in a concurrent run.
@@ -187,24 +197,23 @@ def _erase_recordings(
             foreign = forgetting.forget(
                 held, {**shown, **held_now.recordings}, at_the_end=_write_page
             )
-        typer.echo(f"{store.uri}: erased {description}; later runs leave them out")
+        typer.echo(f"{store.uri}: erased {description}; later runs exclude them")
     for line in _to_be_made_again(matches.datasets):
         typer.echo(line)
     if store.uri.endswith(KEPT_RUN_FOLDER):
         typer.echo(
-            "not reached: the files that transcribe wrote next to it, and its records of them "
-            "in .corpus-asr/, which you remove; transcribe does not leave recordings out"
+            "not erased: the files that transcribe wrote next to it and its records in "
+            ".corpus-asr/; remove these, since transcribe excludes no recordings"
         )
     typer.echo(
-        "not reached: the recordings themselves, manifests, earlier versions of objects that "
-        "the store keeps, and copies: backups, exports, pages, data sets, models trained on "
-        "them"
+        "not erased: the recordings, manifests, earlier object versions, and copies in backups, "
+        "exports, pages, datasets and trained models"
     )
     if foreign:
         places = ", ".join(map(redact_uri, foreign[:_MOST_PLACES]))
         more = len(foreign) - _MOST_PLACES
         places += f" and {more:,} more" if more > 0 else ""
-        typer.echo(f"look yourself in: {places}; it may name them, and was left")
+        typer.echo(f"not erased, and may name them: {places}")
 
 
 def _erase_speakers(store: "OutputStore", names: Sequence[str], *, yes: bool, steal: bool) -> None:
@@ -229,8 +238,8 @@ def _erase_speakers(store: "OutputStore", names: Sequence[str], *, yes: bool, st
     for line in _to_be_made_again(datasets_of(store)):
         typer.echo(line)
     typer.echo(
-        "not reached: what they say (--uri erases recordings), recordings to come, in which the "
-        "same voice is found again, earlier versions of objects, and copies"
+        "not erased: their text (--uri erases recordings), the voice in future recordings, "
+        "earlier object versions, and copies"
     )
 
 
@@ -242,11 +251,11 @@ def _continue_killed(store: "OutputStore", *, yes: bool, steal: bool) -> dict[st
     if noted is None:
         return {}
     if not yes:
-        typer.echo(f"{store.uri}: {noted.command} was killed in between: --yes continues it first")
+        typer.echo(f"{store.uri}: {noted.command} was killed: --yes continues it first")
     else:
         with _held(store, steal=steal):
             pass  # continues on entry
-        typer.echo(f"{store.uri}: continued what a killed {noted.command} had begun")
+        typer.echo(f"{store.uri}: continued the killed {noted.command}")
     return noted.arguments
 
 
@@ -255,7 +264,7 @@ def _to_be_made_again(datasets: Sequence[str]) -> Iterator[str]:
 
     for uri in map(redact_uri, datasets):
         yield (
-            f"data set made of this folder: {uri}; remove it and make it again: corpus-asr label "
+            f"dataset of this folder: {uri}; remove it and write it again: corpus-asr label "
             f"CONFIG --set dataset.uri={uri}"
         )
 

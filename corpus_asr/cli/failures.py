@@ -40,7 +40,7 @@ def readable_errors(*, on_interrupt: str = "") -> Iterator[None]:
         raise SystemExit(stop.exit_code) from None
     except KeyboardInterrupt:
         _debug_traceback()
-        advice = f"; what was committed is kept: {on_interrupt}" if on_interrupt else ""
+        advice = f"; committed results are kept: {on_interrupt}" if on_interrupt else ""
         say(f"interrupted{advice}")
         raise SystemExit(128 + signal.SIGINT) from None
     except CorpusAsrError as error:

@@ -74,8 +74,8 @@ def transcribe(
             _check_aligns(keys, formats)
         elif "rttm" in formats and not keys.get("diarize"):
             raise ConfigError(
-                "writing rttm: found no --diarize, expected it: the file holds who speaks when; "
-                "add it, or leave out the format"
+                "writing rttm: found no --diarize, expected it for speaker turns; add it, or "
+                "remove the format"
             )
         else:
             needs_words = chosen.highlight_words or "ctm" in formats or keys.get("diarize")
@@ -103,13 +103,12 @@ def _check_aligns(keys: Mapping[str, Any], formats: Sequence[str]) -> None:
 
     if useless := [key for key in translated(keys) if key in _OF_RECOGNITION]:
         raise ConfigError(
-            f"aligning --text: found {', '.join(useless)}, expected none of the options that say "
-            "how words are recognized, since they are known; leave them out"
+            f"aligning --text: found {', '.join(useless)}, expected no options of recognition, "
+            "since the words are known; remove them"
         )
     if "rttm" in formats:
         raise ConfigError(
-            "writing rttm: found a text without speakers, expected who speaks when; leave out the "
-            "format"
+            "writing rttm: found a text without speakers, expected speaker turns; remove the format"
         )
 
 
@@ -160,13 +159,13 @@ def formats_of(chosen: FileOptions) -> tuple[str, ...]:
     formats = tuple(dict.fromkeys(names))
     if not to_folder and len(formats) > 1:
         raise ConfigError(
-            f"printing {', '.join(formats)}: found {len(formats)} formats, expected one for "
+            f"printing {', '.join(formats)}: found {len(formats)} formats, expected one on "
             "standard output; name a folder with --output-dir, such as -o ."
         )
     if not to_folder and formats == (ExportFormat.docx,):
         raise ConfigError(
-            "printing docx: found a format of bytes, expected one of text for standard output; "
-            "name a folder with --output-dir, such as -o ."
+            "printing docx: found a binary format, expected text on standard output; name a "
+            "folder with --output-dir, such as -o ."
         )
     return formats
 
@@ -193,15 +192,15 @@ def checked_inputs(files: Sequence[str], layout: "Layout", chosen: FileOptions) 
     first = layout.formats[0]
     if chosen.output_dir is None and first not in _PRINTED_FOR_MANY and len(inputs.found) > 1:
         raise ConfigError(
-            f"printing {first}: found {len(inputs.found)} recordings, expected one for standard "
+            f"printing {first}: found {len(inputs.found)} recordings, expected one on standard "
             "output; name a folder with --output-dir, or print txt or jsonl"
         )
     for problem in inputs.problems:
         say(problem)
     if inputs.num_ignored and inputs.found and not chosen.quiet:
-        note(f"note: skipped {counted(inputs.num_ignored, 'file')} of other kinds, by their names")
+        note(f"note: skipped {counted(inputs.num_ignored, 'file')} that are not audio by name")
     if inputs.num_dangling:
-        note(f"note: skipped {counted(inputs.num_dangling, 'link')}: nothing is where they lead")
+        note(f"note: skipped {counted(inputs.num_dangling, 'link')} with missing targets")
     return inputs
 
 
@@ -443,7 +442,7 @@ def _of_file(transcript: "Transcript") -> str:
         taken, silent = transcript.audio_track, transcript.silent_tracks
         took = "took all" if taken is None else f"took {taken}"
         if silent:
-            took += f", since nobody speaks in {' and '.join(map(str, silent))}"
+            took += f", without speech in {' and '.join(map(str, silent))}"
         remarks.append(f"{len(tracks)} audio tracks ({named}): {took}")
     if corrections := transcript.time_corrections:
         places = counted(corrections, "place")
@@ -462,14 +461,14 @@ def input_with_text(
 
     if text == _STDIN and text in files:
         raise ConfigError(
-            "reading -: found it for audio and text, expected it for one of them; name a file for "
-            "the other"
+            "reading -: found it as audio and as text, expected one of them; name a file for the "
+            "second"
         )
     inputs = checked_inputs(files, layout, chosen)
     if inputs.total > 1:
         raise ConfigError(
             f"aligning {text}: found one text for {inputs.total:,} recordings, expected one "
-            "recording; align others by a job with decoding.align, or in Python"
+            "recording; align several by a job with decoding.align, or in Python"
         )
     texts: dict[str, str] = {}
     for recording in list(inputs.found):
@@ -493,6 +492,6 @@ def _read(place: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"reading the text {place}: found bytes that are no UTF-8 (at {error.start}), expected "
-            "text in UTF-8; convert it (iconv -t utf-8)"
+            f"reading the text {place}: found bytes that are not UTF-8 (at {error.start}), "
+            "expected UTF-8; convert it (iconv -t utf-8)"
         ) from error

@@ -187,11 +187,11 @@ def _nothing(word: str, uri: str, num_ignored: int) -> str:
     shown = redact_uri(word)
     if num_ignored:
         return (
-            f"reading {shown}: found no recording ({counted(num_ignored, 'file')} of other "
-            "kinds, by their names); name a file itself to transcribe it all the same"
+            f"reading {shown}: found no recording ({counted(num_ignored, 'file')} that are not "
+            "audio by name), expected one; name a file to transcribe it nevertheless"
         )
     if scheme_of(uri) == LOCAL and os.path.isdir(uri):
-        return f"reading {shown}: found an empty folder, expected recordings; name another one"
+        return f"reading {shown}: found an empty folder, expected recordings; name another"
     meant = probably_meant(uri)
     if first_magic(uri) is not None:
         return f"reading {shown}: no file matches; correct the pattern{meant}"

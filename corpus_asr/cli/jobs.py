@@ -87,8 +87,8 @@ def init(
     with readable_errors():
         if file.exists() and not force:
             raise ConfigError(
-                f"writing {file}: found such a file, expected none; choose another name, or "
-                "replace it with --force"
+                f"writing {file}: found an existing file, expected none; choose another name, or "
+                "add --force"
             )
         chosen = _source_keys("recordings" if source is None else source) | {
             "model.checkpoint": _DEFAULT_MODELS[pipeline] if model is None else model,
@@ -101,7 +101,7 @@ def init(
         if model is None:
             typer.echo(_model_line(pipeline))
         if source is None:
-            typer.echo("first set source.uri there to where your recordings are")
+            typer.echo("first set source.uri in it to your recordings")
         for command, words in _next(file, pipeline):
             typer.echo(f"  {command:<46}  {words}")
 
@@ -156,7 +156,7 @@ def _write(file: Path, pipeline: str, chosen: dict[str, str], *, full: bool) -> 
         raise ConfigError(str(error).replace(str(draft), f"what {file} would be")) from error
     except OSError as error:
         raise ConfigError(
-            f"writing {file}: {error.strerror}, expected a place for a file; choose another"
+            f"writing {file}: {error.strerror}, expected a writable file; choose another"
         ) from error
 
 
@@ -179,8 +179,10 @@ def run(
         bool,
         typer.Option(
             "--retry-failed",
-            help="Also retry what failed by a setting or by this program; what failed by the "
-            "store, permissions, network or machine is always retried.",
+            help=(
+                "Also retry failures of settings and of this program; failures of the store, "
+                "permissions, network or machine are always retried."
+            ),
         ),
     ] = False,
     retry_all_failed: Annotated[
@@ -205,8 +207,8 @@ def run(
 
         if redo is not None and new_run:
             raise ConfigError(
-                "running with --redo and --new-run: found both, expected one: with --redo results "
-                "stay until new ones are there, with --new-run they are moved away; leave one out"
+                "running with --redo and --new-run: found both, expected one; remove --new-run to "
+                "keep results until new ones exist"
             )
         settings = load_config(config, overrides or ())
         note_model_of(settings)
@@ -344,7 +346,7 @@ def label(
         if not isinstance(settings, PseudoLabelConfig):
             raise ConfigError(
                 f"reading {config}: found pipeline: {settings.pipeline}, expected {PSEUDO_LABEL}; "
-                "with the sections selection and dataset, as in configs/pseudo_label.yaml"
+                "add the sections of configs/pseudo_label.yaml"
             )
         from corpus_asr.labelling.summary import as_data, render
         from corpus_asr.pipelines.pseudo_label import label as select_and_write
@@ -490,7 +492,7 @@ def _counts(found: "Plan", output_uri: str) -> Iterator[str]:
     for uri in found.empty:
         yield f"empty      {uri}"
     if found.num_moved:
-        yield f"moved      {counted(found.num_moved, 'file')}; done under other addresses so far"
+        yield f"moved      {counted(found.num_moved, 'file')}; done under other URIs"
         yield from (f"{'':11}{line}" for line in first_lines([*map(str, found.moves.values())]))
     if found.source_change:
         yield f"source     {found.source_words()}"
@@ -518,7 +520,7 @@ def _audio_words(found: "Plan", headers: "Survey", audio: "Estimate | None") -> 
     if not found.num_remaining:
         return "audio      none to do"
     if audio is None:
-        return f"audio      unknown: no header {of} says how long it is{words}"
+        return f"audio      unknown: no header {of} has a duration{words}"
     done = sum(sums.files for sums in found.known.values())
     by = [f"{done:,} known from before"] if done else []
     if headers.asked or not done:

@@ -96,8 +96,10 @@ Redo = Annotated[
     typer.Option(
         "--redo",
         metavar="WHERE",
-        help="Do recordings again, with the settings of now: a condition in SQL, such as "
-        '"confidence < 0.5", or all. Old results stay until new ones are complete.',
+        help=(
+            "Process recordings again with the current settings: a condition in SQL, such as "
+            '"confidence < 0.5", or all; old results stay until new ones are complete.'
+        ),
     ),
 ]
 StealLock = Annotated[
@@ -119,7 +121,7 @@ AudioStorageOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME=VALUE",
-        help="Option of the recordings' store; default: those of the run that are no secrets.",
+        help="Option of the recordings' store; default: those of the run that are not secret.",
     ),
 ]
 Languages = Annotated[
@@ -131,13 +133,13 @@ Uris = Annotated[
 ]
 Speakers = Annotated[
     list[str] | None,
-    typer.Option("--speaker", metavar="NAME", help="Only what this speaker says, such as S1."),
+    typer.Option("--speaker", metavar="NAME", help="Only segments of this speaker, such as S1."),
 ]
 DropKnownHallucinations = Annotated[
     bool,
     typer.Option(
         "--drop-known-hallucinations",
-        help='Without segments that say "Thanks for watching!" or its like and nothing else.',
+        help='Exclude segments of known hallucinations, such as "Thanks for watching!".',
     ),
 ]
 NoCorrections = Annotated[
@@ -284,7 +286,7 @@ class FileOptions:
     ] = None
     overwrite: Annotated[
         bool,
-        _output("--overwrite", "Transcribe again, also what has its files in the folder already."),
+        _output("--overwrite", "Transcribe recordings again that have their files in the folder."),
     ] = False
     subtitle_preset: Preset = None
     timestamps: Annotated[bool, _output("Print times before the text.")] = True
@@ -300,8 +302,7 @@ class FileOptions:
     align_model: Annotated[
         str | None,
         _model(
-            "Parakeet CTC checkpoint that times words in place of the model; includes "
-            "--word-timestamps.",
+            "Parakeet CTC checkpoint for word times; includes --word-timestamps.",
             metavar="CHECKPOINT",
         ),
     ] = None
@@ -313,7 +314,7 @@ class FileOptions:
     text: Annotated[
         str | None,
         _text(
-            "What is said in the one FILE, to find when: a text file, or - for standard input.",
+            "Text of the one FILE, to align: a text file, or - for standard input.",
             metavar="TEXT",
         ),
     ] = None
@@ -345,7 +346,8 @@ class RecognitionOptions:
     temperature: Annotated[
         str | None,
         _text(
-            "One, or several to try in order: 0,0.2,0.4; default: 0 to 1 in 0.2.", metavar="NUMBERS"
+            "One, or several in order: 0,0.2,0.4; default: 0 to 1 in steps of 0.2.",
+            metavar="NUMBERS",
         ),
     ] = None
     initial_prompt: Annotated[
@@ -364,8 +366,8 @@ class RecognitionOptions:
     channels: Annotated[
         str | None,
         _speech(
-            "mix, each: a transcript per channel, or one's number from 0; "
-            f"default: {_AUDIO.channels}.",
+            "mix, each (a transcript per channel), or the number of one from 0; default: "
+            f"{_AUDIO.channels}.",
             metavar="CHANNELS",
         ),
     ] = None
@@ -373,8 +375,8 @@ class RecognitionOptions:
         str | None,
         _speech(
             "--audio-track",
-            "Of films and the like: number from 1, language, or all; default: the players' one, or "
-            "another if nobody speaks in it.",
+            "Audio track, as of films: number from 1, language, or all; default: the default "
+            "track, or another if that has no speech.",
             metavar="TRACK",
         ),
     ] = None
@@ -383,15 +385,15 @@ class RecognitionOptions:
         _speech(
             "--vad-filter/--no-vad-filter",
             " /--no-vad",
-            "Skip what Silero finds no speech in; default: on.",
+            "Skip audio without speech (Silero VAD); default: on.",
             **_UNSET,
         ),
     ] = None
     diarize: Annotated[
         bool,
         _speakers(
-            "--diarize", "Find who speaks, S1 and so on; includes --word-timestamps, to split "
-            "segments where the speaker changes. --set num_speakers=2 says how many, if known.",
+            "--diarize", "Identify speakers, S1 and so on; includes --word-timestamps, to split "
+            "segments where the speaker changes; --set num_speakers=2 sets a known number.",
         ),
     ] = False  # fmt: skip
 

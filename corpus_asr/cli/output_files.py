@@ -319,8 +319,8 @@ def _checked_folder(folder: str) -> str:
     root = normalize(folder)
     if scheme_of(root) in ("http", "https"):
         raise ConfigError(
-            f"writing to {redact_uri(root)}: found an http URL, expected a folder or an object "
-            "store that can be written to; choose another --output-dir"
+            f"writing to {redact_uri(root)}: found an http URL, expected a writable folder or "
+            "object store; choose another --output-dir"
         )
     if scheme_of(root) == LOCAL:
         try:

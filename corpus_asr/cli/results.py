@@ -199,7 +199,7 @@ def evaluate(
         str,
         typer.Option(
             metavar="MANIFEST",
-            help="Recordings or parts of them with their text (docs/how-to/manifests.md).",
+            help="Manifest of recordings, or parts of them, with text (docs/how-to/manifests.md).",
         ),
     ],
     against: Annotated[
@@ -233,7 +233,7 @@ def evaluate(
 ) -> None:
     """Compute word and character error rates of a run against references."""
     if not_worse and against is None:
-        raise typer.BadParameter("--not-worse needs --against: the run that is good enough")
+        raise typer.BadParameter("--not-worse needs --against, the run to compare with")
     with readable_errors():
         from corpus_asr.pipelines.evaluate import calibrate as fit_calibration
         from corpus_asr.pipelines.evaluate import evaluate as evaluate_run
@@ -312,7 +312,7 @@ def report(
         typer.Option(
             min=1e-6,
             max=1e6,
-            help="Price of an hour of one transcribe worker: says what the last run cost.",
+            help="Price of an hour of one transcribe worker, to compute the cost of the last run.",
         ),
     ] = None,
     audio_storage_option: AudioStorageOption = None,
@@ -437,8 +437,7 @@ def view(
     host: Annotated[
         str,
         typer.Option(
-            help="Network interface to bind to; any but the default accepts connections from "
-            "other hosts."
+            help="Network interface to bind to; others than the default accept remote connections."
         ),
     ] = "127.0.0.1",
     no_browser: Annotated[
@@ -455,15 +454,17 @@ def view(
         list[str] | None,
         typer.Option(
             metavar="DIR",
-            help="Folder of this machine, or http(s) host, whose recordings may be played "
-            "although no run of this user here read them; may be repeated.",
+            help=(
+                "Local folder or http(s) host with recordings that may be played although no run "
+                "of this user read them; may be repeated."
+            ),
         ),
     ] = None,
     public_url: Annotated[
         str | None,
         typer.Option(
             metavar="URL",
-            help="URL that people open, if it is not that of the host and port: behind a proxy.",
+            help="Public URL, if it differs from the host and port, as behind a proxy.",
             rich_help_panel=_COLLEAGUES,
         ),
     ] = None,
@@ -546,8 +547,8 @@ def _listening(
         except OSError as error:
             reason = error
     raise ConfigError(
-        f"listening at {host}, port {ports[0]}: {reason}, expected a free port of this "
-        "machine; choose another --port or --host, or stop the program that uses it"
+        f"listening at {host}, port {ports[0]}: {reason}, expected a free port; choose another "
+        "--port or --host, or stop the program that uses it"
     )
 
 

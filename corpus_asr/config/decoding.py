@@ -52,8 +52,8 @@ def hotwords_from(value: object, *, files: bool = False) -> tuple[Hotword, ...]:
         hotwords = [_of_entry(entry) for entry in value]
     else:
         raise ValueError(
-            f"found {value!r}, expected phrases as text with commas between, a list, or weights by "
-            "phrase; put it in quotes if it is text"
+            f"found {value!r}, expected text with commas between phrases, a list, or weights by "
+            "phrase; quote it if it is text"
         )
     return tuple({hotword.phrase: hotword for hotword in hotwords}.values())
 
@@ -64,7 +64,7 @@ def _of_file(name: str) -> list[Hotword]:
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise ValueError(
             f"found @{name}, which cannot be read ({error}), expected a text file of one phrase "
-            "per line; correct its path, or put the phrase in a list"
+            "per line; correct its path"
         ) from error
     return _of_lines(text.splitlines())
 
@@ -98,7 +98,7 @@ def _hotword(phrase: object, weight: object) -> Hotword:
     if len(phrase) > _MAX_CHARACTERS:
         raise ValueError(
             f"found a phrase of {len(phrase)} characters ({phrase[:40]!r}...), expected at most "
-            f"{_MAX_CHARACTERS}; a file of phrases is named as @names.txt"
+            f"{_MAX_CHARACTERS}; name a file of phrases as @names.txt"
         )
     try:
         number = math.nan if isinstance(weight, bool) else float(weight)  # type: ignore[arg-type]
@@ -141,8 +141,8 @@ class AudioSettings:
     counted from 0."""
     track: str | int = "auto"
     """Audio track of files that hold several, such as films: `auto` takes that of
-    `decoding.language`, else the one that players take, and if nobody speaks there, another one; or
-    a number, counted from 1, or a language; `all` transcribes each track separately."""
+    `decoding.language`, else the default track, or another if that has no speech; or a number,
+    counted from 1, or a language; `all` transcribes each track separately."""
     vad_filter: bool = True
     """Detect speech (Silero VAD): parts are cut at silences and long silence is skipped; false
     transcribes all audio."""
@@ -152,8 +152,7 @@ class AudioSettings:
     as speech; lower: fewer quiet words are lost."""
     # 5 s and more are a sentence; a pause of more than 10 s is a third of a window.
     vad_min_speech_s: float = field(default=0.25, metadata={"ge": 0.0, "le": 5.0})
-    """Seconds up to which a sound is too short to be speech; at the end of a recording, at most
-    0.1."""
+    """Minimum duration in seconds of speech; at the end of a recording, at most 0.1."""
     vad_min_silence_s: float = field(default=0.5, metadata={"ge": 0.0, "le": 10.0})
     """Seconds of silence that end a span of speech; shorter pauses belong to it."""
     vad_pad_s: float = field(default=0.4, metadata={"ge": 0.0, "le": 5.0})
@@ -212,7 +211,7 @@ class DecodingSettings:
     limit."""
     no_speech_threshold: float | None = field(default=0.6, metadata={"ge": 0, "le": 1})
     """No-speech probability above which a window with a low log-probability is dropped as silence;
-    null: none is."""
+    null: never."""
     beam_size: int | Literal["auto"] = "auto"
     """Number of beams at temperature 0; 1 is greedy search; auto: greedy first, then 5 beams for
     windows whose text is uncertain."""
@@ -226,12 +225,12 @@ class DecodingSettings:
     """Stop decoding a window that has entered a repetition loop; it then falls back to the next
     temperature."""
     condition_on_prev_tokens: bool = False
-    """Prompt each window with the text before it, which `chunked` windows cannot have."""
+    """Prompt each window with the text before it; not with `chunked`."""
     initial_prompt: str | None = None
     """Prompt text placed before each window, or before each part where windows are sequential."""
     hotwords: tuple[Hotword, ...] | None = None
-    """Names and terms to prefer where they may occur: text with commas between, `@` and the path
-    of a file of one per line, or a list, of which each may be `{phrase: Ray Data, weight: 2}`."""
+    """Names and terms to prefer: text with commas between, `@` and the path of a file of one per
+    line, or a list, whose items may be `{phrase: Ray Data, weight: 2}`."""
     hotwords_mode: Literal["boost", "prompt"] = "boost"
     """Method of preferring hotwords: `boost` in search, which takes thousands; or `prompt`, as text
     before each window, which takes some dozens, whatever their weights (Whisper only)."""
@@ -244,9 +243,9 @@ class DecodingSettings:
     word_timestamps: bool = False
     """Compute start time, end time and probability of each word."""
     align: bool = False
-    """Align the text of each recording instead of recognizing one: segments and words have its
-    words, with times. The text is the column `text` of source.manifest or of a table, or in a tar
-    file the .txt, or `text` of the .json, of the recording's name. Whisper, or any model with
+    """Align the text of each recording instead of recognizing one: segments and words are those of
+    the text, with times. The text is the column `text` of source.manifest or of a table, or in a
+    tar file the .txt, or `text` of the .json, of the recording's name. Whisper, or any model with
     `align.model`."""
     hallucination_silence_threshold: float | None = field(default=None, metadata={"gt": 0})
     """Seconds of silence to skip around likely hallucinations; needs word_timestamps. null:
@@ -306,8 +305,7 @@ def check_english_only(decoding: DecodingSettings, *, checkpoint: str = "this ch
         )
     if decoding.task == "translate":
         raise ConfigError(
-            f"decoding.task: found translate, but {checkpoint} is English-only and has nothing to "
-            f"translate; {ADVICE}"
+            f"decoding.task: found translate, but {checkpoint} is English-only; {ADVICE}"
         )
     if decoding.language_mode != "recording":
         raise ConfigError(

@@ -130,17 +130,18 @@ def _read_text(path: Path, name: str) -> str:
             content = file.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
             raise ConfigError(
-                f"reading {name}: found more than {MAX_FILE_BYTES} bytes, expected the YAML of one "
-                "job; name long lists of recordings in a source.manifest"
+                f"reading {name}: found more than {MAX_FILE_BYTES} bytes, expected the YAML of "
+                "one job; move long lists to a source.manifest"
             )
         return content.decode("utf-8-sig")
     except FileNotFoundError as error:
-        raise ConfigError(f"reading {name}: no such file{_nearest_file(path)}") from error
+        raise ConfigError(f"reading {name}: found no such file{_nearest_file(path)}") from error
     except IsADirectoryError as error:
         raise ConfigError(f"reading {name}: found a folder, expected a YAML file") from error
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"reading {name}: byte {error.start} is not UTF-8; save the file as UTF-8 text"
+            f"reading {name}: found byte {error.start} that is not UTF-8, expected UTF-8; convert "
+            "the file"
         ) from error
     except OSError as error:
         raise ConfigError(f"reading {name}: {error.strerror}") from error
@@ -163,7 +164,7 @@ def _parse(text: str, name: str) -> Document:
     except yaml.YAMLError as error:
         raise ConfigError(f"reading {name}: {_yaml_words(error, text)}") from error
     if node is None:
-        raise ConfigError(f"reading {name}: the file is empty, expected keys such as source:")
+        raise ConfigError(f"reading {name}: found an empty file, expected keys such as source:")
     if not isinstance(node, yaml.MappingNode):
         kind = (
             "a list" if isinstance(node, yaml.SequenceNode) else f"the single value {node.value!r}"
@@ -188,7 +189,8 @@ def _composed(text: str, document: Document) -> tuple[yaml.Node | None, Any]:
         return node, _text_keys(loader.construct_document(node))
     except ValueError as error:  # Python does not parse numbers of thousands of digits
         raise ConfigError(
-            f"reading {document.name}: found a value that is none ({error})"
+            f"reading {document.name}: found an invalid value ({error}), expected a valid one; "
+            "correct it"
         ) from error
 
 
@@ -219,8 +221,8 @@ class _NodeChecker:
         self._spend(node)
         if id(node) in above:
             raise ConfigError(
-                f"reading {self.document.name}: {'.'.join(key)}: an alias contains itself; write "
-                "it out"
+                f"reading {self.document.name}: {'.'.join(key)}: found an alias that contains "
+                "itself, expected none; write the value out"
             )
         above = (*above, id(node))
         if isinstance(node, yaml.SequenceNode):
@@ -247,9 +249,9 @@ class _NodeChecker:
         self.characters -= len(node.value) if isinstance(node, yaml.ScalarNode) else 0
         if self.nodes < 0 or self.characters < 0:
             raise ConfigError(
-                f"reading {self.document.name}: its aliases (*name) and values unfold to more than "
-                f"{MAX_NODES} values or {MAX_CHARACTERS} characters, expected the YAML of one job; "
-                "write it without aliases, and name long lists in a source.manifest"
+                f"reading {self.document.name}: found more than {MAX_NODES} values or "
+                f"{MAX_CHARACTERS} characters, aliases included, expected one job; move long "
+                "lists to a source.manifest"
             )
 
 
@@ -298,7 +300,7 @@ def _apply_override(document: Document, override: str) -> None:
     for depth, part in enumerate(key[:-1], start=1):
         child = section.get(part)
         if child is not None and not isinstance(child, dict):
-            message = f"{'.'.join(key[:depth])} is a single value and has no keys below it"
+            message = f"{'.'.join(key[:depth])} is a single value, expected a section of keys"
             document.problems.append(Problem(key=key, message=message))
             return
         section[part] = child = dict(child or {})
@@ -317,7 +319,9 @@ def override_value(text: str, where: str) -> Any:
     stripped = text.strip()
     quoted = stripped.startswith(('"', "'", "[", "{"))
     if len(text) > MAX_FILE_BYTES:
-        raise ConfigError(f"reading {where}: found more than {MAX_FILE_BYTES} characters")
+        raise ConfigError(
+            f"reading {where}: found more than {MAX_FILE_BYTES} characters, expected fewer"
+        )
     try:
         _, value = _composed(stripped, Document(name=where, values={}))
     except yaml.YAMLError as error:
@@ -345,7 +349,7 @@ def _variable(match: re.Match[str], key: KeyPath, problems: list[Problem]) -> st
         return "$"
     if match["unknown"]:
         forms = "${NAME}, ${env:NAME} or ${env:NAME:-default}"
-        message = f"{match['unknown']} is not understood, expected {forms}"
+        message = f"{match['unknown']} is unknown, expected {forms}"
         problems.append(Problem(key=key, message=message))
         return match["unknown"]
     name = match["name"]

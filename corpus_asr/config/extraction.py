@@ -83,8 +83,8 @@ class ExtractSettings(_AudioKeys, Settings):  # type: ignore[misc]  # both are f
     def _one_kind_apart(self) -> Self:
         if self.track == ALL_TRACKS and self.channels != "mix":
             raise ValueError(
-                f"extract.channels: found {self.channels} and extract.track: all, expected mix, "
-                "since one or the other is transcribed separately; leave one of them out"
+                f"extract.channels: found {self.channels} and extract.track: all, expected mix "
+                "with all tracks; remove one of them"
             )
         return self
 
@@ -104,13 +104,13 @@ class SpeakerSettings(Settings):
     """Speaker detection: a table of turns, and a speaker for each segment and word."""
 
     mode: Literal["none", "auto", "corpus"] = "none"
-    """Speakers: `none`; `auto`: those of each recording are found and named S1, S2 and so on in
-    order of appearance; or `corpus`: voices are also compared across recordings, and named V1, V2
-    and so on. `speakers: auto` is short for this key."""
+    """Speakers: `none`; `auto`: those of each recording, named S1, S2 and so on in order of
+    appearance; or `corpus`: voices are also compared across recordings, and named V1, V2 and so on.
+    `speakers: auto` is short for this key."""
     num_speakers: int | None = Field(default=None, ge=1, le=MOST_SPEAKERS)
     """Exact number of speakers of each recording (of each channel, if `extract.channels` is
-    `each`); null: it is found. A manifest may have a column of this name, and of the next two, for
-    recordings with other numbers."""
+    `each`); null: estimated. A manifest may have columns of this name and the next two for single
+    recordings."""
     min_speakers: int | None = Field(default=None, ge=1, le=MOST_SPEAKERS)
     """Minimum number of speakers; null: 1."""
     max_speakers: int | None = Field(default=None, ge=1, le=MOST_SPEAKERS)
@@ -120,8 +120,8 @@ class SpeakerSettings(Settings):
     OWNER/NAME/FILE of the Hugging Face Hub, such as those of WeSpeaker and 3D-Speaker. null: the
     packaged GE2E encoder."""
     segmentation: str | None = None
-    """Network that tells where two speak at once, in ONNX, named as `model` is, such as
-    pyannote/segmentation; both have a turn there. null: one speaker at a time."""
+    """Network that detects overlapping speech, in ONNX, named as `model` is, such as
+    pyannote/segmentation; both speakers have a turn there. null: one speaker at a time."""
 
     @property
     def wanted(self) -> bool:
@@ -137,7 +137,7 @@ class SpeakerSettings(Settings):
     def _bounds_fit_together(self) -> "SpeakerSettings":
         if self.num_speakers and (self.min_speakers or self.max_speakers):
             raise ValueError(
-                f"num_speakers: {self.num_speakers} is exact; leave out min_speakers and "
+                f"num_speakers: {self.num_speakers} is exact; remove min_speakers and "
                 "max_speakers, or num_speakers"
             )
         if (self.min_speakers or 1) > (self.max_speakers or MOST_SPEAKERS):

@@ -56,8 +56,8 @@ class FinetuneConfig(Settings):
     def _is_local(cls, value: str) -> str:
         if "://" in value:
             raise ValueError(
-                f"found the URI {value}, expected a local folder, as checkpoints are written by "
-                "transformers; copy the folder afterwards"
+                f"found the URI {value}, expected a local folder, since transformers writes it; "
+                "copy it afterwards"
             )
         return value
 
@@ -65,8 +65,7 @@ class FinetuneConfig(Settings):
     def _one_way_to_freeze(self) -> "FinetuneConfig":
         if self.lora is not None and self.model.freeze:
             raise ValueError(
-                f"found model.freeze {list(self.model.freeze)} with lora: LoRA freezes all weights "
-                "of the checkpoint; remove model.freeze and name the layers with adapters in "
-                "lora.target_modules"
+                f"found model.freeze {list(self.model.freeze)} with lora, expected one of them, "
+                "since LoRA freezes all weights; remove model.freeze and set lora.target_modules"
             )
         return self

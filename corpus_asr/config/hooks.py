@@ -29,8 +29,8 @@ class HookSettings(Settings):
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
     """Name of its table, in the folder hooks/ of the output."""
     function: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
-    """The function, or a class of which each worker makes one, as package.module:name. It is given
-    an Arrow table of segments of whole recordings, as people see them, and returns columns."""
+    """The function, or a class that each worker instantiates, as package.module:name. It receives
+    an Arrow table of segments of whole recordings, with corrections, and returns columns."""
     columns: Annotated[dict[str, str], Field(min_length=1)]
     """Columns that it returns, with their types: string, bool, int32, int64, float32, float64, or
     list<...> of one of these."""
@@ -39,17 +39,17 @@ class HookSettings(Settings):
     columns `recording_id`, `part` and `segment`; or each `recording`, any number of rows with a
     column `recording_id`."""
     options: dict[str, str | int | float | bool] = Field(default_factory=dict)
-    """Arguments by name for the function, or for its class. They stand in the output: let the
+    """Arguments by name for the function, or for its class. They are stored in the output: let the
     function read secrets from the environment."""
     version: str | int = 1
     """Your function's version: with another one all recordings are processed again."""
     words: bool = False
-    """Whether segments have their words with times, which are many."""
+    """Whether segments include words with times, which are many."""
     batch_segments: PositiveInt = 1000
     """Number of segments after which no further recording joins a call."""
     attempts: PositiveInt = 3
-    """Number of times that a recording is tried, alone, before its row says why it failed; each run
-    tries it again."""
+    """Number of attempts for a recording, alone, before its row records the failure; each run
+    retries it."""
 
     @field_validator("columns")
     @classmethod
@@ -71,8 +71,8 @@ class HookSettings(Settings):
     def _columns_are_no_keys(self) -> Self:
         if taken := sorted({*self.columns} & {*KEYS[self.per], *STATE}):
             raise ValueError(
-                f"hooks: found {', '.join(taken)} among the columns of {self.name}, which every "
-                f"table per {self.per} has; choose other names"
+                f"hooks: found {', '.join(taken)} in the columns of {self.name}, expected other "
+                f"names than those of each table per {self.per}; rename them"
             )
         return self
 

@@ -302,7 +302,7 @@ def unknown_key(model: type[Settings], key: KeyPath) -> str:
     hint = _ELSEWHERE.get(".".join(key)) or name_hint(
         key[-1], level_keys, [".".join(path) for path in known_keys]
     )
-    return f"unknown key; {hint or 'known here: ' + ', '.join(level.model_fields)}"
+    return f"unknown key; {hint or 'expected one of: ' + ', '.join(level.model_fields)}"
 
 
 def expected(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
@@ -393,10 +393,10 @@ def _advice(value: Any, field: FieldInfo) -> str:
     if value is None and not field.is_required():
         default = field.get_default(call_default_factory=True)
         if not isinstance(default, Settings):
-            return f"; leave the key out for its default, {default}"
+            return f"; remove the key for its default, {default}"
     takes_text = "text" in expected(field.annotation)
     if takes_text and isinstance(value, bool | int | float):
-        return "; put it in quotes if it is text"
+        return "; quote it if it is text"
     return ""
 
 
@@ -478,8 +478,8 @@ _ABSENT = {
 
 # Our names in places where they would have another meaning.
 _ELSEWHERE = {
-    "extract.device": "there is none here: features and speech detection are computed on CPUs "
-    "alone; where the GPUs wait for them, raise extract.workers or add CPU nodes",
+    "extract.device": "features and speech detection are computed on CPUs; where GPUs wait for "
+    "them, raise extract.workers or add CPU nodes",
 }
 
 
@@ -534,6 +534,6 @@ def ray_address() -> str:
             "a dashboard, which takes jobs and no drivers; submit this command by `ray job submit`"
         )
     raise ConfigError(
-        f"finding the Ray to join: {RAY_ADDRESS} is {hide_secrets(named)!r}: {wrong}; or unset it "
+        f"finding the Ray to join: {RAY_ADDRESS} is {hide_secrets(named)!r}, {wrong}; or unset it "
         "to start Ray here"
     )

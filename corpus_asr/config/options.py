@@ -83,8 +83,10 @@ SPEAKER_OPTIONS = ("diarize", *SPEAKER_COUNTS, *_NETWORKS)
 # A single call supports two values of `speakers.mode`.
 _DIARIZE = Field(
     default=False,
-    description="Find the speakers: segments and words name them, and segments are split where "
-    "they change (with word_timestamps).",
+    description=(
+        "Find the speakers of segments and words; segments are split where speakers change (with "
+        "word_timestamps)."
+    ),
 )
 _OF_AUDIO = {name: ExtractSettings.model_fields[name] for name in get_type_hints(AudioSettings)}
 _OF_SPEAKERS = SpeakerSettings.model_fields
@@ -152,8 +154,8 @@ def _of_speakers(options: Mapping[str, Any]) -> dict[str, Any]:
     speaker_options = {name: options[name] for name in names if options.get(name) is not None}
     if speaker_options and not diarize:
         raise ConfigError(
-            f"reading the options: {', '.join(speaker_options)}: nothing without speakers; "
-            "set diarize"
+            f"reading the options: {', '.join(speaker_options)}: found no diarize, expected true; "
+            "set it"
         )
     settings = {names[name]: value for name, value in speaker_options.items()}
     return settings | {"mode": "auto" if diarize else "none"}
@@ -161,11 +163,11 @@ def _of_speakers(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _unknown(name: str, fixed: Collection[str]) -> str:
     if name in fixed:
-        return f"{name}: the loaded model has it; give it to Transcriber"
+        return f"{name}: found it in a call, expected it as an argument of Transcriber; move it"
     hint = name_hint(name, OPTION_NAMES, fixed)
     if hint in {f"did you mean {fixed_name}?" for fixed_name in fixed}:
-        hint += " It is an argument of Transcriber, and no call can change it"
-    return f"{name}: unknown key; {hint or 'known here: ' + ', '.join(OPTION_NAMES)}"
+        hint += " It is an argument of Transcriber"
+    return f"{name}: unknown key; {hint or 'expected one of: ' + ', '.join(OPTION_NAMES)}"
 
 
 def option_overrides(overrides: Iterable[str]) -> dict[str, Any]:
@@ -219,10 +221,10 @@ _CHANGES_NOTHING: dict[str, tuple[Callable[[Any], bool], str]] = {
     "best_of": (_is_count, "one sample is drawn at each temperature"),
     "patience": (lambda value: _is_count(math.ceil(value)), "beam search ends as in transformers"),
     "max_new_tokens": (lambda value: _is_count(value - 127), "a window ends where its text ends"),
-    "suppress_blank": (lambda value: value is False, "the checkpoint says what is suppressed"),
+    "suppress_blank": (lambda value: value is False, "the checkpoint lists suppressed tokens"),
     "suppress_tokens": (
         lambda value: value in (None, "", [], ()),
-        "the checkpoint says what is suppressed",
+        "the checkpoint lists suppressed tokens",
     ),
     "without_timestamps": (lambda value: value is True, "segments always have times"),
     "fp16": (lambda value: isinstance(value, bool), "the model has its compute_type"),
@@ -249,7 +251,8 @@ def translated(options: Mapping[str, Any]) -> dict[str, Any]:
         for option, meant in _meant(name, value, options).items():
             if option in translations or (option != name and option in options):
                 raise ConfigError(
-                    f"reading the options: {name}: found {option} too, which is the same; give one"
+                    f"reading the options: {name}: found {option} too, expected one of these "
+                    "synonyms; remove one"
                 )
             translations[option] = meant
     return translations
@@ -303,7 +306,8 @@ def _speech_detection(name: str, value: Any) -> dict[str, Any]:
         return {name: value}
     if unknown := sorted(map(str, value.keys() - _VAD.keys())):
         raise ConfigError(
-            f"reading the options: {name}.{unknown[0]}: expected {', '.join(_VAD)}; leave it out"
+            f"reading the options: {name}.{unknown[0]}: unknown key, expected {', '.join(_VAD)}; "
+            "remove it"
         )
     return {
         _VAD[key][0]: amount / _VAD[key][1] if isinstance(amount, int | float) else amount

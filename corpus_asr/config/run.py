@@ -47,7 +47,7 @@ class SourceSettings(Settings):
     other columns are kept as `metadata`."""
     tarred: Annotated[Texts, NONE_OR_MANY] = ()
     """Tar files of NeMo's tarred manifests, such as audio__OP_0..9_CL_.tar, audio_{0..9}.tar or a
-    glob: `shard_id` of a row says which, `audio_filepath` which member; null: audio_N.tar in the
+    glob: `shard_id` of a row names the file, `audio_filepath` the member; null: audio_N.tar in the
     manifest's folder or, of sharded_manifests/, above it."""
     audio_column: str | None = None
     """Column with the audio of Parquet files, whose rows are then recordings: structs of `bytes`
@@ -60,10 +60,10 @@ class SourceSettings(Settings):
     """File name patterns, in any case, of recordings to exclude from folders and globs; URIs named
     in full and manifests are never filtered."""
     ignore: Texts = NO_AUDIO_PATTERNS
-    """File name patterns, in any case, of what is no recording: such files in folders and globs are
-    counted, not transcribed. Patterns that begin with a dot or an underscore also ignore folders,
-    those that end with a slash nothing else. URIs named in full and manifests are never
-    filtered."""
+    """File name patterns, in any case, of files that are not recordings: in folders and globs they
+    are counted, not transcribed. Patterns that begin with a dot or an underscore also match
+    folders; those that end with a slash match only folders. URIs named in full and manifests are
+    never filtered."""
     version: Literal["etag", "mtime", "size", "checksum"] = "etag"
     """Evidence that a recording has changed, in addition to its size: `etag`, what its store
     says, which for local files is their modification time; `mtime`, that time, of local files and
@@ -76,23 +76,23 @@ class SourceSettings(Settings):
     allow_local_files: bool = False
     """Allow a manifest on a remote store to name files of this machine."""
     allow_hosts: Annotated[tuple[str, ...] | None, ONE_OR_MANY] = None
-    """The only hosts that http(s) URIs may lead to, in addition to those in this section: names,
-    *.wildcards or networks; null: hosts named here and public hosts."""
+    """Only hosts that http(s) URIs may use, in addition to those in this section: names,
+    *.wildcards or networks; null: hosts in this section and public hosts."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "SourceSettings":
         if bool(self.uri) == bool(self.manifest):
-            raise ValueError("set either source.uri or source.manifest, not both and not neither")
+            raise ValueError("set either source.uri or source.manifest")
         check_store("source", self.uris, self.storage_options, lists_others=bool(self.manifest))
         if self.tarred and not self.manifest:
             raise ValueError(
-                "source.tarred: found no source.manifest, expected NeMo's, whose rows name members "
-                "of these files; name it, or name the files in source.uri to take all members"
+                "source.tarred: found no source.manifest, expected that of NeMo; set it, or name "
+                "the tar files in source.uri"
             )
         if self.manifest and not self.tarred and self.version != "etag":
             raise ValueError(
-                f"source.version: found {self.version} and a manifest, whose recordings are "
-                "not listed and have no version; leave version out"
+                f"source.version: found {self.version} with a manifest, expected a listing, which "
+                "has versions; remove version"
             )
         return self
 
@@ -126,8 +126,8 @@ class ModelSettings(Settings):
     revision: str | None = None
     """Branch, tag or commit on the Hub; null: the main branch."""
     recognizer: str | None = None
-    """Your own model, in place of Whisper and the other families: a class package.module:Class
-    (a subclass of corpus_asr.Recognizer), or the name of one of an installed package. It gets
+    """Your own model, in place of Whisper and the other families: a class package.module:Class (a
+    subclass of corpus_asr.Recognizer), or the name of one of an installed package. It receives
     `checkpoint` unchanged."""
     by_language: dict[str, str] = Field(default_factory=dict)
     """Checkpoints by language code, of any family; `checkpoint`, a multilingual Whisper, detects
@@ -143,8 +143,8 @@ class ModelSettings(Settings):
     device: str = "auto"
     """Device: `auto` (a GPU if there is one), cpu, cuda or cuda:N."""
     reproducible: bool = False
-    """On a GPU, compute each window by the same kernels whatever else is decoded with it, so that
-    its text does not depend on batch size or order either; slower. On CPUs it never does."""
+    """On a GPU, compute each window by the same kernels, so that its text is independent of batch
+    size and order; slower. On CPUs it always is."""
 
     @property
     def is_named(self) -> bool:
@@ -160,16 +160,13 @@ class ModelSettings(Settings):
     def _check_recognizer(self) -> Self:
         if self.recognizer is not None and self.by_language:
             raise ValueError(
-                "by_language: found languages together with a recognizer, which transcribes all "
-                "recordings itself; leave one of them out"
+                "by_language: found it with a recognizer, expected one of them; remove one"
             )
         for code, name in self.by_language.items():
             if _CLASS.fullmatch(name):
                 raise ValueError(
-                    f"by_language.{code}: found {name}, a class as of a recognizer, expected a "
-                    "checkpoint of Whisper, Speech2Text or Parakeet, since a recognizer "
-                    "transcribes all recordings of a job; transcribe these in a job of their own, "
-                    "with recognizer"
+                    f"by_language.{code}: found {name}, a class, expected a checkpoint of "
+                    "Whisper, Speech2Text or Parakeet; use model.recognizer in a job of its own"
                 )
         return self
 
@@ -180,7 +177,7 @@ class AlignSettings(Settings):
     model: str | None = None
     """Parakeet CTC checkpoint that times the words of any model, for `decoding.word_timestamps`,
     and places the texts of `decoding.align`; named as `model.checkpoint` is, such as
-    nvidia/parakeet-ctc-0.6b. null: the model itself does."""
+    nvidia/parakeet-ctc-0.6b. null: the model's own times."""
 
 
 class TranscribeSettings(Settings):
@@ -214,7 +211,7 @@ class OutputSettings(Settings):
     merging."""
     commit_mb: float = Field(default=4.0, gt=0, le=1024)
     """Size in MiB, in memory, of the results that are committed together, at the latest after 30 s.
-    A process that is killed loses no more than these results, which are made again."""
+    A killed process loses at most these results, which the next run computes again."""
     patience_s: float = Field(default=600.0, ge=0, le=86400)
     """Time for which a commit is retried while its store fails, before the run ends, in seconds."""
 
@@ -297,7 +294,7 @@ class RunConfig(Settings):
     report: ReportSettings = Field(default_factory=ReportSettings)
     nightly: NightlySettings = Field(default_factory=NightlySettings)
     hooks: tuple[HookSettings, ...] = ()
-    """Functions of yours that are given transcripts once they are committed."""
+    """Your functions that process committed transcripts."""
 
     @model_validator(mode="after")
     def _other_jobs_name_their_model(self) -> "RunConfig":
@@ -305,8 +302,8 @@ class RunConfig(Settings):
         if self.model.is_named or self.pipeline in ("transcribe_corpus", PSEUDO_LABEL):
             return self
         raise ValueError(
-            f"model.checkpoint: missing; {self.pipeline} needs a multilingual model and has no "
-            "default: name one, such as small"
+            f"model.checkpoint: missing, expected a multilingual model for {self.pipeline}; name "
+            "one, such as small"
         )
 
     @model_validator(mode="after")
@@ -356,9 +353,8 @@ class RunConfig(Settings):
         wanted = self.decoding.word_timestamps or self.decoding.align
         if self.align.model is not None and (not wanted or self.pipeline == CLASSIFY_AUDIO):
             raise ValueError(
-                "align.model: found a checkpoint that times words, and nothing that asks for their "
-                "times; set decoding.word_timestamps or decoding.align of a transcription, or "
-                "leave align out"
+                "align.model: found a checkpoint for word times, expected "
+                "decoding.word_timestamps or decoding.align with it; set one, or remove align"
             )
         return self
 
@@ -373,15 +369,13 @@ class RunConfig(Settings):
             )
         if not self.source.has_columns:
             raise ValueError(
-                "decoding.align: found no source.manifest, expected one with the text of each "
-                "recording in a column text, or in source.uri .tar files with .txt or .json files "
-                "of the recordings' names, or tables with source.audio_column; name one, or leave "
-                "align out"
+                "decoding.align: found no source of texts, expected source.manifest with a column "
+                "text, .tar files with texts, or source.audio_column; set one, or remove align"
             )
         if self.extract.separate:
             raise ValueError(
                 f"decoding.align: found extract.{self.extract.separate}, expected one channel or "
-                "track, or all channels mixed, since there is one text for the recording; set one"
+                "track, or all channels mixed, for one text; set one"
             )
         return self
 
@@ -389,8 +383,8 @@ class RunConfig(Settings):
     def _one_language_one_model(self) -> "RunConfig":
         if self.model.by_language and self.decoding.language_mode == "window":
             raise ValueError(
-                "model.by_language needs one language for the recording or the part, but "
-                "decoding.language_mode is window; set it to recording or to part"
+                "model.by_language: found decoding.language_mode window, expected recording or "
+                "part; change it"
             )
         return self
 
@@ -472,7 +466,7 @@ class SelectionSettings(Settings):
     min_level_dbfs: Annotated[float, Field(le=0)] | None = None
     """Minimum level in decibels of full scale; null: any."""
     max_clipped_share: Share | None = None
-    """Maximum share of samples that are cut off, such as 0.005; null: any."""
+    """Maximum share of clipped samples, such as 0.005; null: any."""
     min_confidence: Share | None = None
     """Minimum confidence, the estimated fraction of correct words; null: any."""
     min_avg_logprob: Annotated[float, Field(le=0)] | None = -1.0
@@ -528,8 +522,8 @@ class SelectionSettings(Settings):
             least, most = getattr(self, f"min_{quantity}"), getattr(self, f"max_{quantity}")
             if least is not None and most is not None and least > most:
                 raise ValueError(
-                    f"min_{quantity}: {least:g} is more than max_{quantity}: {most:g}, which drops "
-                    "every segment; change one of them"
+                    f"min_{quantity}: {least:g} is more than max_{quantity}: {most:g}; change one "
+                    "of them"
                 )
         return self
 
@@ -537,8 +531,8 @@ class SelectionSettings(Settings):
     def _select_has_a_choice(self) -> Self:
         if self.select != "own" and self.against is None:
             raise ValueError(
-                f"select: {self.select} chooses between the texts of two runs; set against to the "
-                "output folder of the other, or select to own"
+                f"select: {self.select} takes the texts of two runs, expected against; set it to "
+                "the output folder of the second, or select to own"
             )
         return self
 
@@ -583,8 +577,8 @@ class DatasetSettings(Settings):
     def _something_to_train_on(self) -> Self:
         if self.validation_fraction + self.test_fraction >= 1:
             raise ValueError(
-                "validation_fraction and test_fraction add up to 1 or more, which leaves nothing "
-                "to train on; lower them"
+                "validation_fraction and test_fraction add up to 1 or more, expected less; lower "
+                "them"
             )
         return self
 

@@ -186,7 +186,7 @@ class DecodingSection(_DecodingKeys, Settings):  # type: ignore[misc]  # both ar
             return _code_of(value)
         codes = tuple(map(_code_of, value))
         if "auto" in codes:
-            raise ValueError("auto means every language; leave it out of the list")
+            raise ValueError("found auto in a list, expected codes of languages; remove it")
         choice = tuple(dict.fromkeys(codes))  # duplicates would share its probability
         return choice if len(choice) > 1 else choice[0]  # a single one needs no detection
 

@@ -110,20 +110,20 @@ class StorageOptions:
         schemes = _schemes(uris)
         if len(schemes) > 1:
             return [
-                f"found addresses of {' and '.join(f'{name}://' for name in schemes)}, expected "
-                "those of one kind of store, whose options these are; write a job for each"
+                f"found URIs of {' and '.join(f'{name}://' for name in schemes)}, expected one "
+                "kind of store; write a job for each"
             ]
         if not schemes:
             none = (
-                "found files of this machine or web addresses, which take none; leave them out, or "
-                "give the address of a store, such as s3://"
+                "found local files or http URLs, expected the URI of a store, such as s3://; "
+                "remove the options, or change the URI"
             )
             return [] if lists_others else [none]
         return [
             f"{name}: expected {words}"
             for name, value in self.values().items()
             for kind, words in [
-                (bool, "true or false") if name == "anon" else (str, "text; put it in quotes")
+                (bool, "true or false") if name == "anon" else (str, "text; quote it")
             ]
             if name in CREDENTIALS and not isinstance(value, kind)
         ]

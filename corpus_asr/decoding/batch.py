@@ -472,7 +472,7 @@ def encode_windows(
         if len(shapes) > 1:
             raise ValueError(
                 f"filling {len(jobs)} windows with encodings: found shapes {shapes}, expected one "
-                "(pos, width) for all; encode each with this very model"
+                "(pos, width) for all; encode each with this model"
             )
         return torch.stack([rows[row] for row in range(len(jobs))])
 

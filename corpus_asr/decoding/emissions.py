@@ -148,8 +148,8 @@ def align_tokens(
     if wrong.any():
         raise ValueError(
             f"aligning a text of {len(wanted)} tokens: found token {wanted[wrong][0]}, expected "
-            f"ids from 0 to {logprobs.shape[1] - 1} without the blank {blank}, or the wildcard; "
-            "spell the text with the checkpoint's own tokenizer"
+            f"ids from 0 to {logprobs.shape[1] - 1} except the blank {blank}, or the wildcard; "
+            "use the checkpoint's tokenizer"
         )
     again = wanted[1:] == wanted[:-1]
     needed = len(wanted) + int(again.sum())
@@ -226,8 +226,8 @@ class _AlignmentPath:
         silent = ends[0] > ends[1]
         if len(self._logprobs) and max(ends) == -math.inf:
             raise AlignmentError(
-                f"aligning a text of {count} tokens: found no way to say it that has a "
-                "probability, expected one; check that the text is of this recording"
+                f"aligning a text of {count} tokens: found no path with a probability, expected "
+                "one; check that the text is of this recording"
             )
         places = np.full(len(self._logprobs), -1)
         token = count if silent else count - 1

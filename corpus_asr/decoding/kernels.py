@@ -297,7 +297,9 @@ def sum_diagonals(
     """Add up the cheapest paths in one launch; see `alignment`."""
     diagonals, batch, width = costs.shape
     if width > _MOST_TOKENS:
-        raise ValueError(f"aligning {width - 1} tokens: a block has {_MOST_TOKENS}; align fewer")
+        raise ValueError(
+            f"aligning {width - 1} tokens: expected at most {_MOST_TOKENS}; align fewer"
+        )
     sums = torch.full_like(costs, torch.inf)
     sums[0, :, 0].fill_(0.0)
     launch: Any = _diagonals[(batch,)]

@@ -144,9 +144,8 @@ class SlotOptions:
                 length = int(self._lengths[slots[row]])
                 raise ValueError(
                     f"choosing what follows {length} tokens: found all {scores.shape[1]} "
-                    "forbidden, by processors that come before the token rules and by these, "
-                    "expected one that both allow; let the processors allow it (the first token "
-                    "under the timestamp grammar, for one, is a timestamp)"
+                    "forbidden by processors or token rules, expected one that both allow; allow "
+                    "a timestamp at the start"
                 )
         for row in self._rows(slots, lambda search: bool(search.processors)):
             processors = self._slots[slots[row]].search.processors
@@ -288,8 +287,7 @@ def run_processors(
         if not isinstance(new_scores, Tensor) or new_scores.shape != row.shape:
             raise ValueError(
                 f"applying the logits processor {_name(processor)}: it gave {_found(new_scores)}, "
-                f"expected scores of shape {tuple(row.shape)}; return the scores it was given, "
-                "changed"
+                f"expected scores of shape {tuple(row.shape)}; return scores of that shape"
             )
         row = new_scores.to(scores)
         if bool(row.isneginf().all()):
@@ -313,7 +311,7 @@ def should_stop(
         one_tensor = isinstance(answer, Tensor) and answer.numel() == 1
         if not one_tensor and not isinstance(answer, bool):
             raise ValueError(
-                f"asking the stopping criterion {_name(criterion)}: it gave {_found(answer)}, "
+                f"calling the stopping criterion {_name(criterion)}: it gave {_found(answer)}, "
                 "expected a bool or a tensor of one; return one per text"
             )
     return any(bool(answer) for answer in answers)

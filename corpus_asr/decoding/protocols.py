@@ -243,13 +243,13 @@ class Search:
                 )
         if self.num_beams > 1 and self.assistant is not None:
             raise ValueError(
-                f"setting up a search: {self.num_beams} beams cannot be drafted by an assistant; "
-                "set num_beams to 1, or omit the assistant"
+                f"setting up a search: {self.num_beams} beams with an assistant, expected 1; set "
+                "num_beams to 1, or omit the assistant"
             )
         if self.num_beams > 1 and self.temperature > 0:
             raise ValueError(
-                f"setting up a search: {self.num_beams} beams cannot be sampled; set num_beams to "
-                "1, or temperature to 0"
+                f"setting up a search: {self.num_beams} beams with sampling, expected 1; set "
+                "num_beams to 1, or temperature to 0"
             )
 
 
@@ -392,7 +392,7 @@ def check_job(job: Job, model: SlotModel) -> None:
     if job.encoded is not None and tuple(job.encoded.shape) != model.window_shape:
         raise ValueError(
             f"decoding an encoded window: found shape {tuple(job.encoded.shape)}, expected "
-            f"{model.window_shape} (positions, width); encode it with this very model"
+            f"{model.window_shape} (positions, width); encode it with this model"
         )
     frames, whole, step = job.num_frames, job.features.shape[1], model.frame_step
     if frames is not None and (not 0 < frames <= whole or frames % step):
@@ -412,7 +412,7 @@ def no_numbers(logprobs: Sequence[float], model: SlotModel) -> ItemError | None:
     if not any(math.isnan(logprob) for logprob in logprobs):
         return None
     return ItemError(
-        f"decoding a window in {model.dtype}: the model's output is not a number, expected "
+        f"decoding a window in {model.dtype}: found model output that is not a number, expected "
         "log-probabilities; set model.compute_type to bfloat16 or float32",
         kind=NOT_A_NUMBER,
     )
@@ -442,15 +442,15 @@ def _check_window(job: WindowJob, model: SlotModel) -> None:
     if job.search.num_beams > model.vocab_size // 2:
         raise ValueError(
             f"searching with {job.search.num_beams} beams: a vocabulary of {model.vocab_size} "
-            f"gives at most {model.vocab_size // 2} something to say; correct num_beams"
+            f"gives at most {model.vocab_size // 2} continuations; correct num_beams"
         )
 
 
 def _check_align(job: AlignJob, model: SlotModel) -> None:
     if not 1 <= len(job.tokens) <= model.max_target_positions:
         raise ValueError(
-            f"aligning {len(job.tokens)} tokens: expected 1 to {model.max_target_positions}, what "
-            "the decoder holds; align fewer at once"
+            f"aligning {len(job.tokens)} tokens: expected 1 to {model.max_target_positions} for "
+            "the decoder; align fewer at once"
         )
     if not job.heads:
         raise ValueError(
@@ -495,7 +495,7 @@ def check_assistant(model: SlotModel, assistant: SlotModel) -> None:
         )
     if not assistant.has_encoder and model.window_shape != assistant.window_shape:
         raise ValueError(
-            f"drafting with a decoder that reads windows of {assistant.window_shape} (positions, "
-            f"width) for a model that encodes {model.window_shape}: expected the same; use an "
-            "assistant made for this model, or one with an encoder of its own"
+            f"drafting with a decoder for windows of {assistant.window_shape} (positions, width) "
+            f"for a model of {model.window_shape}: expected equal windows; use an assistant of "
+            "this model, or with its own encoder"
         )

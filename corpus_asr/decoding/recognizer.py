@@ -102,7 +102,7 @@ def checked(found: Any, durations_s: Sequence[float]) -> list[Recognized | ItemE
         description = type(found).__name__ if results is None else f"{len(results)} results"
         raise ItemError(
             f"recognizing {len(durations_s)} windows: the recognizer returned {description}, "
-            "expected a list with one Recognized for each; correct its method transcribe",
+            "expected a list of one Recognized each; correct its method transcribe",
             kind=RECOGNIZER,
         )
     pairs = zip(results, durations_s, strict=True)
@@ -120,7 +120,7 @@ def _checked(result: Any, duration_s: float) -> Recognized | ItemError:
         numbers += (word.start_s, word.end_s, word.probability)
     if not all(math.isfinite(number) for number in numbers):
         return ItemError(
-            f"recognizing a window of {duration_s:.1f} s: the recognizer's times or scores are not "
+            f"recognizing a window of {duration_s:.1f} s: found times or scores that are not "
             "numbers, expected finite ones; set model.compute_type to float32, or correct the "
             "recognizer",
             kind=NOT_A_NUMBER,

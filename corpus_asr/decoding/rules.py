@@ -146,8 +146,9 @@ class SlotRules:
         if rules.timestamp_begin is not None:
             if self._timestamp_begin not in (self._vocab_size, rules.timestamp_begin):
                 raise ValueError(
-                    f"admitting rules with timestamps from {rules.timestamp_begin}: other slots "
-                    f"have them from {self._timestamp_begin}; use one decoder per vocabulary"
+                    f"admitting rules with timestamps from {rules.timestamp_begin}: expected them "
+                    f"from {self._timestamp_begin}, as in other slots; use one decoder per "
+                    "vocabulary"
                 )
             self._timestamp_begin = rules.timestamp_begin
         self._end = rules.end

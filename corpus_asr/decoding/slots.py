@@ -468,7 +468,7 @@ class SlotScheduler:
         self.statistics.halvings += 1
         free_cached_memory(self._model.device)
         logger.warning(
-            "memory of %s does not suffice: %s; continuing with slots=%d encode_batch=%d",
+            "memory of %s is too small: %s; continuing with slots=%d encode_batch=%d",
             self._model.device,
             problem,
             self._slots,

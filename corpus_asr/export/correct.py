@@ -135,8 +135,8 @@ def _paths_of(edited: Sequence[str]) -> dict[Path, Path]:
             files = sorted(file for file in path.rglob("*") if file.suffix in READERS)
             if not files:
                 raise ConfigError(
-                    f"reading {name}: found no {', '.join(READERS)} in it, expected files that "
-                    "corpus-asr export wrote; name another folder"
+                    f"reading {name}: found no {', '.join(READERS)}, expected files of corpus-asr "
+                    "export; name another folder"
                 )
             paths |= {file: file.relative_to(path) for file in files}
         elif path.suffix in READERS and path.is_file():
@@ -144,8 +144,8 @@ def _paths_of(edited: Sequence[str]) -> dict[Path, Path]:
         else:
             problem = "no such file" if not path.exists() else f"the format {path.suffix or 'none'}"
             raise ConfigError(
-                f"reading {name}: found {problem}, expected one of {', '.join(READERS)} that "
-                "corpus-asr export wrote, or a folder of these; correct the path"
+                f"reading {name}: found {problem}, expected one of {', '.join(READERS)} of "
+                "corpus-asr export, or a folder of these; correct the path"
             )
     return paths
 
@@ -172,12 +172,12 @@ def _paths_by_recording(store: OutputStore, paths: Mapping[Path, Path]) -> dict[
             example = min(id_of, default="none: it has no recordings")
             raise ConfigError(
                 f"reading {path}: found no recording of this name in {redact_uri(store.uri)}, "
-                f"expected a name that export gives, such as {example}; rename the file"
+                f"expected a name from export, such as {example}; rename the file"
             )
         if recording_id in path_of:
             raise ConfigError(
-                f"reading {path}: found {path_of[recording_id]} of the same recording, "
-                "expected one file of each; leave one of them out"
+                f"reading {path}: found {path_of[recording_id]} of the same recording, expected "
+                "one file; remove one"
             )
         path_of[recording_id] = path
     return path_of
@@ -212,7 +212,7 @@ class _FileDiff:
             self._after = self._read(data.decode("utf-8-sig"))
         except UnicodeDecodeError as error:
             raise ConfigError(
-                f"reading {path}: found no UTF-8, expected it; save the file as UTF-8"
+                f"reading {path}: found bytes that are not UTF-8, expected UTF-8; convert the file"
             ) from error
         except ValueError as error:
             raise ConfigError(
@@ -249,15 +249,15 @@ class _FileDiff:
             self._check_times(new_cues)
             if new_cues and not rows:
                 raise ConfigError(
-                    f"reading {self._path}: found “{new_cues[0].text:.30}” of a recording without "
-                    "text, expected none: a correction replaces segments; transcribe it again"
+                    f"reading {self._path}: found “{new_cues[0].text:.30}” for a recording "
+                    "without text, expected none; transcribe it again"
                 )
             groups = _groups(rows, old_cues, new_cues)
             num_kept = sum(bool(group.after) for group in groups)
             if 2 * num_kept < len(groups):
                 raise ConfigError(
                     f"reading {self._path}: found texts for {num_kept} of {len(groups)} segments, "
-                    "expected most of them; export all segments, and remove many in corpus-asr view"
+                    "expected most of them; export all segments, or remove them in corpus-asr view"
                 )
             for group in groups:
                 segments = self._segments(group, channel)
@@ -287,7 +287,7 @@ class _FileDiff:
         names = ", ".join(str(channel) for channel in self._channels)
         return ConfigError(
             f"reading {self._path}: found “{cue.text:.30}” of {cue.speaker or 'no speaker'}, "
-            f"expected a label of one of the channels {names}; export it again, and keep labels"
+            f"expected a label of one of the channels {names}; export it again and keep the labels"
         )
 
     def _check_times(self, cues: Sequence[EditedCue]) -> None:
@@ -296,7 +296,7 @@ class _FileDiff:
             if cue.end_s > most_s + 1.0:
                 raise ConfigError(
                     f"reading {self._path}: found a text until {cue.end_s:.3f} s, expected times "
-                    f"within the recording, which ends at {most_s:.3f} s; correct them"
+                    f"up to the end of the recording, {most_s:.3f} s; correct them"
                 )
         for earlier, later in pairwise(cues):
             if later.start_s < earlier.end_s - _MOST_OVERLAP_S and later not in self._before:

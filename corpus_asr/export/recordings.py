@@ -187,8 +187,8 @@ def _word(row: Mapping[str, Any]) -> Word:
     )
 
 
-def settings_of(store: OutputStore, *, doing: str, which: str) -> tuple[dict[str, Any], str]:
-    """Return a run's configuration and fingerprint; `doing` and `which` are for messages.
+def settings_of(store: OutputStore, *, doing: str) -> tuple[dict[str, Any], str]:
+    """Return a run's configuration and fingerprint; `doing` is for messages.
 
     Raises:
         ConfigError: one of them is missing.
@@ -197,8 +197,8 @@ def settings_of(store: OutputStore, *, doing: str, which: str) -> tuple[dict[str
     if config is None or fingerprint is None:
         missing = CONFIG_NAME if config is None else FINGERPRINT_NAME
         raise ConfigError(
-            f"{doing} {redact_uri(store.uri)}: found no {missing}, expected that of the run, which "
-            f"{which}; restore it, or run again"
+            f"{doing} {redact_uri(store.uri)}: found no {missing}, expected that of the run; "
+            "restore it, or run again"
         )
     return config, fingerprint["fingerprint"]
 
@@ -229,8 +229,8 @@ class Selection:
         object.__setattr__(self, "languages", codes)
         if not 0.0 <= self.min_confidence <= 1.0:
             raise ConfigError(
-                f"selecting segments: found a least confidence of {self.min_confidence:g}, "
-                "expected a fraction between 0 and 1; correct it"
+                f"selecting segments: found a minimum confidence of {self.min_confidence:g}, "
+                "expected a fraction from 0 to 1; correct it"
             )
 
     @property
@@ -311,9 +311,8 @@ def _refuse_labels(store: OutputStore, tables: RunTables) -> None:
 def found_labels(store: OutputStore) -> ConfigError:
     """Return the error for reading segments of a run with labels."""
     return ConfigError(
-        f"reading {redact_uri(store.uri)}: found {LABEL_ROWS.folder}/, expected the segments "
-        f"of a transcription: this run classified; read its table of {LABEL_ROWS.folder} as it "
-        "is"
+        f"reading {redact_uri(store.uri)}: found {LABEL_ROWS.folder}/ of a classification, "
+        f"expected segments of a transcription; read the table {LABEL_ROWS.folder}"
     )
 
 

@@ -95,8 +95,8 @@ def name_speaker(store: OutputStore, uri: str, speaker: str, name: str, *, seen:
     name = plain_text("the name", name, MAX_NAME_CHARS)
     if name.startswith(_FORMULA):
         raise ConfigError(
-            f"saving the name: found {name[0]} at its start, which spreadsheets take for a "
-            "formula, expected a name; leave it out"
+            f"saving the name: found {name[0]} at its start, a formula in spreadsheets, expected "
+            "a name; remove it"
         )
     address = store.address(NAMES_NAME)
     for _ in range(_ATTEMPTS):
@@ -115,8 +115,8 @@ def name_speaker(store: OutputStore, uri: str, speaker: str, name: str, *, seen:
         if saved:
             return None
     raise ConfigError(
-        f"saving the name in {redact_uri(address)}: found it changed by others {_ATTEMPTS} times "
-        "in a row; try again"
+        f"saving the name in {redact_uri(address)}: found concurrent changes in {_ATTEMPTS} "
+        "attempts, expected none; retry"
     )
 
 
@@ -133,8 +133,8 @@ def _rows(store: OutputStore, data: bytes | None) -> list[dict[str, str]]:
         text = ",".join(_COLUMNS) if data is None else data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"reading {address}: found bytes that are no UTF-8 ({error}), expected a CSV in "
-            "UTF-8; save it again as such"
+            f"reading {address}: found bytes that are not UTF-8 ({error}), expected a CSV in "
+            "UTF-8; convert it"
         ) from error
     lines = [line for line in csv.reader(io.StringIO(text, newline="")) if line]
     header = lines[0] if lines else []
@@ -221,9 +221,8 @@ def find_speakers(store: OutputStore, names: Collection[str]) -> set[tuple[str, 
                 for match in difflib.get_close_matches(name, {*name_of.values()}, n=3)]  # fmt: skip
         meant = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ConfigError(
-            f"looking in {redact_uri(store.uri)} for speakers: found nobody called "
-            f"{', '.join(missing)}, expected a name of {NAMES_NAME} or of a correction, "
-            f"or a voice such as V1{meant}"
+            f"looking in {redact_uri(store.uri)} for speakers: found no {', '.join(missing)}, "
+            f"expected a name in {NAMES_NAME} or in a correction, or a voice such as V1{meant}"
         )
     return keys
 
@@ -326,7 +325,7 @@ def read_segments(
     if turns is None:
         raise ConfigError(
             f"reading the speakers of {redact_uri(store.uri)}: found no table speakers/, expected "
-            "it; transcribe with speakers: auto, or leave speakers out"
+            "one; transcribe with speakers: auto, or remove the speakers"
         )
     rows = []
     for row in table.to_pylist():

@@ -164,8 +164,7 @@ class ExportOptions:
         if self.single and other_formats:
             raise ConfigError(
                 f"exporting all recordings to one file: found the format {other_formats[0]}, "
-                f"expected one of {', '.join(SINGLE_FORMATS)}: its files belong to one recording; "
-                "leave out --single, or the format"
+                f"expected one of {', '.join(SINGLE_FORMATS)}; remove --single, or the format"
             )
         check_formats(self.formats, self.words)
 
@@ -197,8 +196,8 @@ def export(
     to = normalize(to).rstrip("/")
     if scheme_of(to) in ("http", "https"):
         raise ConfigError(
-            f"exporting to {redact_uri(to)}: found an http URL, expected a folder or an "
-            "object store that can be written to; choose another --to"
+            f"exporting to {redact_uri(to)}: found an http URL, expected a writable folder or "
+            "object store; choose another --to"
         )
     with open_selection(store, selection) as tables:
         [(failed, unfinished)] = tables.rows(_OMITTED)

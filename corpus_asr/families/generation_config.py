@@ -137,7 +137,7 @@ class GenerationConfig(OpenSettings):
         if not (path.is_file() or derived):
             sources = " nor ".join((GENERATION_NAME, CONFIG_NAME, *cls.other_sources))
             raise CheckpointError(
-                f"reading {folder}: found neither {sources}, expected one of them; point at a "
+                f"reading {folder}: found neither {sources}, expected one of them; name a "
                 "checkpoint folder"
             )
         # A null in the file leaves a setting to the other files.

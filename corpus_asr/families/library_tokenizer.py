@@ -83,7 +83,7 @@ def check_vocabulary(vocab: object, merges: object, *, path: Path, merges_path: 
         ):
             raise CheckpointError(
                 f"reading {merges_path}: merge {number} is {str(pair)[:60]}, expected two tokens "
-                f"of {path.name} that make a third; fetch the checkpoint again"
+                f"of {path.name} that form a third; fetch the checkpoint again"
             )
 
 
@@ -121,8 +121,8 @@ def fitting_tokenizer(
     except (ValueError, OverflowError) as error:
         raise ValueError(
             f"encoding texts: found stride={options.stride} and max_length={lengths.limit} "
-            f"({error}), expected a stride from 0 and below the tokens of text in a row; "
-            f"change one of them"
+            f"({error}), expected a stride from 0 and below the text tokens of a row; change one "
+            "of them"
         ) from error
     return fitting
 
@@ -146,8 +146,8 @@ def encoding_of(tokenizer: Tokenizer, text: Any, *, words: bool) -> Encoding:
         )
     except TypeError as error:
         raise ValueError(
-            f"encoding {text[:40]!r}: found {type(text).__name__} that is no valid Unicode "
-            f"text; decode it with errors='replace' first"
+            f"encoding {text[:40]!r}: found {type(text).__name__} that is not valid Unicode; "
+            "decode it with errors='replace' first"
         ) from error
 
 

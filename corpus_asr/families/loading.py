@@ -44,7 +44,7 @@ def resolve_device(name: str) -> torch.device:
     # The fallback of a CUDA build is logged, as it is rarely intended.
     if name == "auto" and not available:
         if why and torch.version.cuda is not None:
-            logger.warning("the model works on the CPU, since CUDA cannot be used%s", why)
+            logger.warning("the model runs on the CPU, since CUDA cannot be used%s", why)
         return torch.device("cpu")
     count = torch.cuda.device_count() if available else 0
     index = int(match[1] or 0)
@@ -66,9 +66,9 @@ def check_cuda(name: str) -> None:
     available, why = _cuda()
     if not available:
         raise EngineError(
-            f"loading a model on {platform.node()}: this worker is to use {name}, but torch "
-            f"{torch.__version__} finds no CUDA device{why}; check the driver (nvidia-smi) of that "
-            "machine and that torch is a CUDA build, or set model.device to cpu"
+            f"loading a model on {platform.node()}: found no CUDA device for {name} (torch "
+            f"{torch.__version__}){why}; check the driver (nvidia-smi) and that torch is a CUDA "
+            "build, or set model.device: cpu"
         )
 
 
@@ -98,21 +98,21 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
     if name == FLOAT8_NAME:
         if device.type != "cuda":
             raise ConfigError(
-                f"choosing compute type {name}: {device_name(device)} has no such path here, only "
-                "GPUs do; set compute_type to auto or int8"
+                f"choosing compute type {name}: found {device_name(device)}, expected a GPU; set "
+                "compute_type to auto or int8"
             )
         return Precision(torch.float16, float8_windows=True)
     if name != "int8":
         return Precision(resolve_dtype(name, device))
     if device.type != "cpu":
         raise ConfigError(
-            f"choosing dtype int8: {device_name(device)} has no such path here, only CPUs do; set "
-            "the dtype to auto or float16"
+            f"choosing dtype int8: found {device_name(device)}, expected a CPU; set the dtype to "
+            "auto or float16"
         )
     if not can_use_int8():
         raise ConfigError(
-            "choosing dtype int8: this processor or this torch has no fast 8-bit products "
-            "(AVX-512 VNNI through oneDNN, or AVX2 through FBGEMM); set the dtype to auto"
+            "choosing dtype int8: found no fast 8-bit products, expected AVX-512 VNNI (oneDNN) or "
+            "AVX2 (FBGEMM) in this processor and torch; set the dtype to auto"
         )
     return Precision(_cpu_dtype(), int8=True)
 

@@ -135,8 +135,7 @@ class ModelConfig(OpenSettings):
             if alike := difflib.get_close_matches(name, names, n=1, cutoff=_ALIKE):
                 raise TypeError(
                     f"making a {type(self).__name__}: found the keyword {name!r}, expected "
-                    f"{alike[0]!r}; correct it, or pass it within `extra` to have it kept for "
-                    f"saving"
+                    f"{alike[0]!r}; correct it, or pass it in `extra` to save it"
                 )
         try:
             field_values, unknown = typed_values(
@@ -322,7 +321,7 @@ class ModelConfig(OpenSettings):
         if num_labels is not None and num_labels != len(content["id2label"]):
             raise ValueError(
                 f"making a {cls.__name__}: num_labels is {num_labels}, but id2label names "
-                f"{len(content['id2label'])} classes; leave out one of them"
+                f"{len(content['id2label'])} classes; remove one of them"
             )
         if "label2id" not in content and isinstance(content["id2label"], dict):
             content["label2id"] = _inverse(content["id2label"])
@@ -378,8 +377,8 @@ class EncoderDecoderConfig(ModelConfig):
             heads = getattr(self, name)
             if self.d_model % heads:
                 raise ValueError(
-                    f"making a {type(self).__name__}: d_model is {self.d_model}, and {name}: "
-                    f"{heads} heads do not divide it; set both"
+                    f"making a {type(self).__name__}: d_model is {self.d_model}, and {name} is "
+                    f"{heads}, expected a divisor; set both"
                 )
 
 

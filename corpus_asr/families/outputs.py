@@ -225,7 +225,7 @@ def as_encoder_output(encoder_outputs: Any) -> BaseModelOutput:
     if is_sequence and isinstance(encoder_outputs[0], Tensor):
         return BaseModelOutput(*encoder_outputs)
     raise ValueError(
-        f"reading encoder_outputs: found a {type(encoder_outputs).__name__} without hidden states "
-        f"in front, expected what the encoder returns, or (last_hidden_state, hidden_states, "
-        f"attentions), the latter two optional"
+        f"reading encoder_outputs: found a {type(encoder_outputs).__name__}, expected the "
+        "encoder's output, or (last_hidden_state, hidden_states, attentions), the last two "
+        "optional"
     )

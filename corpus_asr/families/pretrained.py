@@ -130,8 +130,8 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
         if (pretrained_model_name_or_path is None) != is_given or (state_dict and not is_given):
             raise ValueError(
                 f"{cls.__name__}.from_pretrained: found {pretrained_model_name_or_path!r} with "
-                f"{'a' if state_dict is not None else 'no'} state_dict, expected the name of a "
-                "checkpoint; or None, state_dict and config"
+                f"{'a' if state_dict is not None else 'no'} state_dict, expected a checkpoint, or "
+                "None with state_dict and config; pass one of these"
             )
         if state_dict is not None:
             folder = Path("state_dict")
@@ -170,8 +170,8 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
         untrained = [name for name in drawn if name not in cls._fixed]
         if untrained:
             warnings.warn(
-                f"loading {pretrained_model_name_or_path} as {cls.__name__}: it has no weights "
-                f"for {', '.join(untrained)}, so these were drawn; train them before use",
+                f"loading {pretrained_model_name_or_path} as {cls.__name__}: found no weights for "
+                f"{', '.join(untrained)}, so these are random; train them before use",
                 stacklevel=2,
             )
         if dtype in (None, "auto"):
@@ -252,14 +252,14 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
     def add_adapter(self, adapter_config: Any, adapter_name: str | None = None) -> NoReturn:
         """Raise NotImplementedError, which names the function of PEFT that adds adapters."""
         raise NotImplementedError(
-            f"adding the adapter {adapter_name or 'default'}: a {type(self).__name__} adds none "
-            "itself; call peft.get_peft_model(model, adapter_config)"
+            f"adding the adapter {adapter_name or 'default'}: found no own adapters; call "
+            "peft.get_peft_model(model, adapter_config)"
         )
 
     def load_adapter(self, peft_model_id: Any = None, *args: Any, **kwargs: Any) -> NoReturn:
         """Raise NotImplementedError, which names the function of PEFT that loads adapters."""
         raise NotImplementedError(
-            f"loading the adapter {peft_model_id}: a {type(self).__name__} loads none itself; call "
+            f"loading the adapter {peft_model_id}: found no own adapters; call "
             "peft.PeftModel.from_pretrained(model, peft_model_id)"
         )
 
@@ -316,8 +316,8 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
         # Both implementations of torch give the same results; they differ in allowed arguments.
         if options.keys() - {"use_reentrant"}:
             raise ValueError(
-                f"enabling activation checkpointing: found {options}, expected nothing or "
-                f"use_reentrant; remove the others"
+                f"enabling activation checkpointing: found {options}, expected use_reentrant at "
+                "most; remove the rest"
             )
         if every_n_layers < 1:
             raise ValueError(
@@ -394,12 +394,12 @@ def _dtype(dtype: torch.dtype | str | None, config: ModelConfig) -> torch.dtype 
 
 def _device(device: torch.device | str | None, device_map: Any) -> torch.device:
     if device is not None and device_map is not None:
-        raise ValueError("loading weights: found both device and device_map; give one of them")
+        raise ValueError("loading weights: found device and device_map, expected one; remove one")
     if isinstance(device_map, dict):
         if set(device_map) != {""}:
             raise ValueError(
-                f"loading weights: found a device_map of {sorted(device_map)}, expected only ''; "
-                f"a model is not spread over devices here"
+                f"loading weights: found a device_map of {sorted(device_map)}, expected only '', "
+                "one device; remove the others"
             )
         device_map = device_map[""]
     if device_map is None:
@@ -542,8 +542,8 @@ class Vocabulary(TokenTables):
             return ids
         if self.config.pad_token_id is None:
             raise ValueError(
-                "training: config.pad_token_id is None, expected the token that stands for "
-                "ignored labels; set it, or pass decoder_input_ids"
+                "training: config.pad_token_id is None, expected the token for ignored labels; "
+                "set it, or pass decoder_input_ids"
             )
         shifted = F.pad(labels, (1, -1))
         shifted = shifted.masked_fill(shifted == IGNORED_LABEL, self.config.pad_token_id)

@@ -107,8 +107,8 @@ def check_computed(
     ]
     if wrong:
         raise CheckpointError(
-            f"reading {path}: found {', '.join(wrong)}; only {front_end} is computed here, with as "
-            "many bins as config.json names: use a checkpoint trained on it, or correct the file"
+            f"reading {path}: found {', '.join(wrong)}, expected {front_end} with the bins of "
+            "config.json; use such a checkpoint, or correct the file"
         )
 
 
@@ -241,7 +241,7 @@ def users_family(recognizer: str) -> Family:
             names = ", ".join(sorted(offered)) or "none is installed"
             raise ConfigError(
                 f"reading model.recognizer: found {recognizer!r}, expected package.module:Class, "
-                f"or the name of a recognizer of an installed package ({names}); correct it"
+                f"or a recognizer of an installed package ({names}); correct it"
             )
         reference = offered[recognizer]
     return Family(
@@ -273,7 +273,7 @@ def recognizer_class(family: Family) -> type[Recognizer]:
         )
     if missing := sorted(kind.__abstractmethods__):
         raise ConfigError(
-            f"importing the recognizer {family.recognizer}: its class lacks {', '.join(missing)}, "
+            f"importing the recognizer {family.recognizer}: found no {', '.join(missing)}, "
             "expected all methods of corpus_asr.Recognizer; write them"
         )
     return kind

@@ -85,7 +85,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
         content: dict[str, Any] = parsed(dict, load(read_saved_bytes(path)))
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"reading {path}: found no such file; give a folder in Hugging Face layout"
+            f"reading {path}: found no such file, expected a folder in Hugging Face layout; "
+            "correct the path"
         ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(
@@ -201,8 +202,8 @@ def find_saved(
             return folder / name, wanted
     listing = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
     raise CheckpointError(
-        f"reading {checkpoint}: found {listing}, expected {' or '.join(names)}; give a folder that "
-        "save_pretrained has written, or a Hugging Face checkpoint"
+        f"reading {checkpoint}: found {listing}, expected {' or '.join(names)}; name a folder of "
+        "save_pretrained, or a Hugging Face checkpoint"
     )
 
 
@@ -213,7 +214,7 @@ def made_folder(save_directory: str | PathLike[str]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(
-            f"saving to {folder}: {error.strerror}, expected a folder or nothing; choose another "
+            f"saving to {folder}: {error.strerror}, expected a writable folder; choose another "
             "save_directory"
         ) from error
     return folder
@@ -258,7 +259,7 @@ class OpenSettings(Uploads):
         # By vars: copying reads attributes before any exist, which would recurse forever.
         extra = vars(self).get("extra", {})
         if name not in extra:
-            raise AttributeError(f"a {type(self).__name__} has no {name!r}, nor had its file")
+            raise AttributeError(f"a {type(self).__name__} has no {name!r}, as its file")
         return extra[name]
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -279,6 +280,6 @@ def finish_saving(
     # An error, as a repository name implies an upload.
     if unused := [*options, *(["repo_id"] if repo_id is not None else [])]:
         raise TypeError(
-            f"saving to {folder}: found {', '.join(unused)}, expected options of an upload only "
-            f"with push_to_hub=True; remove them or upload"
+            f"saving to {folder}: found {', '.join(unused)}, expected them only with "
+            "push_to_hub=True; remove them, or upload"
         )

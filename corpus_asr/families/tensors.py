@@ -61,8 +61,8 @@ def _array(rows: Any) -> np.ndarray:
     if array.dtype == object:
         first = rows[0] if isinstance(rows, Sequence) and rows else rows
         raise ValueError(
-            f"making one array: found a row of {type(first).__name__}, expected numbers only; "
-            f"remove what is not a number, or omit return_tensors"
+            f"making one array: found a row of {type(first).__name__}, expected numbers; remove "
+            "other values, or omit return_tensors"
         )
     # numpy makes an empty list float; here it stands for a text without tokens.
     empty_list = array.size == 0 and isinstance(rows, list) and not _has_type(rows)
@@ -162,8 +162,8 @@ class BatchEncoding(BatchFeature):
         """Return what the tokenizers library knows of a row, which may have been padded since."""
         if self.encodings is None:
             raise ValueError(
-                "asking where tokens come from: found a batch of a tokenizer that cannot tell, "
-                "expected one whose is_fast is true"
+                "finding the text of tokens: found a batch of a slow tokenizer, expected one with "
+                "is_fast; use another tokenizer"
             )
         rows = as_lists(self["input_ids"])
         row = rows[number] if rows and isinstance(rows[0], list) else rows

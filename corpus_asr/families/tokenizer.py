@@ -307,7 +307,7 @@ class PretrainedTokenizer(TokenRoles, Uploads):
         if token_id is None:
             raise ValueError(
                 f"looking up the token {tokens!r}: found no such token among {len(self)}, and no "
-                f"unk_token to stand for it; choose another token or set unk_token"
+                "unk_token; choose another token, or set unk_token"
             )
         return token_id
 
@@ -454,8 +454,8 @@ class PretrainedTokenizer(TokenRoles, Uploads):
             return [*([1] * len(self.prefix_tokens)), *texts, *([1] * len(self._suffix_tokens))]
         if token_ids_1 is not None:
             raise ValueError(
-                "marking special tokens: found a second list of ids, expected one where "
-                "already_has_special_tokens; pass the whole row as token_ids_0"
+                "marking special tokens: found token_ids_1 with already_has_special_tokens, "
+                "expected one list; pass the whole row as token_ids_0"
             )
         special = set(self.all_special_ids)
         return [int(int(token) in special) for token in token_ids_0]
@@ -473,9 +473,9 @@ class PretrainedTokenizer(TokenRoles, Uploads):
         special = self.num_special_tokens_to_add() if options.special else 0
         if options.lengths.limit < special:
             raise ValueError(
-                f"encoding texts: found max_length={options.lengths.max_length}, expected room for "
-                f"the {special} special tokens of a row at least; allow more, or pass "
-                f"add_special_tokens=False"
+                f"encoding texts: found max_length={options.lengths.max_length}, expected room "
+                f"for {special} special tokens at least; raise it, or pass "
+                "add_special_tokens=False"
             )
         return options.lengths.limit - special
 
@@ -536,8 +536,8 @@ class PretrainedTokenizer(TokenRoles, Uploads):
         unknown = sorted(settings.keys() - names.keys() - {*cls._without_effect})
         if methods := [name for name in unknown if callable(getattr(cls, name, None))]:
             raise AttributeError(
-                f"loading a tokenizer from {folder}: found the setting {methods[0]}, which is a "
-                f"method of it; leave it out, and pass it to the calls that take it"
+                f"loading a tokenizer from {folder}: found the setting {methods[0]}, expected "
+                "another name than that of a method; remove it, and pass it to the calls"
             )
         if unknown:
             raise TypeError(

@@ -45,8 +45,7 @@ class TransformersMethods:
     def get_input_embeddings(self) -> nn.Module:
         """Return the input module."""
         raise NotImplementedError(
-            f"a {type(self).__name__} names no module that its inputs meet first; look at its "
-            f"submodules"
+            f"a {type(self).__name__} has no single input module; use its submodules"
         )
 
     def get_output_embeddings(self) -> nn.Linear | None:

@@ -61,7 +61,7 @@ class Lengths:
         cuts_and_pads = cut != "do_not_truncate" and pad != "do_not_pad"
         if cuts_and_pads and max_length is not None and max_length % (pad_to_multiple_of or 1):
             raise ValueError(
-                f"encoding texts: found max_length={max_length} to cut to, expected a multiple of "
+                f"encoding texts: found max_length={max_length}, expected a multiple of "
                 f"pad_to_multiple_of={pad_to_multiple_of}; change one of them"
             )
         return cls(max_length, pad, cut, pad_to_multiple_of)
@@ -130,7 +130,7 @@ def collate(encoded: Any) -> tuple[dict[str, Any], str | None]:
     if isinstance(encoded, Sequence) and encoded and isinstance(encoded[0], Mapping):
         if len({frozenset(row) for row in encoded}) > 1:
             raise ValueError(
-                f"padding {len(encoded)} rows: found different names in them, expected "
+                f"padding {len(encoded)} rows: found different names, expected "
                 f"{', '.join(encoded[0])} in all; correct what was passed"
             )
         encoded = {name: [row[name] for row in encoded] for name in encoded[0]}
@@ -218,7 +218,7 @@ def _as_id(value: Any) -> int:
 def _no_ids(values: Any) -> TypeError:
     return TypeError(
         f"decoding: found {str(values)[:40]!r} of type {type(values).__name__}, expected token "
-        f"ids: whole numbers, or lists or tensors of them; pass what generate() or a call returned"
+        "ids: integers, or lists or tensors of them; pass the output of generate() or a call"
     )
 
 

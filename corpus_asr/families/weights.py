@@ -148,8 +148,8 @@ def _all_tensors(
     present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     raise CheckpointError(
         f"looking for weights in {folder}: found {listed(present) or 'nothing'}, expected "
-        f"{', '.join(names)} or the index of a sharded one; have transformers 4 save weights of "
-        "Flax or TensorFlow as one of these (docs/how-to/models.md)"
+        f"{', '.join(names)} or the index of shards; convert Flax and TensorFlow with "
+        "transformers 4 (docs/how-to/models.md)"
     )
 
 
@@ -181,9 +181,8 @@ def _dequantized(name: str, values: StoredTensor, scales: StoredTensor) -> Tenso
 
 def _unusable(path: Path, found: str) -> CheckpointError:
     return CheckpointError(
-        f"reading {path}: found {found}, expected INT8 weights and the scales of their groups; the "
-        "file is damaged or in another layout: copy it again, or run `corpus-asr convert SRC DST "
-        "--dtype int8` on the original"
+        f"reading {path}: found {found}, expected INT8 weights with scales of their groups; copy "
+        "it again, or run `corpus-asr convert SRC DST --dtype int8` on the original"
     )
 
 
@@ -256,7 +255,7 @@ def check_archive(path: Path) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise ValueError("a compressed archive, which torch.save never makes")
+            raise ValueError("a compressed archive, expected a plain one of torch.save")
     return True
 
 
@@ -266,8 +265,7 @@ def check_extent(path: Path, tensors: Iterable[Tensor]) -> None:
     if claimed > 2 * size_bytes:  # a tied matrix has two names
         raise CheckpointError(
             f"reading {path}: found tensors of {claimed:,} bytes in a file of {size_bytes:,}, "
-            "expected tensors as they are stored; save them with .contiguous(), or get the weights "
-            "as safetensors"
+            "expected at most its size; save contiguous tensors, or get the weights as safetensors"
         )
 
 
@@ -284,16 +282,16 @@ def read_pickled(path: Path) -> dict[str, StoredTensor]:
     except Exception as error:  # unpickling invalid data may raise any exception
         if called := _CALLED.search(str(error)):
             raise CheckpointError(
-                f"reading {path}: found a call of {called[1]}, expected nothing but tensors. "
-                f"Refused: loading it could run any code; get the weights as safetensors"
+                f"reading {path}: found a call of {called[1]}, expected only tensors, since "
+                "loading it could run any code; get the weights as safetensors"
             ) from error
         raise broken(path, error) from error
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
     ):
         raise CheckpointError(
-            f"reading {path}: found a {type(content).__name__} that is no state dict, expected "
-            f"tensors by name; save it with torch.save(model.state_dict(), ...)"
+            f"reading {path}: found a {type(content).__name__}, expected tensors by name; save it "
+            "with torch.save(model.state_dict(), ...)"
         )
     check_extent(path, content.values())
     return given_tensors(path, content)
@@ -322,21 +320,22 @@ def _sharded(
     if outside:
         raise CheckpointError(
             f"reading {index}: found the shards {listed(sorted(outside))}, expected names of "
-            f"files next to the index. Refused: an index must not point outside its folder"
+            "files in its folder only; get the weights from a trusted source"
         )
     shards = {}
     for name in sorted(names):
         path = index.parent / name
         if not path.is_file():
             raise CheckpointError(
-                f"reading {index}: the shard {name} it names is missing; copy or download it again"
+                f"reading {index}: found no shard {name}, expected it next to the index; copy or "
+                "download it"
             )
         shards[name] = read_file(path)
     lost = [name for name, file in file_of.items() if name not in shards[file]]
     if lost:
         raise CheckpointError(
-            f"reading {index}: its shards do not hold {listed(lost)}; the files are from "
-            f"different checkpoints: copy or download them again"
+            f"reading {index}: found no {listed(lost)} in its shards, expected files of one "
+            "checkpoint; copy or download them again"
         )
     return {name: shards[file][name] for name, file in file_of.items()}
 
@@ -551,7 +550,7 @@ def _check_tensors(
         files = listed(sorted({tensor.path.name for tensor in stored.values()})) or "no file"
         raise WeightsError(
             f"loading {folder} ({files}): {len(wanted)} tensors expected, {'; '.join(problems)}; "
-            f"config.json and the weights must belong to the same model"
+            "use config.json and weights of the same model"
         )
 
     for name in wanted.keys() & stored.keys():
@@ -564,8 +563,8 @@ def _check_tensors(
     if problems:
         raise WeightsError(
             f"loading {folder}: {len(problems)} tensors do not fit config.json: "
-            f"{listed(sorted(problems), separator='; ')}; config.json and the weights must belong "
-            f"to the same model"
+            f"{listed(sorted(problems), separator='; ')}; use config.json and weights of the same "
+            "model"
         )
 
 
@@ -579,7 +578,7 @@ def _read(name: str, tensor: StoredTensor, *, dtype: torch.dtype, device: torch.
     if read.numel() and not bool(torch.stack(torch.aminmax(read)).isfinite().all()):
         raise CheckpointError(
             f"reading {tensor.path}: found NaN or infinity in {name} as {dtype}, expected finite "
-            f"weights; copy or download it again, or load it in a type of wider range"
+            "weights; copy it again, or load it in a wider type"
         )
     return read
 

@@ -134,8 +134,8 @@ def docx_module() -> ModuleType:
         return importlib.import_module("docx")
     except ImportError as error:
         raise ConfigError(
-            "writing docx: found no python-docx, expected the package that writes documents of "
-            f"Word; {install_words('docx')}, or leave out the format"
+            f"writing docx: found no python-docx, expected that package; {install_words('docx')}, "
+            "or remove the format"
         ) from error
 
 

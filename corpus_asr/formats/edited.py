@@ -95,7 +95,7 @@ def _read_srt(text: str) -> Iterator[EditedCue]:
 
 def _read_vtt(text: str) -> Iterator[EditedCue]:
     if not text.startswith("WEBVTT"):
-        raise ValueError("found no WEBVTT in the first line, expected it")
+        raise ValueError("found no WEBVTT in the first line, expected WEBVTT")
     for cue in _read_subtitles(text):
         voice = _VOICE.search(cue.text)
         plain = html.unescape(_TAG.sub("", cue.text)).strip()
@@ -122,11 +122,11 @@ def _read_csv(text: str) -> Iterator[EditedCue]:
 
 def _read_eaf(text: str) -> Iterator[EditedCue]:
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise ValueError("found declarations of a document type, expected the XML of ELAN")
+        raise ValueError("found a document type declaration, expected ELAN's XML")
     try:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
-        raise ValueError(f"found no XML ({error}), expected that of ELAN") from error
+        raise ValueError(f"found no XML ({error}), expected ELAN's") from error
     times_s = {slot.get("TIME_SLOT_ID"): int(slot.get("TIME_VALUE", "")) / 1000
                for slot in root.iter("TIME_SLOT") if slot.get("TIME_VALUE")}  # fmt: skip
     for tier in root.iter("TIER"):

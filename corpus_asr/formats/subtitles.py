@@ -329,7 +329,6 @@ def check_words(formats: Sequence[ExportFormat], words: WordStyle) -> None:
         if name in _WORDS_ABSENT[words]:
             expected = [style for style, absent in _WORDS_ABSENT.items() if name not in absent]
             raise ConfigError(
-                f"exporting {name}: found --words {words}, expected {' or '.join(expected)}: srt "
-                "and ttml have no times within a line, and lrc no underlined words; choose one of "
-                "them, or leave out the format"
+                f"exporting {name}: found --words {words}, expected {' or '.join(expected)}; "
+                "choose one of them, or remove the format"
             )

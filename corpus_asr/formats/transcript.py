@@ -229,8 +229,7 @@ class Transcript:
             pandas = importlib.import_module("pandas")
         except ImportError as error:
             raise ImportError(
-                "making a DataFrame: found no pandas, expected it next to corpus-asr; "
-                "pip install pandas"
+                "making a DataFrame: found no pandas, expected that package; pip install pandas"
             ) from error
         names = [column.name for column in fields(Segment)]
         rows = [[getattr(segment, name) for name in names] for segment in self.segments]
@@ -266,8 +265,8 @@ class Transcript:
         target = normalize(fspath(place))
         if scheme_of(target) in ("http", "https"):
             raise ConfigError(
-                f"saving to {place}: found an http URL, expected a folder or a store that can be "
-                "written to; choose another place"
+                f"saving to {place}: found an http URL, expected a writable folder or store; "
+                "choose another place"
             )
         if formats:
             wanted = tuple(
@@ -342,8 +341,8 @@ def _format_of(path: str) -> ExportFormat:
             return file_format
     suffixes = ", ".join(map(file_suffix, ExportFormat))
     raise ConfigError(
-        f"saving a transcript as {path}: its suffix names no format, expected one of {suffixes}; "
-        'correct it, or name formats for a folder: save("folder", "srt")'
+        f"saving a transcript as {path}: found no known suffix, expected one of {suffixes}; "
+        'correct it, or name formats: save("folder", "srt")'
     )
 
 

@@ -209,8 +209,8 @@ def rttm_text(recording: Transcribed) -> str:
     """
     if recording.turns is None:
         raise ConfigError(
-            f"writing RTTM of {recording.uri}: found no speakers, expected their turns; transcribe "
-            "with speakers (--diarize, or speakers: auto in a job)"
+            f"writing RTTM of {recording.uri}: found no speakers, expected speaker turns; "
+            "transcribe with --diarize, or with speakers: auto in a job"
         )
     name = _name(recording)
     return "".join(

@@ -41,10 +41,10 @@ NOTES_FOLDER = "_run/shards"
 CUTTER = "corpus_asr.stages.cutting:ClipCutter"
 UNREADABLE, UNREACHABLE = "unreadable", "unreachable"
 LOSSES = {
-    CHANGED: "the recording is no longer what was transcribed",
+    CHANGED: "the recording changed after it was transcribed",
     CUT_SHORT: "the recording ends earlier than when it was transcribed",
     UNREADABLE: "the recording cannot be read or decoded again",
-    UNREACHABLE: "the recording could not be read now; the same command tries again",
+    UNREACHABLE: "the recording could not be read; the same command retries",
 }
 _MESSAGES_KEPT = 5
 _EXAMPLES_KEPT = 5
@@ -82,8 +82,8 @@ def begin(store: OutputStore, settings: dict[str, Any]) -> None:
                        "segments", "outcomes", "model"):  # fmt: skip
             for name in store.all_names(folder):
                 raise ConfigError(
-                    f"beginning a data set in {redact_uri(store.uri)}: found {name} without "
-                    f"{SETTINGS_NAME}, expected an empty folder or a data set of this program; "
+                    f"beginning a dataset in {redact_uri(store.uri)}: found {name} without "
+                    f"{SETTINGS_NAME}, expected an empty folder or a dataset of this program; "
                     "choose another dataset.uri"
                 )
         store.write_json(SETTINGS_NAME, settings)
@@ -95,9 +95,9 @@ def begin(store: OutputStore, settings: dict[str, Any]) -> None:
             if stored.get(key) != settings.get(key)
         )
         raise ConfigError(
-            f"beginning a data set in {redact_uri(store.uri)}: found one made otherwise "
-            f"({changes}), expected the same settings and the same transcripts; choose another "
-            "dataset.uri, so that nobody's training data changes under them, or remove this one"
+            f"beginning a dataset in {redact_uri(store.uri)}: found one of other settings "
+            f"({changes}), expected the same settings and transcripts; choose another "
+            "dataset.uri, or remove this one"
         )
 
 

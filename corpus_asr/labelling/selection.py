@@ -273,9 +273,7 @@ class Origin:
 
 def read_origin(store: OutputStore) -> Origin:
     """Read a run's settings and fingerprint."""
-    config, fingerprint = settings_of(
-        store, doing="selecting from", which="says how its audio was read"
-    )
+    config, fingerprint = settings_of(store, doing="selecting from")
     return Origin(
         transcripts=redact_uri(store.uri),
         fingerprint=fingerprint,
@@ -352,8 +350,7 @@ def open_sources(store: OutputStore, settings: SelectionSettings) -> Iterator[So
             if other_store.uri == store.uri:
                 raise ConfigError(
                     f"reading selection.against: found {redact_uri(other_store.uri)}, which is "
-                    "output.uri itself, expected another run over the same recordings; it always "
-                    "agrees with itself"
+                    "output.uri, expected another run over the same recordings; change it"
                 )
             uris = tables.table("select uri from wanted")["uri"].to_pylist()
             among = pa.array(Identities.read(other_store).ids_of(uris), pa.string())
@@ -375,9 +372,9 @@ def open_sources(store: OutputStore, settings: SelectionSettings) -> Iterator[So
         copies = read_copies(store)
         if settings.max_duplicate_fraction is not None and copies is None:
             raise ConfigError(
-                f"dropping copies of earlier recordings in {redact_uri(store.uri)}: found no table "
-                "of duplicates, expected one; transcribe with fingerprint in extract.measures, or "
-                "set selection.max_duplicate_fraction to null"
+                f"dropping copies of earlier recordings in {redact_uri(store.uri)}: found no "
+                "duplicates/, expected it; add fingerprint to extract.measures, or unset "
+                "selection.max_duplicate_fraction"
             )
         yield Sources(
             store=store,
@@ -397,9 +394,9 @@ def check_words(decoding: Mapping[str, Any], where: str) -> None:
     """Raise an error for selecting between texts of two runs without word times."""
     if not decoding.get("word_timestamps"):
         raise ConfigError(
-            f"choosing between the texts of two runs: found decoding.word_timestamps: false in "
-            f"{where}, expected true in both, since words are aligned by their times; transcribe "
-            "again with it, or set selection.select: own"
+            "choosing between the texts of two runs: found decoding.word_timestamps: false in "
+            f"{where}, expected true in both; transcribe again with it, or set selection.select: "
+            "own"
         )
 
 
@@ -408,7 +405,7 @@ def _check_alike(store: OutputStore, other: OutputStore) -> None:
     run_settings = []
     for run in (store, other):
         doing = "choosing between the texts of two runs in"
-        config, _ = settings_of(run, doing=doing, which="says whether words have times")
+        config, _ = settings_of(run, doing=doing)
         check_words(config["decoding"], redact_uri(run.uri))
         run_settings.append(
             {name: config[section].get(name)
@@ -419,8 +416,7 @@ def _check_alike(store: OutputStore, other: OutputStore) -> None:
         raise ConfigError(
             f"choosing between the texts of two runs: found {run_settings[0]} in "
             f"{redact_uri(store.uri)} and {run_settings[1]} in {redact_uri(other.uri)}, expected "
-            "the same channels, track and task in both; transcribe one of them again, or set "
-            "selection.select: own"
+            "equal channels, track and task; transcribe one again, or set select: own"
         )
 
 
@@ -434,9 +430,8 @@ def _check_timed(sources: Sources, *pair: Recording | None) -> None:
         ]
         if spoken_segments and not any(segment.words for segment in spoken_segments):
             raise ConfigError(
-                f"choosing between the texts of two runs: found segments without words in "
-                f"{redact_uri(store.uri)}, expected words with times; texts of a recognizer that "
-                "gives no words can be compared, not chosen: set selection.select: own"
+                "choosing between the texts of two runs: found segments without words in "
+                f"{redact_uri(store.uri)}, expected words with times; set selection.select: own"
             )
 
 
@@ -445,9 +440,8 @@ def _check_shared(tables: RunTables, ids: pa.Array, uri: str) -> None:
     if len(ours) and not pc.any(pc.is_in(ours, value_set=ids)).as_py():
         [(example,)] = tables.rows("select min(uri) from recordings")
         raise ConfigError(
-            f"selecting by {redact_uri(uri)}: found none of this run's recordings there, expected "
-            f"them under the same URIs (such as {redact_uri(example)}); correct it, or everything "
-            "is dropped"
+            f"selecting by {redact_uri(uri)}: found none of this run's recordings, expected the "
+            f"same URIs (such as {redact_uri(example)}); correct it"
         )
 
 

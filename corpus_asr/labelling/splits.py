@@ -59,9 +59,8 @@ def splits_of(
         }
     if turns is None:
         raise ConfigError(
-            f"splitting {redact_uri(uri)} by speaker: found a run that looked for no speakers, "
-            "expected their turns; transcribe with speakers: corpus, or set dataset.split_by: "
-            "recording"
+            f"splitting {redact_uri(uri)} by speaker: found a run without speakers, expected "
+            "speaker turns; transcribe with speakers: corpus, or set dataset.split_by: recording"
         )
     seconds = dict(zip(ids, recordings["duration_s"].to_pylist(), strict=True))
     splits = _dealt(_groups(ids, turns, originals), seconds, turns, settings, uri)
@@ -151,7 +150,7 @@ def _dealt(
 
 def _too_few(groups: list[list[str]], turns: Turns, splits: list[str], uri: str) -> str:
     doing = f"splitting {redact_uri(uri)} by speaker"
-    advice = "set fractions to 0, add recordings of others, or set dataset.split_by: recording"
+    advice = "set fractions to 0, add speakers, or set dataset.split_by: recording"
     needs = f"expected {len(splits)} for {', '.join(splits)}"
     spoken = Counter(
         speaker
@@ -160,7 +159,7 @@ def _too_few(groups: list[list[str]], turns: Turns, splits: list[str], uri: str)
         for speaker in {turn.speaker for turn in turns.get(recording_id, ())}
     )
     if len(spoken) <= 1:
-        return f"{doing}: found {'one speaker only' if spoken else 'nobody'}, {needs}; {advice}"
+        return f"{doing}: found {'one speaker' if spoken else 'none'}, {needs}; {advice}"
     most = sorted(spoken, key=lambda name: (-spoken[name], name))[:_SHOWN]
     shared = ", ".join(f"{name:.60} in {spoken[name]:,}" for name in most)
     shown_groups = f"{counted(len(groups), 'group')} of recordings"

@@ -44,15 +44,18 @@ class _AutoClass:
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         name = type(self).__name__
-        raise TypeError(f"making {name}: it only loads; call {name}.from_pretrained(...)")
+        raise TypeError(
+            f"making {name}: found a constructor call, expected {name}.from_pretrained(...); call "
+            "that"
+        )
 
     @classmethod
     def _load(cls, name: str | PathLike[str], family: Family, options: dict[str, Any]) -> Any:
         reference = _class_of(family, cls._role)
         if reference is None:
             raise CheckpointError(
-                f"loading {name} by {cls.__name__}: found the family {family.model_type}, which "
-                f"has no such class; choose a checkpoint of another family"
+                f"loading {name} by {cls.__name__}: found the family {family.model_type}, "
+                "expected one with such a class; choose another checkpoint"
             )
         return resolve(reference).from_pretrained(name, **options)
 

@@ -100,14 +100,14 @@ def convert(
     folder: a folder of Whisper's, or OpenAI's .tiktoken file.
     """
     if target.exists():
-        raise ConfigError(f"converting to {target}: it exists already; give another name")
+        raise ConfigError(f"converting to {target}: found it, expected none; choose another name")
     if dtype is not None and dtype not in (*COMPUTE_DTYPES, INT8):
         dtypes = ", ".join((*COMPUTE_DTYPES, INT8))
         raise ConfigError(f"converting to dtype {dtype}: expected one of {dtypes}; correct --dtype")
     if dtype == INT8 and target.suffix == OPENAI_SUFFIX:
         raise ConfigError(
-            f"converting to {target} in int8: OpenAI's layout holds float weights only; give a "
-            "folder's name as the target, or another --dtype"
+            f"converting to {target} in int8: expected float weights for OpenAI's layout; name a "
+            "folder as the target, or change --dtype"
         )
     if source.suffix == OPENAI_SUFFIX:
         if target.suffix == OPENAI_SUFFIX:
@@ -117,11 +117,11 @@ def convert(
         return _openai_to_folder(source, target, dtype, tokenizer)
     if source.is_file():
         raise ConfigError(
-            f"converting {source}: found a file, expected OpenAI's .pt or a checkpoint's folder; "
-            "give one in the layout of transformers"
+            f"converting {source}: found a file, expected OpenAI's .pt or the folder of a "
+            "checkpoint; name a folder in the layout of transformers"
         )
     if tokenizer is not None:
-        raise ConfigError("--tokenizer is for .pt sources: folders have their own; leave it out")
+        raise ConfigError("--tokenizer: found a folder, expected a .pt source; remove it")
     if target.suffix == OPENAI_SUFFIX:
         return _folder_to_openai(source, target, dtype)
     return _folder_to_folder(source, target, dtype)
@@ -135,16 +135,15 @@ def _openai_to_folder(
 ) -> str:
     if tokenizer is None:
         raise ConfigError(
-            f"converting {source}: an OpenAI checkpoint holds no tokenizer; give --tokenizer, a "
-            "folder of a Whisper checkpoint with the same vocabulary, or the .tiktoken file of "
-            "openai-whisper (multilingual.tiktoken, gpt2.tiktoken for English-only models)"
+            f"converting {source}: found no --tokenizer, expected a Whisper checkpoint, or "
+            "openai-whisper's multilingual.tiktoken or gpt2.tiktoken (English-only); add it"
         )
     dimensions, tensors = read_openai(source)
     names = tensor_names(dimensions)
     if unknown := [name for name in tensors if name not in names]:
         raise CheckpointError(
             f"converting {source}: found tensors that are not Whisper's: "
-            f"{', '.join(unknown[:8])}; give an OpenAI Whisper checkpoint"
+            f"{', '.join(unknown[:8])}; use an OpenAI Whisper checkpoint"
         )
     renamed = {names[name]: tensor for name, tensor in tensors.items()}
     with _appearing(target) as folder:
@@ -166,17 +165,16 @@ def _folder_to_openai(source: Path, target: Path, dtype: str | None) -> str:
     model_type = family_of(source).model_type
     if model_type != WhisperConfig.model_type:
         raise CheckpointError(
-            f"converting {source} for openai-whisper: found a checkpoint of {model_type}, expected "
-            f"one of {WhisperConfig.model_type}: OpenAI's layout holds no other; give a folder's "
-            "name as the target"
+            f"converting {source} for openai-whisper: found a checkpoint of {model_type}, "
+            f"expected one of {WhisperConfig.model_type}; name a folder as the target"
         )
     config = WhisperConfig.from_pretrained(source)
     dimensions = dimensions_of(config, where=str(source))
     if config.vocab_size not in _OPENAI_VOCABULARIES:
         raise CheckpointError(
             f"converting {source} for openai-whisper: found {config.vocab_size} tokens, expected "
-            f"{', '.join(map(str, _OPENAI_VOCABULARIES))}: its tokenizers are built in; keep this "
-            "model in Hugging Face layout"
+            f"{', '.join(map(str, _OPENAI_VOCABULARIES))} of its built-in tokenizers; keep the "
+            "Hugging Face layout"
         )
     # A bare WhisperModel saves its tensors without the prefix `model.`.
     bare = ("encoder.", "decoder.")
@@ -187,17 +185,16 @@ def _folder_to_openai(source: Path, target: Path, dtype: str | None) -> str:
     if _TIED in stored:
         if not torch.equal(stored[_TIED], stored[_EMBEDDING]):
             raise CheckpointError(
-                f"converting {source} for openai-whisper: its output projection differs from its "
-                "token embedding, and OpenAI's networks share the two; keep this model in Hugging "
-                "Face layout"
+                f"converting {source} for openai-whisper: found an output projection other than "
+                "the token embedding, expected equal ones; keep the Hugging Face layout"
             )
         del stored[_TIED]
     names = {name: openai for openai, name in tensor_names(dimensions).items()}
     unknown = next((name for name in stored if name not in names), None)
     if unknown is not None:
         raise CheckpointError(
-            f"converting {source} for openai-whisper: it has no place for {unknown}; only models "
-            "for transcription can be converted"
+            f"converting {source} for openai-whisper: found {unknown}, expected a model for "
+            "transcription; convert such a model"
         )
     tensors = {names[name]: tensor for name, tensor in stored.items()}
     if _OPENAI_FIXED not in tensors:
@@ -249,7 +246,7 @@ def _check_shapes(tensors: Mapping[str, Tensor], config: WhisperConfig, source: 
     if wrong:
         raise CheckpointError(
             f"converting {source}: {len(wrong)} tensors do not fit its dimensions: "
-            f"{', '.join(wrong[:8])}; the file is broken: download it again"
+            f"{', '.join(wrong[:8])}; download the file again"
         )
 
 
@@ -287,7 +284,7 @@ def _config_for(dimensions: Dimensions, tokenizer: WhisperTokenizer) -> WhisperC
     if dimensions["n_vocab"] < needed:
         raise CheckpointError(
             f"converting a model of {dimensions['n_vocab']} tokens: its tokenizer has {needed}; "
-            "give the one that belongs to it with --tokenizer"
+            "pass its own with --tokenizer"
         )
     return WhisperConfig(
         **config_values(dimensions),
@@ -345,8 +342,7 @@ def dimensions_of(config: WhisperConfig, *, where: str) -> Dimensions:
         if value != expected:
             raise CheckpointError(
                 f"converting {where} for openai-whisper: found {name} {value!r}, expected "
-                f"{expected!r}, which that code has built in; keep this model in Hugging Face "
-                "layout"
+                f"{expected!r} as in that code; keep the Hugging Face layout"
             )
     return values
 
@@ -370,8 +366,8 @@ def read_openai(path: Path) -> tuple[Dimensions, dict[str, Tensor]]:
     except Exception as error:  # unpickling invalid data may raise any exception
         raise CheckpointError(
             f"reading {path}: found no readable PyTorch file ({type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0] if str(error).strip() else ''}); expected "
-            "OpenAI's .pt checkpoint, saved as a zip archive: download it again"
+            f"{str(error).strip().splitlines()[0] if str(error).strip() else ''}), expected "
+            "OpenAI's .pt checkpoint, a zip archive; download it again"
         ) from error
     if not isinstance(content, dict) or {"dims", "model_state_dict"} - content.keys():
         keys = ", ".join(sorted(map(str, content))) if isinstance(content, dict) else "no dict"
@@ -381,7 +377,10 @@ def read_openai(path: Path) -> tuple[Dimensions, dict[str, Tensor]]:
         )
     tensors = content["model_state_dict"]
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise CheckpointError(f"reading {path}: `model_state_dict` holds more than tensors")
+        raise CheckpointError(
+            f"reading {path}: found more than tensors in `model_state_dict`, expected tensors; "
+            "download it again"
+        )
     check_extent(path, tensors.values())
     return _dimensions(content["dims"], path), tensors
 
@@ -406,7 +405,7 @@ def _dimensions(dims: Any, path: Path) -> Dimensions:
     try:
         WhisperConfig(**config_values(dimensions))
     except ValueError as error:
-        raise CheckpointError(f"reading {path}: {error}; the file is broken") from error
+        raise CheckpointError(f"reading {path}: {error}; download it again") from error
     return dimensions
 
 
@@ -526,9 +525,9 @@ def write_tokenizer_files(ranks_path: Path, folder: Path, *, vocab_size: int) ->
     num_languages = vocab_size - len(ranks) - _FIXED_CONTROLS - TIMESTAMPS
     if not 0 < num_languages <= len(LANGUAGES):
         raise CheckpointError(
-            f"reading {ranks_path}: {len(ranks)} tokens leave room for {num_languages} languages "
-            f"in a vocabulary of {vocab_size}, expected 1 to {len(LANGUAGES)}; English-only models "
-            "need gpt2.tiktoken, all others multilingual.tiktoken"
+            f"reading {ranks_path}: {len(ranks)} tokens of {vocab_size} leave {num_languages} "
+            f"languages, expected 1 to {len(LANGUAGES)}; use gpt2.tiktoken for English-only "
+            "models, else multilingual.tiktoken"
         )
     spelled = {_spell(token): rank for token, rank in ranks.items()}
     vocab = {**spelled, _END: len(ranks)}
@@ -562,12 +561,12 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
     except (OSError, UnicodeDecodeError, ValueError, binascii.Error) as error:
         raise CheckpointError(
             f"reading {path}: found no vocabulary ({error}), expected lines of base64 and rank; "
-            "openai-whisper's are called multilingual.tiktoken and gpt2.tiktoken"
+            "use openai-whisper's multilingual.tiktoken or gpt2.tiktoken"
         ) from error
     if sorted(ranks.values()) != list(range(len(ranks))) or len(ranks) < 256:
         raise CheckpointError(
-            f"reading {path}: found {len(ranks)} tokens whose ranks have holes, expected 0, 1, 2 "
-            "and so on; copy the file again"
+            f"reading {path}: found {len(ranks)} tokens with gaps in their ranks, expected 0, 1, "
+            "2 and so on; copy the file again"
         )
     return dict(sorted(ranks.items(), key=lambda item: item[1]))
 

@@ -76,7 +76,9 @@ class Fit:
     def __post_init__(self) -> None:
         if self.max_length is None and (self.truncation or self.padding == "max_length"):
             option = "truncation=True" if self.truncation else "padding='max_length'"
-            raise ValueError(f"padding rows: found {option} without max_length; give the length")
+            raise ValueError(
+                f"padding rows: found {option} without max_length, expected one; pass it"
+            )
         for name in ("max_length", "multiple_of"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -324,8 +326,8 @@ def speech_rows(raw_speech: Any) -> list[Row]:
     if isinstance(rows, list | tuple):
         if not rows:
             raise ValueError(
-                "extracting features: found an empty list, expected one recording or more; leave "
-                "out what has no audio"
+                "extracting features: found an empty list, expected one recording or more; remove "
+                "recordings without audio"
             )
         first = rows[0]  # a number in one recording, else a recording
         several = not isinstance(first, int | float | np.number) and getattr(first, "ndim", 1) != 0
@@ -336,7 +338,7 @@ def speech_rows(raw_speech: Any) -> list[Row]:
             raise ValueError(
                 f"extracting features: found an array of shape {rows.shape}, which looks like "
                 f"{rows.shape[1]} channels of one recording, expected only mono-channel audio; "
-                "pass one channel, or their mean over the last axis"
+                "pass one channel, or their mean"
             )
     if several:
         return [_row(row, name=f"recording {i}") for i, row in enumerate(rows)]
@@ -352,8 +354,8 @@ def _row(speech: Any, *, name: str) -> Row:
         )
     if values.size == 0:
         raise ValueError(
-            f"extracting features of {name}: found no samples, expected at least one; leave out "
-            "what has no audio"
+            f"extracting features of {name}: found no samples, expected at least one; remove "
+            "recordings without audio"
         )
     # Integers from -1 to 1 are silence or synthetic: real 16-bit recordings exceed them.
     if values.dtype.kind in "iu" and not (values.min() >= -1 and values.max() <= 1):
@@ -367,7 +369,7 @@ def _row(speech: Any, *, name: str) -> Row:
         raise ValueError(
             f"extracting features of {name}: found {row[~finite][0]} at sample "
             f"{int(np.argmin(finite))} ({int((~finite).sum())} of {row.size} are not finite), "
-            "expected finite numbers; repair or leave out the recording"
+            "expected finite numbers; repair or remove the recording"
         )
     return row
 

@@ -61,8 +61,8 @@ class AutomaticSpeechRecognitionPipeline:
         for name in ("feature_extractor", "tokenizer"):
             if getattr(self, name) is None:
                 raise ValueError(
-                    f"making a pipeline: found no {name}, expected one with a model that is "
-                    f"already loaded; pass {name}= or processor="
+                    f"making a pipeline: found no {name}, expected one with a loaded model; pass "
+                    f"{name}= or processor="
                 )
         self.processor = processor
         self.task = task
@@ -119,8 +119,8 @@ class AutomaticSpeechRecognitionPipeline:
         timestamps = timestamps or getattr(self.model.generation_config, "return_timestamps", None)
         if timestamps not in (None, False, True, "word"):
             raise ValueError(
-                f"transcribing: found return_timestamps={timestamps!r}, expected True for segments "
-                "or 'word' for words: Whisper times nothing else"
+                f"transcribing: found return_timestamps={timestamps!r}, expected True for "
+                "segments or 'word' for words; change it"
             )
         keywords = _generate_keywords(self.defaults) | _generate_keywords(kwargs)
         several = inputs if isinstance(inputs, list) else [inputs]
@@ -272,12 +272,12 @@ def pipeline(
         raise ValueError(f"making a pipeline: found task {task!r}, expected {TASK!r}")
     if model is None:
         raise ValueError(
-            "making a pipeline: found no model, expected a folder, a URI, a hub name or a "
-            "loaded model; pass model="
+            "making a pipeline: found no model, expected a folder, a URI, a Hub name or a loaded "
+            "model; pass model="
         )
     if device is not None and device_map is not None:
         raise ValueError(
-            "making a pipeline: found device and device_map, expected one of them; drop the other"
+            "making a pipeline: found device and device_map, expected one of them; remove one"
         )
     dtype = kwargs.pop("torch_dtype", None) or dtype
     more = dict(model_kwargs or {})
@@ -330,8 +330,8 @@ def _mono(values: np.ndarray) -> Float32[np.ndarray, " sample"]:
     if values.ndim not in (1, 2) or (values.ndim == 2 and len(values) > _MAX_CHANNELS):
         raise ValueError(
             f"reading audio: found an array of shape {values.shape}, expected (samples,) or "
-            f"(channels, samples) of at most {_MAX_CHANNELS} channels; transpose samples of the "
-            "form (samples, channels), and mix more channels yourself"
+            f"(channels, samples), at most {_MAX_CHANNELS} channels; transpose the array, or mix "
+            "the channels"
         )
     if values.dtype == np.int16:
         values = values.astype(np.float32) / _FULL_SCALE
@@ -373,9 +373,8 @@ def _set_names(config: Any) -> set[str]:
 def _generate_keywords(options: Mapping[str, Any]) -> dict[str, Any]:
     if elsewhere := [name for name in _NOT_HERE if options.get(name) is not None]:
         raise TypeError(
-            f"transcribing: found {elsewhere[0]}, which transformers' own pipeline has; leave it "
-            "out, as recordings of any length are transcribed, or give model, tokenizer and "
-            "feature_extractor to transformers.pipeline"
+            f"transcribing: found {elsewhere[0]}, expected no such option for recordings of any "
+            "length; remove it, or use transformers.pipeline"
         )
     named = options.get("generate_kwargs") or {}
     if not isinstance(named, Mapping):

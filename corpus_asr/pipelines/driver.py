@@ -384,7 +384,7 @@ class CorpusRun:
         if counts.remaining and not out_of_time:
             raise EngineError(
                 f"finishing {store.uri}: {counts.remaining} of {counts.listed} recordings are "
-                "neither done nor failed, expected none; run again to do them"
+                "neither done nor failed, expected none; run again to process them"
             )
         return RunSummary(
             output_uri=store.uri,
@@ -420,15 +420,12 @@ class CorpusRun:
             return None
         if not all_tried and not self._gave_up:
             return None
-        subject = "recordings" if all_tried else "recordings that were tried"
-        example = alike.message or ", ".join(alike.examples[:1])
-        rest = "" if all_tried else (
-            f"; no new work was started, and {counted(remaining, 'recording')} remain"
-        )  # fmt: skip
+        subject = "recordings" if all_tried else "processed recordings"
+        rest = "" if all_tried else f", {counted(remaining, 'recording')} remain"
+        reason = shortened(alike.message or failure_kind(alike.kind).advice, 500)
         return EngineError(
             f"running {redact_uri(self.store.uri)}: all {alike.count:,} {subject} failed alike "
-            f"({alike.kind}), expected some to be read; such as: {shortened(example, 500)}; "
-            f"{failure_kind(alike.kind).advice}{rest}"
+            f"({alike.kind}), expected some to be read{rest}; {reason}"
         )
 
     def _finish_tables(self, plan: Plan, begun: RunRecord) -> OutcomeCounts:

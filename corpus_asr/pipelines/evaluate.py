@@ -139,9 +139,8 @@ def _scores(
         example = "none: it has no results" if example is None else redact_uri(example)
         raise ConfigError(
             f"comparing {redact_uri(store.uri)} with {redact_uri(manifest)}: found none of its "
-            f"{len(expected):,} recordings there, expected those of this run under the same URIs "
-            f"(such as {example}); correct the manifest's URIs; relative ones are resolved "
-            "against its folder"
+            f"{len(expected):,} recordings, expected URIs of this run, such as {example}; correct "
+            "the manifest, whose relative URIs start at its folder"
         )
     return scores
 
@@ -246,11 +245,11 @@ def calibrate(
 
 def _start(store: OutputStore) -> ConfidenceModel:
     """Return the initial model of a fit, with the name and revision of the run's model."""
-    config, fingerprint = settings_of(store, doing="calibrating", which="names its model")
+    config, fingerprint = settings_of(store, doing="calibrating")
     if config["model"].get("by_language"):
         raise ConfigError(
             f"calibrating {redact_uri(store.uri)}: found a run of several models "
-            "(model.by_language), expected one; calibrate each on a run of its own"
+            "(model.by_language), expected one; calibrate each on its own run"
         )
     # The fingerprint lists the model's own weights first.
     model, revision = config["model"], fingerprint.partition("-")[2].partition(",")[0]

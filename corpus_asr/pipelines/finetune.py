@@ -47,7 +47,7 @@ try:
     import transformers
 except ImportError as error:
     raise ConfigError(
-        f"training: {error.name} cannot be imported ({error}), expected the package; "
+        f"training: {error.name} cannot be imported ({error}), expected that package; "
         f"{install_words('finetune')}"
     ) from error
 
@@ -114,8 +114,8 @@ def _training_arguments(config: FinetuneConfig) -> Any:
         raise ConfigError(f"training: {error}; correct these arguments") from error
     if arguments.save_strategy == "no":
         raise ConfigError(
-            "training.save_strategy: found no, expected steps or epoch, as the model is made of a "
-            "checkpoint; remove it"
+            "training.save_strategy: found no, expected steps or epoch, which save checkpoints; "
+            "remove it"
         )
     return arguments
 
@@ -156,7 +156,7 @@ def _check_output(config: FinetuneConfig, output: Path, checkpoint: Path | None)
         changed = [name for name, value in settings.items() if stored.get(name) != value]
         raise ConfigError(
             f"training into {output}: found a training with another {' and '.join(changed)}, "
-            "expected the same to resume it; restore these sections, or name another output"
+            "expected the same; restore it to resume, or name another output"
         )
 
 
@@ -257,7 +257,9 @@ def _freeze(network: torch.nn.Module, patterns: Sequence[str]) -> None:
         for name in names:
             parameters[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in parameters.values()):
-        raise ConfigError("model.freeze: found nothing left to train; name fewer parameters")
+        raise ConfigError(
+            "model.freeze: found no parameter to train, expected one; name fewer parameters"
+        )
 
 
 class Examples(Dataset[dict[str, Any]]):
@@ -274,7 +276,7 @@ class Examples(Dataset[dict[str, Any]]):
         if sources and not len(self._rows):
             raise ConfigError(
                 f"reading data.{split}: found no row in {counted(len(sources), 'source')}, "
-                "expected examples; name others, or hold out fewer speakers"
+                "expected examples; add sources, or hold out fewer speakers"
             )
 
     def __len__(self) -> int:
@@ -290,8 +292,8 @@ class Examples(Dataset[dict[str, Any]]):
             and samples.size > WINDOW_SAMPLES
         ):
             raise ConfigError(
-                f"reading {uri}: found {samples.size / SAMPLE_RATE_HZ:.2f} s of audio, expected at "
-                f"most {WINDOW_S:g} s; let `corpus-asr label` cut it"
+                f"reading {uri}: found {samples.size / SAMPLE_RATE_HZ:.2f} s of audio, expected "
+                f"at most {WINDOW_S:g} s; cut it by `corpus-asr label`"
             )
         features = self._processor.feature_extractor(samples, sampling_rate=SAMPLE_RATE_HZ)
         try:
@@ -391,9 +393,9 @@ def _table(source: str, split: str) -> Any:
         files = [store.address(name) for name in names if of_split.fullmatch(name)]
         if not files:
             raise ConfigError(
-                f"reading the data set {redact_uri(source)}: found no {DATA_FOLDER}/{split}-*"
-                f".parquet among {len(names)} files; let `corpus-asr label` write it with "
-                "dataset.format huggingface and examples in that split"
+                f"reading the dataset {redact_uri(source)}: found no "
+                f"{DATA_FOLDER}/{split}-*.parquet among {len(names)} files, expected one; write "
+                "it by `corpus-asr label` with dataset.format: huggingface"
             )
     try:
         table = datasets.load_dataset("parquet", data_files=files, split="train")

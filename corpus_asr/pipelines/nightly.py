@@ -82,8 +82,8 @@ def run(
     """
     if config.pipeline == PSEUDO_LABEL:
         raise ConfigError(
-            f"running nightly {config.pipeline}: expected a job of transcribe_corpus or "
-            "classify_audio; use `corpus-asr run` for this one"
+            f"running nightly {config.pipeline}: expected transcribe_corpus or classify_audio; "
+            "use `corpus-asr run` for this job"
         )
     store = OutputStore.of(config.output)
     attempt = _NightlyRun(config=config, store=store)

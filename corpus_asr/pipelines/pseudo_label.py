@@ -81,8 +81,8 @@ _MEASURED_BY = {
 def _check(config: PseudoLabelConfig) -> None:
     if not config.model.is_named:
         raise ConfigError(
-            f"model.checkpoint: missing; {config.pipeline} makes training data as accurate as its "
-            "model and has no default: name one, such as large-v3"
+            "model.checkpoint: missing, expected an accurate model for training data; name one, "
+            "such as large-v3"
         )
     rules_of(config.selection)
     # Checked before hours of transcription, which would have to be repeated.
@@ -93,14 +93,14 @@ def _check(config: PseudoLabelConfig) -> None:
     for setting, requirement in needed.items():
         if getattr(config.selection, setting) is not None:
             raise ConfigError(
-                f"selecting by selection.{setting}: found none, expected {requirement}, since "
-                f"nothing else measures it; set it, or selection.{setting} to null"
+                f"selecting by selection.{setting}: found none, expected {requirement}; set it, "
+                f"or selection.{setting} to null"
             )
     _check_dataset(config)
     if config.dataset.split_by == "speaker" and not config.speakers.wanted:
         raise ConfigError(
-            "splitting by speaker: found speakers: none, expected a run that looks for them; set "
-            "speakers: corpus, or dataset.split_by: recording"
+            "splitting by speaker: found speakers: none, expected speakers; set speakers: corpus, "
+            "or dataset.split_by: recording"
         )
     if config.selection.select != "own":
         check_words(config.decoding.model_dump(), "the settings")
@@ -114,7 +114,7 @@ def _check_dataset(config: PseudoLabelConfig) -> None:
     )
     if dataset == output:
         raise ConfigError(
-            f"beginning a data set in {redact_uri(dataset)}: found the output folder of the run, "
+            f"beginning a dataset in {redact_uri(dataset)}: found the output folder of the run, "
             "expected another one; change dataset.uri"
         )
 

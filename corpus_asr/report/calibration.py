@@ -138,10 +138,9 @@ def check_enough(outcomes: Sequence[SegmentOutcome]) -> None:
     if len(outcomes) >= MIN_SEGMENTS and both_kinds and groups >= FOLDS:
         return
     raise ConfigError(
-        f"calibrating confidence: found {len(outcomes):,} segments with references and "
-        f"log-probabilities, {errors:,} of them with an error, in {groups:,} recordings; expected "
-        f"at least {MIN_SEGMENTS} segments, {MIN_ERRORS} of them with an error and {MIN_ERRORS} "
-        f"without, in {FOLDS} recordings; add recordings to the references"
+        f"calibrating confidence: found {len(outcomes):,} scored segments, {errors:,} with an "
+        f"error, in {groups:,} recordings, expected {MIN_SEGMENTS}, {MIN_ERRORS} with an error "
+        f"and {MIN_ERRORS} without, in {FOLDS}; add references"
     )
 
 

@@ -61,7 +61,7 @@ _STATES = {
     NightState.done: "done",
     NightState.time_limit: "time limit reached; the next run continues",
     NightState.stopped: "stopped; the next run continues",
-    NightState.aborted: "aborted; what was committed is kept",
+    NightState.aborted: "aborted; committed results are kept",
 }
 
 
@@ -288,7 +288,7 @@ def headline(night: Night) -> str:
 def alarms(night: Night) -> list[str]:
     """Return messages that need attention, worst first."""
     hooks = [
-        f"hook {name}: {counted(hook_counts['failed'], 'recording')} failed; the log says why"
+        f"hook {name}: {counted(hook_counts['failed'], 'recording')} failed; see the log"
         for name, hook_counts in night.hooks.items() if hook_counts["failed"]
     ]  # fmt: skip
     messages = [night.error, night.over_limit, *night.warnings, *hooks, night.webhook_error]
@@ -299,7 +299,7 @@ def chat(night: Night, summary: str) -> str:
     """Return a message in Slack's markup with the URI of the summary."""
     lines = [headline(night), *(f"• {words}" for words in alarms(night))]
     for group in night.findings.failures[:_SHORT_FAILURES]:
-        first = redact_uri(group.examples[0].uri) if group.examples else "none that is known"
+        first = redact_uri(group.examples[0].uri) if group.examples else "an unknown one"
         lines.append(f"• {group.recordings:,} {group.kind}, such as {first}")
     lines.append(f"{redact_uri(night.output)}, see {redact_uri(summary)}")
     # Slack reserves only &, < and >.
@@ -311,7 +311,7 @@ def markdown(night: Night) -> str:
     findings = night.findings
     counts = [
         ("planned", night.planned), ("- new", night.new), ("- changed", night.changed),
-        ("- failed before", night.retried), ("- to be done again", night.redone),
+        ("- failed before", night.retried), ("- to process again", night.redone),
         ("- resumed", night.continued), *((("moved", night.moved),) if night.moved else ()),
         ("done", findings.done), ("- without speech", findings.no_speech),
         ("failed", findings.failed), ("remaining", night.remaining),

@@ -425,7 +425,7 @@ def _jiwer() -> Any:
         return importlib.import_module("jiwer")
     except ImportError as error:
         raise ConfigError(
-            f"comparing texts: jiwer cannot be imported ({error}), expected the package; "
+            f"comparing texts: jiwer cannot be imported ({error}), expected that package; "
             f"{install_words('evaluate')}"
         ) from error
 

@@ -53,7 +53,7 @@ STATE_WORDS = {
     BEGINNING: "running: listing and planning",
     RUNNING: "running",
     FINISHING: "running: all is committed, the tables are being finished",
-    SILENT: "its driver gives no sign of life; if it is dead, run the same command again with "
+    SILENT: "no heartbeat of its driver; if it is dead, run the same command again with "
     "--steal-lock to continue",
     DEAD: f"not running: its driver died; {_CONTINUE}",
     STOPPED: f"not running: stopped before the end; {_CONTINUE}",

@@ -189,10 +189,9 @@ def fetch_aligner(name: str | None) -> Checkpoint | None:
             family.model_type for family in FAMILIES.values() if family.word_aligner
         )
         raise ConfigError(
-            f"reading align.model: {redact_uri(name)} is a checkpoint of the family "
-            f"{checkpoint.family.model_type}, expected one of CTC ({', '.join(model_types)}), "
-            "which scores every token at every time; name one, such as nvidia/parakeet-ctc-0.6b, "
-            "or leave it out"
+            f"reading align.model: {redact_uri(name)} is of the family "
+            f"{checkpoint.family.model_type}, expected one of CTC ({', '.join(model_types)}); "
+            "name one, such as nvidia/parakeet-ctc-0.6b, or remove it"
         )
     return checkpoint
 
@@ -208,7 +207,7 @@ def fetch_others(main: Checkpoint, others: Mapping[str, str]) -> dict[str, Check
             part_features(checkpoint.folder)  # raises for unsupported features
             check_transcribes(checkpoint, DecodingSettings(language=code))
         except (CheckpointError, ConfigError) as error:
-            raise type(error)(f"reading model.by_language.{code}: {error}") from error
+            raise type(error)(f"model.by_language.{code}: {error}") from error
         fetched[code] = checkpoint
     return fetched
 
@@ -216,9 +215,9 @@ def fetch_others(main: Checkpoint, others: Mapping[str, str]) -> dict[str, Check
 def _check_detects(main: Checkpoint, others: Mapping[str, str]) -> None:
     if not main.language_ids:
         raise ConfigError(
-            f"reading model.by_language: found {redact_uri(main.name)} as model.checkpoint, which "
-            "does not detect languages, expected a multilingual Whisper checkpoint; use one, such "
-            "as base, or remove by_language"
+            f"reading model.by_language: found {redact_uri(main.name)} as model.checkpoint, "
+            "expected a multilingual Whisper checkpoint; use one, such as base, or remove "
+            "by_language"
         )
     if unknown := sorted(set(others) - set(main.language_ids)):
         raise ConfigError(
@@ -266,28 +265,26 @@ def _check_classifies(checkpoint: Checkpoint, classification: ClassificationSett
     known_codes = () if checkpoint.is_classifier else tuple(checkpoint.language_ids or ())
     if not known_codes:
         raise ConfigError(
-            f"reading classification.task: language needs a multilingual Whisper checkpoint that "
-            f"transcribes, and {checkpoint.folder.name} does not distinguish languages; use one, "
-            "or set task to classify for a checkpoint with classes of its own"
+            f"reading classification.task: found language with {checkpoint.folder.name}, expected "
+            "a multilingual Whisper checkpoint that transcribes; use one, or set task to classify"
         )
     if unknown := [code for code in classification.languages if code not in known_codes]:
         raise ConfigError(
-            f"reading classification.languages: this checkpoint does not know {', '.join(unknown)}"
-            f", expected some of {', '.join(sorted(known_codes))}; correct them"
+            f"reading classification.languages: found {', '.join(unknown)}, expected languages of "
+            f"the checkpoint: {', '.join(sorted(known_codes))}; correct them"
         )
 
 
 def _check_classes(checkpoint: Checkpoint) -> None:
     if checkpoint.family.audio_classifier is None or not checkpoint.is_classifier:
         raise ConfigError(
-            f"reading classification.task: classify needs the classes of a "
-            f"WhisperForAudioClassification checkpoint, and {checkpoint.folder.name} has none in "
-            "its config.json (architectures); train it for them, or set task to language"
+            f"reading classification.task: found classify with {checkpoint.folder.name}, expected "
+            "a WhisperForAudioClassification checkpoint; use one, or set task to language"
         )
     config = checkpoint.config
     if config.num_labels < 2 or config.problem_type == "regression":
         raise ConfigError(
-            f"reading classification.task: {checkpoint.folder.name} gives numbers, not classes "
-            f"(num_labels {config.num_labels}, problem_type {config.problem_type}), expected "
-            "two classes or more; use another checkpoint"
+            f"reading classification.task: {checkpoint.folder.name} has num_labels "
+            f"{config.num_labels} and problem_type {config.problem_type}, expected two classes or "
+            "more; use another checkpoint"
         )

@@ -72,7 +72,7 @@ COUNTERS = (
         "seconds of audio through the engines, committed or not",
     ),
     Metric("parts_total", "parts", "parts committed"),
-    Metric("parts_retried_total", "retried", "parts tried again after their worker died"),
+    Metric("parts_retried_total", "retried", "parts retried after their worker died"),
     Metric("extract_seconds_total", "extract_s", "seconds extract workers extracted"),
     Metric("extract_cpu_seconds_total", "extract_cpu_s", "CPU seconds of extraction"),
     Metric(

@@ -36,13 +36,13 @@ def detecting(settings: CallSettings, languages: Collection[str]) -> CallSetting
     """
     if not languages:
         raise ConfigError(
-            "detecting the language: this checkpoint does not distinguish languages, expected a "
-            "multilingual Whisper checkpoint; use one, such as small instead of small.en"
+            "detecting the language: found a checkpoint of one language, expected a multilingual "
+            "Whisper checkpoint; use one, such as small instead of small.en"
         )
     if settings.extract.separate:
         raise ConfigError(
             f"detecting the language: found {settings.extract.separate}, expected one channel or "
-            "track, or all channels mixed, since there is one answer; set one"
+            "track, or all channels mixed; set one"
         )
     decoding = settings.decoding
     if isinstance(decoding.language, str) or len(decoding.language) == 1:

@@ -114,15 +114,15 @@ def _check_function(hook: HookSettings) -> None:
     except TypeError as error:
         takes = "its options" if is_class else "segments and its options"
         raise ConfigError(
-            f"calling {hook.function} for the hook {hook.name}: it is defined with {signature}, "
+            f"calling {hook.function} for the hook {hook.name}: found the signature {signature}, "
             f"expected to take {takes} ({error}); correct it, or hooks.{hook.name}.options"
         ) from error
     if isinstance(function, type) and not any(
         "__call__" in vars(base) for base in function.__mro__
     ):
         raise ConfigError(
-            f"calling {hook.function} for the hook {hook.name}: its objects have no __call__, "
-            "expected it to take segments; write it"
+            f"calling {hook.function} for the hook {hook.name}: found no __call__ of its objects, "
+            "expected one; write it"
         )
 
 
@@ -252,7 +252,7 @@ def _do_portion(
 def _died(store: OutputStore, hook: HookSettings, work: HookPortion) -> HookCounts:
     """Record a failure of a recording whose worker process died."""
     rows = _RowBuffer(store, hook, work)
-    message = f"the process that ran {hook.function} for it ended; see Ray's logs of its workers"
+    message = f"the process of {hook.function} died; see the logs of Ray's workers"
     rows.add_failure([*work.portion.recordings], DIED, message, work.uris(store))
     rows.put()
     return HookCounts(failed=1)
@@ -313,11 +313,11 @@ def _checked(hook: HookSettings, segments: pa.Table, returned: Any) -> pa.Table:
         keys = segments.select(KEYS["segment"])
     else:
         if "recording_id" not in table.schema.names:
-            raise _wrong(hook, "no column recording_id", "one, since it is called per recording")
+            raise _wrong(hook, "no column recording_id", "one, for rows per recording")
         ids = table["recording_id"].cast(pa.string())
         is_foreign = pc.invert(pc.is_in(ids, value_set=segments["recording_id"].unique()))
         if table.num_rows and pc.any(pc.fill_null(is_foreign, True)).as_py():
-            raise _wrong(hook, "a recording_id that it was not given", "those of its segments")
+            raise _wrong(hook, "an unknown recording_id", "those of its segments")
         keys = pa.table({"recording_id": ids})
     columns = dict(zip(keys.schema.names, keys.columns, strict=True))
     schema = schema_of(hook)
@@ -345,7 +345,7 @@ def _places(hook: HookSettings, segments: pa.Table, rows: pa.Table) -> list[int]
     )
     places = {key: place for place, key in enumerate(of_rows)}
     if len({*of_segments}) < len(of_segments):
-        raise _wrong(hook, f"of the keys only {', '.join(names)}", f"{', '.join(ROW_KEYS)}")
+        raise _wrong(hook, f"only the keys {', '.join(names)}", f"{', '.join(ROW_KEYS)}")
     if len(of_rows) != len(of_segments) or places.keys() != {*of_segments}:
         counts = f"{len(of_rows)} rows of {len(places.keys() & {*of_segments})} segments"
         raise _wrong(hook, counts, f"one for each of {len(of_segments)} segments")
@@ -364,7 +364,7 @@ def _as_table(hook: HookSettings, returned: Any) -> pa.Table:
             # Without rows the columns are unknown.
             return pa.Table.from_pylist(rows) if rows else schema_of(hook).empty_table()
     except (pa.ArrowException, AttributeError, TypeError, ValueError) as error:
-        raise _wrong(hook, f"what makes no table ({error})", _FORMS) from error
+        raise _wrong(hook, f"no table ({error})", _FORMS) from error
     raise _wrong(hook, f"a {type(returned).__name__}", _FORMS)
 
 

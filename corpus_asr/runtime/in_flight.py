@@ -79,8 +79,8 @@ class ExtractorPool:
     def closed_error(self) -> ClosedError:
         """Return the error with which calls end when the pool is closed."""
         return ClosedError(
-            "transcribing: this Transcriber is closed, perhaps by another thread while this call "
-            "was at work; make a new one, and close it after the last call"
+            "transcribing: this Transcriber is closed, perhaps by another thread during this "
+            "call; make a new one, and close it after the last call"
         )
 
     def enter(self, call: "CallInFlight") -> None:

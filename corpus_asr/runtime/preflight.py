@@ -106,10 +106,7 @@ class ReadyCheck:
                 failures.append(part["error_message"])
         finally:
             stage.close()
-        raise DecodeError(
-            f"trying the first recordings, {len(failures)} of {self._plan.num_remaining:,}: all "
-            f"failed, expected one to be readable; the first: {failures[0]}"
-        )
+        raise DecodeError(failures[0])
 
     def _load(self, resources: Resources) -> TranscribeStage:
         remote = self._ray_address != "local"
@@ -150,7 +147,7 @@ class ReadyCheck:
         """Transcribe pieces of a part: one alone, then as many at once as time allows."""
         pieces = cut_part(part, PIECE_S)
         if not pieces:
-            return "not measured: nothing is said in what was decoded"
+            return "not measured: no speech in the decoded audio"
         first_s = _timed(stage, pieces[:1])  # includes one-time initialization
         count = max(1, min(PIECES_AT_ONCE, int(MEASURED_S / first_s)))
         tried = [pieces[at % len(pieces)] for at in range(count)]
@@ -167,9 +164,7 @@ def _timed(stage: TranscribeStage, pieces: list[pa.Table]) -> float:
     began_s = time.monotonic()
     results = stage(pa.concat_tables(pieces))
     if FAILED in results["status"].to_pylist():
-        raise EngineError(
-            f"transcribing a piece of a recording: {results['error_message'].drop_null()[0]}"
-        )
+        raise EngineError(results["error_message"].drop_null()[0].as_py())
     return time.monotonic() - began_s
 
 
@@ -207,12 +202,11 @@ def _fitting(config: RunConfig, **needs: int) -> str:
     local = memory_use(config, machine, with_ray=False, **needs)
     if with_ray.total > machine.memory_bytes:
         raise ConfigError(
-            f"checking memory: found {_gib(machine.memory_bytes)} GiB here, expected about "
+            f"checking memory: found {_gib(machine.memory_bytes)} GiB, expected about "
             f"{_gib(with_ray.total)} (models {_gib(with_ray.models)}, extraction "
             f"{_gib(with_ray.extraction)}, features {_gib(with_ray.features)}, Ray "
-            f"{_gib(with_ray.ray)}), or {_gib(local.total)} for run --local; use a smaller "
-            "model.checkpoint, lower transcribe.slots, extract.part_s, extract.workers or "
-            "transcribe.workers, or give the container more"
+            f"{_gib(with_ray.ray)}), or {_gib(local.total)} for run --local; set a smaller model, "
+            "fewer workers or shorter part_s"
         )
     line = (
         f"about {_gib(with_ray.total)} of {_gib(machine.memory_bytes)} GiB are needed, "
@@ -235,7 +229,6 @@ def _shared_memory(store_bytes: int) -> str:
     if size >= store_bytes:
         return ""
     return (
-        f"; /dev/shm has {size / MEBIBYTE:.0f} MiB and Ray wants "
-        f"{store_bytes / MEBIBYTE:.0f}: give a container more (--shm-size), or use run --local, "
-        "which needs none"
+        f"; /dev/shm has {size / MEBIBYTE:.0f} MiB and Ray wants {store_bytes / MEBIBYTE:.0f}: "
+        "raise --shm-size of the container, or use run --local, which needs none"
     )

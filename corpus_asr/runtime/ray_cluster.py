@@ -174,9 +174,8 @@ def _raylet_descriptor() -> int | None:
 
 def _died(what: str) -> EngineError:
     return EngineError(
-        f"running the pipeline on Ray: {what} has died, expected it to answer; look for lack of "
-        "memory (dmesg), a full /dev/shm, and into the newest folder of Ray's logs; everything "
-        "committed so far is kept, and running again continues from there"
+        f"running the pipeline on Ray: {what} has died, expected it to respond; check memory "
+        "(dmesg), /dev/shm and Ray's logs, and run again to continue from the last commit"
     )
 
 
@@ -209,8 +208,8 @@ def start_ray(*, cpus: int, gpus: int, store_bytes: int) -> None:
             _end_half_started(error)
             if not starts_left:
                 raise EngineError(
-                    f"starting Ray: {error}; found this machine too busy to start it in "
-                    f"{_RAY_STARTS} tries; run again when it is less busy, or with --local"
+                    f"starting Ray: {error} in {_RAY_STARTS} attempts, expected a start; run "
+                    "again when the machine is less busy, or with --local"
                 ) from error
             event(_LOG, logging.WARNING, "ray_started_again", why=str(error))
 
@@ -286,9 +285,8 @@ def _join(address: str) -> None:
         raise unreachable(
             address,
             TimeoutError(
-                f"something listens and did not answer as a Ray for {JOIN_TIMEOUT_S:g} s, expected "
-                "the port that `ray start` names, usually 6379 (8265 is the dashboard's, 10001 Ray "
-                "Client's)"
+                f"found no response of Ray in {JOIN_TIMEOUT_S:g} s, expected the port of `ray "
+                "start`, usually 6379 (not 8265 or 10001)"
             ),
         ) from error
 
@@ -363,9 +361,8 @@ def other_versions(address: str, error: BaseException) -> ConfigError | None:
         advice += f", or set {_PYTHON_MATCH}=minor on every node and here"
     return ConfigError(
         f"connecting to Ray at {address!r} ({RAY_ADDRESS}): found Ray {its_ray} and Python "
-        f"{its_python} there, expected Ray {our_ray} and Python {our_python}, as here; {advice}, "
-        "such as a job of `ray job submit`, start the cluster with the versions of here, or unset "
-        f"{RAY_ADDRESS} to start Ray here"
+        f"{its_python}, expected Ray {our_ray} and Python {our_python}; {advice}, such as `ray "
+        f"job submit`, use one version on both sides, or unset {RAY_ADDRESS}"
     )
 
 
@@ -373,9 +370,8 @@ def refused(address: str) -> ConfigError:
     """Return the error for a missing or wrong Ray authentication token."""
     mode = os.environ.get(TOKEN_MODE)
     return ConfigError(
-        f"connecting to Ray at {address!r} ({RAY_ADDRESS}): the cluster requires its "
-        f"authentication token, found {f'{TOKEN_MODE}={mode}' if mode else f'no {TOKEN_MODE}'} "
-        f"and no such token here; set {TOKEN_MODE}=token on every node and here, with the head's "
-        f"~/.ray/auth_token, or start all of its nodes with {TOKEN_MODE}=disabled "
+        f"connecting to Ray at {address!r} ({RAY_ADDRESS}): found "
+        f"{f'{TOKEN_MODE}={mode}' if mode else f'no {TOKEN_MODE}'}, expected the cluster's "
+        f"authentication token; copy ~/.ray/auth_token of the head, and set {TOKEN_MODE}=token "
         "(docs/how-to/clusters.md)"
     )

@@ -193,8 +193,8 @@ def _try_again(
     if not stop.requested and (recordings := read_uncommitted()):
         raise EngineError(
             f"transcribing: {counted(len(recordings), 'recording')} not done after "
-            f"{_MOST_SECOND_TRIES} tries, expected none; see the workers' logs, and run again to "
-            "continue: what was committed is kept"
+            f"{_MOST_SECOND_TRIES} attempts, expected none; see the workers' logs, and run again "
+            "to continue from the last commit"
         )
 
 
@@ -431,7 +431,6 @@ class _CoordinatorPoll(threading.Thread):
             whys = dict.fromkeys(f"{w.device}: {w.why}" for w in out if w.stage in without)
             self._failure = EngineError(
                 f"no {' and no '.join(without)} worker can work, expected at least one: "
-                f"{'; '.join(whys)}; what was committed is kept, and running again continues "
-                "from there"
+                f"{'; '.join(whys)}; run again to continue from the last commit"
             )
         self._failure = look.failure or self._failure

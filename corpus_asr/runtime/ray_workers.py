@@ -115,8 +115,8 @@ def own_error(error: BaseException) -> CorpusAsrError:
         queue += [getattr(cause, "cause", None), cause.__cause__, cause.__context__]
     last_line = str(error).strip().splitlines()[-1] if str(error).strip() else ""
     return EngineError(
-        f"running the pipeline on Ray: {type(error).__name__}: {last_line}; everything committed "
-        "so far is kept, and running again continues from there"
+        f"running the pipeline on Ray: {type(error).__name__}: {last_line}; run again to continue "
+        "from the last commit"
     )
 
 
@@ -125,11 +125,9 @@ def _no_room(error: BaseException) -> EngineError:
     places = [place for place in ("/dev/shm", tempfile.gettempdir()) if Path(place).is_dir()]
     free = ", ".join(f"{shutil.disk_usage(place).free:,} bytes in {place}" for place in places)
     return EngineError(
-        f"keeping features for the next stage in Ray's object store: {type(error).__name__}, "
-        f"found {free} free on the driver's machine, expected room in shared memory and for what "
-        "is spilled; free some, start Ray with a larger object store or with its temporary folder "
-        "(RAY_TMPDIR) on a larger disk, or lower extract.part_s or transcribe.slots; what was "
-        "committed is kept, and running again continues from there"
+        f"storing features in Ray's object store: {type(error).__name__}, found {free} free, "
+        "expected room; enlarge the object store or RAY_TMPDIR, or lower extract.part_s or "
+        "transcribe.slots"
     )
 
 
@@ -302,8 +300,8 @@ class RecordingWorkers:
 
     def _no_worker(self, why: str) -> EngineError:
         return EngineError(
-            f"no transcribe worker can work, expected at least one: {why}; what was committed is "
-            "kept, and running again continues from there"
+            f"no transcribe worker can work, expected at least one: {why}; run again to continue "
+            "from the last commit"
         )
 
 

@@ -304,17 +304,16 @@ def _check_fits(resources: Resources, nodes: tuple[NodeShape, ...]) -> None:
     if gpus_each > 0 and workers > (room := _room_on_gpus(nodes, gpus_each)):
         raise ConfigError(
             f"planning workers: transcribe.workers is {workers}, but there are GPUs for {room} "
-            f"with transcribe.gpus_per_worker {gpus_each:g}; lower either, or leave workers out"
+            f"with transcribe.gpus_per_worker {gpus_each:g}; lower either, or remove workers"
         )
     transcribe = workers * resources.transcribe_cpus
     extract = resources.extract_workers * resources.extract_cpus
     cpus = sum(node.cpus for node in nodes)
     if transcribe + extract + SPARE_CPUS > cpus:
         raise ConfigError(
-            f"planning workers: found {cpus:g} CPUs, but transcription reserves {transcribe:g}, "
-            f"extraction {extract:g} and reading and writing {SPARE_CPUS:g}, which could never "
-            "start; lower transcribe.workers, transcribe.cpus_per_worker or extract.workers, or "
-            "leave them out"
+            f"planning workers: found {cpus:g} CPUs, but transcription takes {transcribe:g}, "
+            f"extraction {extract:g} and storage {SPARE_CPUS:g}; lower transcribe.workers, "
+            "cpus_per_worker or extract.workers"
         )
 
 
@@ -334,9 +333,8 @@ def _gpus_per_worker(config: RunConfig, nodes: tuple[NodeShape, ...]) -> float:
         return 0.0
     raise ConfigError(
         f"planning workers: model.device is {config.model.device}, but no machine of {len(nodes)} "
-        "shows a GPU (/dev/nvidia0, CUDA_VISIBLE_DEVICES); set it to auto to use CPUs, check the "
-        "driver (nvidia-smi), in a container start it with --gpus all, or set "
-        "transcribe.gpus_per_worker and transcribe.workers if the cluster scales up on demand"
+        "shows a GPU; check nvidia-smi, set it to auto, or set transcribe.gpus_per_worker and "
+        "workers to scale up"
     )
 
 
@@ -344,9 +342,9 @@ def _check_device(config: RunConfig) -> None:
     number = config.model.device.partition(":")[2]
     if number.isdecimal() and int(number) > 0:
         raise ConfigError(
-            f"planning workers: model.device is {config.model.device}, but each of Ray's workers "
-            "sees its own GPU alone, as cuda:0; set it to cuda, and choose GPUs by "
-            "CUDA_VISIBLE_DEVICES or run with --local"
+            f"planning workers: model.device is {config.model.device}, but a Ray worker sees its "
+            "GPU as cuda:0; set it to cuda, and choose GPUs by CUDA_VISIBLE_DEVICES, or run with "
+            "--local"
         )
 
 
@@ -368,8 +366,8 @@ def _transcribe_workers(
     if workers == 0:
         raise ConfigError(
             f"planning workers: transcribe.gpus_per_worker is {gpus_each:g}, but no machine of "
-            f"{len(nodes)} has as many GPUs; set it to 0 to use CPUs, or set transcribe.workers "
-            "if the cluster scales up on demand"
+            f"{len(nodes)} has as many; set it to 0 to use CPUs, or set transcribe.workers if the "
+            "cluster scales up"
         )
     if config.transcribe.cpus_per_worker == "auto":
         return workers

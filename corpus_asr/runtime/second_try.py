@@ -89,10 +89,9 @@ class RetriedRecording:
         part = next(part for part in itertools.count() if part not in self.file["done_parts"])
         reasons = "; ".join(dict.fromkeys(self.reasons))
         message = (
-            f"transcribing {redact_uri(self.file['uri'])} from part {part} on: its worker ended "
-            f"{len(self.reasons)} times with nothing else in work ({reasons}), expected a result; "
-            "look into the worker's log (out of memory?) and try the recording by itself with "
-            "another output.uri"
+            f"transcribing {redact_uri(self.file['uri'])} from part {part} on: found "
+            f"{len(self.reasons)} deaths of workers on it alone ({reasons}), expected a result; "
+            "check their logs for lack of memory, and transcribe it alone with another output.uri"
         )
         error = ItemError(message, kind=POISON, retryable=True)
         row = {name: self.file[name] for name in FILES.names} | NOTHING_SAID

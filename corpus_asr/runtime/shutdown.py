@@ -108,7 +108,7 @@ class Stop:
         number = self.signal_number or signal.SIGINT
         return RunStoppedError(
             f"stopped by {signal.Signals(number).name}: {counted(left, 'recording')} remaining; "
-            "what was committed is kept: run the same command again to continue",
+            "run the same command again to continue from the last commit",
             signal_number=number,
         )
 
@@ -159,8 +159,8 @@ def ended_by_signals() -> Iterator[None]:
 
     def handle(number: int, _: FrameType | None) -> None:
         raise RunStoppedError(
-            f"stopped by {signal.Signals(number).name}; what was committed is kept: run the same "
-            "command again to continue",
+            f"stopped by {signal.Signals(number).name}; run the same command again to continue "
+            "from the last commit",
             signal_number=number,
         )
 

@@ -99,8 +99,8 @@ def stated_machine(config: RunConfig, rtfx: float) -> Machine:
     """
     if not 0 < rtfx < math.inf:
         raise ConfigError(
-            f"planning with --speed {rtfx:g}: found {rtfx:g}, expected a number above 0, the RTFx "
-            "of one worker, such as --speed 180"
+            f"planning with --speed: found {rtfx:g}, expected the RTFx of one worker, above 0, "
+            "such as 180"
         )
     workers = config.transcribe.workers
     return Machine(name="as given", rtfx=rtfx, count=1 if workers == "auto" else workers)

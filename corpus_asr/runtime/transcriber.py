@@ -371,7 +371,7 @@ class Transcriber:
         if settings.extract.separate:
             raise ConfigError(
                 f"aligning a text: found {settings.extract.separate}, expected one channel or "
-                "track, or all channels mixed, since there is one text; set one"
+                "track, or all channels mixed, for one text; set one"
             )
         decoding = replace(settings.decoding, align=True)
         self._engine.check(decoding)
@@ -457,13 +457,12 @@ class Transcriber:
         if settings.extract.separate:
             raise ConfigError(
                 f"streaming segments: found {settings.extract.separate}, expected one channel or "
-                "track, or all channels mixed, since they are transcribed one after the other; set "
-                "one, or use transcribe"
+                "track, or all channels mixed; set one, or use transcribe"
             )
         if settings.speakers.wanted:
             raise ConfigError(
-                "streaming segments: found diarize: true, expected false, since speakers are known "
-                "once all of a recording is; leave it out, or use transcribe"
+                "streaming segments: found diarize: true, expected false, since speakers need the "
+                "whole recording; remove it, or use transcribe"
             )
         audio_input = given_audio(audio, sampling_rate=sampling_rate)
 
@@ -496,9 +495,8 @@ class Transcriber:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "pickling or copying a Transcriber: found a loaded model with threads and child "
-            "processes, which stay in the process that made them; make a Transcriber in each "
-            "process, and send the checkpoint's name and options instead"
+            "pickling or copying a Transcriber: found a model with threads, expected its "
+            "checkpoint and options; make a Transcriber in each process"
         )
 
     def _checked(self, options: TranscriptionOptions) -> CallSettings:
@@ -571,8 +569,7 @@ def _load_engine(
 def _checked_text(text: object) -> str:
     if not isinstance(text, str):
         raise ValueError(
-            f"aligning a text: found {type(text).__name__}, expected str; give what is said in the "
-            "recording"
+            f"aligning a text: found {type(text).__name__}, expected str; pass the transcript"
         )
     return text
 

@@ -201,8 +201,8 @@ class _EngineWorker(_Worker):
             self._leave(
                 EngineError(
                     f"transcribing: no window, step or token in {STUCK_LOOKS} reports, with "
-                    f"{activity.parts_in_engines} parts in the engine, expected some in seconds: a "
-                    "kernel that does not end; look into the driver's messages (dmesg, Xid)"
+                    f"{activity.parts_in_engines} parts in the engine, expected progress in "
+                    "seconds; check dmesg (Xid) for a stuck kernel"
                 )
             )
 

@@ -90,7 +90,7 @@ def session_of(path: Path, *, what: str) -> onnxruntime.InferenceSession:
     except Exception as error:  # onnxruntime's exception classes are not public
         first_line = str(error).strip().partition("\n")[0]
         raise CheckpointError(
-            f"loading the {what} {path}: {first_line}; expected a network in ONNX"
+            f"loading the {what} {path}: {first_line}, expected an ONNX network; replace the file"
         ) from error
 
 
@@ -119,7 +119,7 @@ class OverlapDetector:
             problem = f"an output {values.shape}"
         if problem:
             expected = "an input (batch, 1, sample) and an output (batch, frame, 3 or 7)"
-            raise unfit(path, problem, expected, "leave out speakers.segmentation")
+            raise unfit(path, problem, expected, "remove speakers.segmentation")
         self._window_samples = _WINDOW_S[num_classes] * SAMPLE_RATE_HZ
 
     def __call__(
@@ -266,7 +266,7 @@ def _unfit(path: Path, found: str) -> CheckpointError:
         f"one input of floats, (batch, frame, {FBANK_MELS}) or (batch, frame, {GE2E_MELS}), of any "
         "length, and an output (batch, width)"
     )
-    return unfit(path, found, expected, "leave out the model: one is packaged")
+    return unfit(path, found, expected, "remove the model to use the packaged one")
 
 
 def _repeated(values: np.ndarray, num_rows: int) -> np.ndarray:

@@ -317,9 +317,9 @@ def _log_parts(parts: pa.Table) -> None:
 
 def _changed(uri: str, parts: int, done: frozenset[int]) -> DecodeError:
     return DecodeError(
-        f"extracting {redact_uri(uri)}: it has {parts} parts now, expected more, since {len(done)} "
-        "were done before and did not complete it; its content was replaced by something shorter: "
-        "transcribe it with another output.uri to transcribe all of it again",
+        f"extracting {redact_uri(uri)}: found {parts} parts, expected more than the {len(done)} "
+        "of an earlier run, so its content was replaced; transcribe it again with another "
+        "output.uri",
         uri=redact_uri(uri),
         kind="changed",
         retryable=True,

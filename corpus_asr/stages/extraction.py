@@ -188,8 +188,8 @@ class PartExtractor:
                 yield from self._spoken_track(opened, work)
         if work.part < 0:
             raise DecodeError(
-                f"decoding {uri}: the stream ended without one sample of audio; the file "
-                "is empty or truncated: replace or exclude it",
+                f"decoding {uri}: found a stream without samples, expected audio; replace it, or "
+                "exclude it",
                 uri=uri,
                 kind="empty_audio",
             )
@@ -396,8 +396,8 @@ class PartExtractor:
         claim = "claims no duration" if claimed_s is None else f"claims {claimed_s / 3600:.1f} h"
         return DecodeError(
             f"decoding {uri}: more than {self._settings.max_duration_h:g} h of audio (its header "
-            f"{claim}), expected at most extract.max_duration_h; what was before is kept; raise "
-            "the limit if it really is that long",
+            f"{claim}), expected at most extract.max_duration_h; the part before is kept: raise "
+            "the limit if it is that long",
             uri=uri,
             kind="too_long",
         )
@@ -405,8 +405,8 @@ class PartExtractor:
     def _cutters(self, count: int, settings: ExtractSettings, *, uri: str) -> list[PartCutter]:
         if count > MAX_CHANNELS_APART:
             raise DecodeError(
-                f"decoding {uri}: {count} channels, but at most {MAX_CHANNELS_APART} can be "
-                "transcribed separately; set extract.channels to mix or to one channel's number",
+                f"decoding {uri}: {count} channels, expected at most {MAX_CHANNELS_APART} to "
+                "transcribe separately; set extract.channels to mix, or to the number of one",
                 uri=uri,
                 kind="too_many_channels",
             )

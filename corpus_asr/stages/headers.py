@@ -87,7 +87,7 @@ class _LimitedFile:
         if not data and size and not self._left:
             raise FetchError(
                 f"reading the header of {redact_uri(self._uri)}: found none in "
-                f"{_MOST_BYTES:,} bytes; its length is not known before it is decoded",
+                f"{_MOST_BYTES:,} bytes; its duration is known after decoding",
                 uri=redact_uri(self._uri),
                 kind="long_header",
             )

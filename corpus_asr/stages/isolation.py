@@ -135,8 +135,8 @@ class IsolatedGenerator:
         check_same_process(f"decoding {name}", "decoder", made_in=self._made_in)
         if self._busy:
             raise RuntimeError(
-                f"decoding {name}: found the decoder at its last item, expected it idle; finish or "
-                "close that item's iterator first"
+                f"decoding {name}: found the decoder busy, expected it idle; finish or close the "
+                "iterator of its item first"
             )
         self._busy = True
         finished = False
@@ -152,16 +152,16 @@ class IsolatedGenerator:
                 raise value
         except _DiedError as death:
             raise DecodeError(
-                f"decoding {name}: its child process died ({death}), expected it to finish; the "
-                "recording fails, others continue in a new child process",
+                f"decoding {name}: its child process died ({death}), expected it to finish; other "
+                "recordings continue in a new child process",
                 kind="decoder_killed" if death.killed else "decoder_crashed",
                 # Memory may suffice next time; a crash would repeat.
                 retryable=death.killed,
             ) from None
         except _SilentError:
             raise DecodeError(
-                f"decoding {name}: no progress for {self._timeout_s:g} s, so its child process "
-                "was killed; the recording fails, others continue in a new child process",
+                f"decoding {name}: no progress for {self._timeout_s:g} s, expected some, so its "
+                "child process was killed; other recordings continue in a new one",
                 kind="decoder_timeout",
             ) from None
         finally:
@@ -251,9 +251,8 @@ class IsolatedGenerator:
 
     def _no_start(self, what: str) -> EngineError:
         return EngineError(
-            f"starting a child process that decodes: {what}, expected it to be ready; its "
-            "standard error, in this process's, says more; repair the machine or the installation "
-            "and run again"
+            f"starting a child process that decodes: {what}, expected it to be ready; see its "
+            "standard error above, repair the machine or the installation, and run again"
         )
 
 
@@ -338,7 +337,7 @@ class _Child:
                 raise self._death()
             if remaining_s <= 0:
                 if self._is_stopped():
-                    raise _DiedError("it was frozen from outside, so it was ended", killed=True)
+                    raise _DiedError("it was suspended from outside, so it was killed", killed=True)
                 raise _SilentError
 
     def _is_stopped(self) -> bool:
@@ -356,7 +355,7 @@ class _Child:
         try:
             code = self._process.wait(_EXIT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            return _DiedError("it closed its pipe without ending")
+            return _DiedError("it closed its pipe without exiting")
         if code >= 0:
             return _DiedError(f"exit code {code}")
         if -code == signal.SIGKILL:  # not a crash: the kernel's OOM killer or a user

@@ -163,7 +163,7 @@ def check_measures(config: RunConfig) -> None:
         if packaged != reference or name in references:
             raise ConfigError(
                 f"reading extract.measures: found {reference} with the name {name!r}, expected "
-                f"another than that of {references.get(name, packaged)}; rename it"
+                f"a name other than that of {references.get(name, packaged)}; rename it"
             )
         references[name] = reference
 
@@ -193,7 +193,7 @@ def new_measure(reference: str, options: Mapping[str, Any]) -> Measure:
     except Exception as error:  # of a custom class
         raise ConfigError(
             f"making the measure {reference}: {type(error).__name__}: {error}; correct it, or "
-            "leave it out of extract.measures"
+            "remove it from extract.measures"
         ) from error
 
 

@@ -294,9 +294,8 @@ def check_size(num_bytes: int, *, uri: str, max_file_gb: float) -> None:
     """Reject a file by its size, before any of it is read."""
     if num_bytes > max_file_gb * GIGABYTE:
         raise DecodeError(
-            f"decoding {uri}: {num_bytes / GIGABYTE:.3g} GB, expected at most "
-            f"{max_file_gb:g} (extract.max_file_gb); raise the limit if it is a recording, or "
-            "leave it out",
+            f"decoding {uri}: {num_bytes / GIGABYTE:.3g} GB, expected at most {max_file_gb:g} "
+            "(extract.max_file_gb); raise the limit, or exclude it",
             uri=uri,
             kind="too_large",
         )

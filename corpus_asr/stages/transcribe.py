@@ -231,9 +231,9 @@ class TranscribeStage:
 
     def _wrong(self, what: str) -> EngineError:
         return EngineError(
-            f"transcribing a second of silence on {self.device_name}: {what}; if every worker says "
-            "so, set model.compute_type to bfloat16 or float32, else look into this device's "
-            "memory (nvidia-smi -q -d ECC)"
+            f"transcribing a second of silence on {self.device_name}: {what}; set "
+            "model.compute_type to bfloat16 or float32 if all workers fail, else check this "
+            "device (nvidia-smi -q -d ECC)"
         )
 
     @property

@@ -229,8 +229,8 @@ class FileListing:
         is_local = kind == "checksum" or (kind == "mtime" and not is_archive(uri))
         if is_local and scheme_of(uri) != LOCAL:
             raise ConfigError(
-                f"listing {redact_uri(uri)}: found source.version: {kind}, expected it for "
-                "local files alone: listings of stores do not have it; set etag or size"
+                f"listing {redact_uri(uri)}: found source.version: {kind}, expected etag or size, "
+                "since a store lists neither times nor checksums; change it"
             )
 
     def _expand(self, uri: str) -> Iterator[Page]:

@@ -113,7 +113,7 @@ class Row:
         text = self.text()
         if text is not None:
             return text
-        expected = 'a column text with what is said, "" for silence'
+        expected = 'a column text with the transcript, "" for silence'
         if "text" in self.columns:
             raise self.wrong("no text", expected)
         column = _nearest(("text", *_TEXT_ELSEWHERE), self.columns)
@@ -183,7 +183,7 @@ class Row:
             try:
                 value = json.loads(value)
             except (ValueError, RecursionError) as error:
-                raise self.wrong(f"{column} that are no JSON ({error})", "a list") from error
+                raise self.wrong(f"{column} that are not JSON ({error})", "a list") from error
         if value is None:
             return None
         if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
@@ -200,15 +200,18 @@ class Row:
         try:
             text = metadata_text(self.columns)
         except RecursionError as error:
-            advice = "leave out what is not needed"
-            raise self.wrong("columns nested too deep", "plain ones", advice) from error
+            advice = "remove unneeded columns"
+            raise self.wrong("columns nested too deeply", "flat ones", advice) from error
         self.check_length("further columns", text, MAX_METADATA_CHARACTERS)
         return text
 
     def check_length(self, what: str, text: str, most: int) -> None:
         """Raise an error if a text is too long for a table or memory."""
         if len(text) > most:
-            problem, advice = f"{what} of {len(text)} characters", "leave out what is not needed"
+            problem, advice = (
+                f"{what} of {len(text)} characters",
+                "remove unneeded columns",
+            )
             raise self.wrong(problem, f"at most {most}", advice)
 
     def _first(self, names: Sequence[str]) -> Any:
@@ -283,8 +286,8 @@ def aligned_text(uri: str, metadata: str | None) -> AlignedText:
         )
         archive = "" if member_address(uri) is None else ", or in .txt or .json of its name there"
         raise AlignmentError(
-            f"aligning the text of {shown}: found {problem} in its row of the manifest{archive}, "
-            f"expected what is said; {hint}give it there, or leave the recording out",
+            f"aligning the text of {shown}: found {problem} in its manifest row{archive}, expected "
+            f"its transcript; {hint}add it, or exclude the recording",
             kind="no_text",
             uri=shown,
         )
@@ -309,7 +312,7 @@ def hotwords_of(uri: str, metadata: str | None) -> tuple[Hotword, ...]:
     except ValueError as error:
         shown = redact_uri(uri)
         raise ItemError(
-            f"reading the column {HOTWORDS} of {shown}: {error}; correct its row of the manifest",
+            f"reading the column {HOTWORDS} of {shown}: {error}; correct its manifest row",
             kind="bad_hotwords",
             uri=shown,
         ) from error
@@ -384,7 +387,7 @@ class _Manifest:
         if empty:
             raise NoRowsError(
                 f"reading the manifest {redact_uri(self.uri)}: found no rows, expected one per "
-                "recording; check that it was written completely"
+                "recording; check that it is complete"
             )
 
     @contextmanager
@@ -410,7 +413,7 @@ class _Manifest:
         if any(value != pairs[0][1] for _, value in pairs):
             both = " and ".join(f"{name} {_REPR.repr(value)}" for name, value in pairs)
             expected = f"one of {', '.join(names)}"
-            raise self.unusable(place, f"found {both}", expected, "leave the others out")
+            raise self.unusable(place, f"found {both}", expected, "remove the others")
         if pairs:
             return pairs[0]
         name, value = next(iter(present), (names[0], None))
@@ -577,7 +580,7 @@ def _way_to_read(manifest: _Manifest, metadata: Any) -> tuple[list[str], int]:
                 sizes = f"{stored:,} bytes that stand for {unfolded:,}"
                 raise manifest.wrong(
                     f"column {column.path_in_schema}", sizes,
-                    "those of a list of recordings", "leave out what is not needed",
+                    "those of a manifest", "remove unneeded columns",
                 )  # fmt: skip
     return sorted(repeated), batch_rows
 

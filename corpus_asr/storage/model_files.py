@@ -118,8 +118,8 @@ def fetch_checkpoint(
     else:
         raise CheckpointError(
             f"fetching the checkpoint {redact_uri(checkpoint)}: found no such folder, expected a "
-            f"folder, a URI such as s3://..., or a name such as {', '.join(_EXAMPLES)} or "
-            "openai/whisper-small; correct the name of the model"
+            f"folder, a URI such as s3://..., or a name such as {', '.join(_EXAMPLES)}; correct "
+            "the name"
         )
     if not folder.is_dir() or (expect is not None and not (folder / expect).is_file()):
         names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
@@ -155,7 +155,7 @@ def fetch_onnx(model: str) -> Path:
         return folder / file if file else _only_onnx(folder, model)
     raise CheckpointError(
         f"fetching the network {redact_uri(model)}: found no such file, expected an {_ONNX} file, "
-        f"a folder with one, a URI of one, or OWNER/NAME of the hub; correct speakers.model"
+        "a folder with one, a URI of one, or OWNER/NAME of the Hub; correct speakers.model"
     )
 
 
@@ -165,8 +165,8 @@ def _only_onnx(folder: Path, model: str) -> Path:
         return paths[0]
     names = ", ".join(path.name for path in paths[:_NAMES_SHOWN]) or "none"
     raise CheckpointError(
-        f"fetching the network {model}: found {names}, expected one {_ONNX} file; name the file "
-        f"itself in speakers.model, such as {model.rstrip('/')}/model{_ONNX}"
+        f"fetching the network {model}: found {names}, expected one {_ONNX} file; name the file in "
+        f"speakers.model, such as {model.rstrip('/')}/model{_ONNX}"
     )
 
 
@@ -183,10 +183,12 @@ def _fetch_onnx_address(uri: str) -> Path:
         return _copy_once(above, files, home) / name
     except CheckpointError:
         raise
-    except (FetchError, OSError) as error:
+    except FetchError as error:
+        raise CheckpointError(str(error)) from error
+    except OSError as error:
         raise CheckpointError(
-            f"fetching the network {redact_uri(uri)}: {error}; check the store and that there is "
-            f"room below {cache_folder()}"
+            f"fetching the network {redact_uri(uri)}: {error}, expected room for a copy below "
+            f"{cache_folder()}; free some"
         ) from error
 
 
@@ -241,9 +243,9 @@ def _check_spelling(name: str) -> None:
     meant = None if "/" in name else probably_meant(name)
     if meant is not None:
         raise CheckpointError(
-            f"fetching the checkpoint {name}: found no such folder and no model of that name; did "
-            f"you mean {meant}? Expected a folder, a URI, OWNER/NAME of the hub, or a name "
-            f"such as {', '.join(_EXAMPLES)}; correct the name of the model"
+            f"fetching the checkpoint {name}: found no such folder or model (did you mean "
+            f"{meant}?), expected a folder, a URI, OWNER/NAME of the Hub, or a name such as "
+            f"{', '.join(_EXAMPLES)}; correct the name"
         )
 
 
@@ -363,11 +365,11 @@ def _fetch_address(uri: str, *, weights: bool, expect: str | None, variant: str 
     except CheckpointError:
         raise
     except FetchError as error:
-        raise CheckpointError(f"fetching the checkpoint {redact_uri(uri)}: {error}") from error
+        raise CheckpointError(str(error)) from error
     except OSError as error:
         raise CheckpointError(
-            f"fetching the checkpoint {redact_uri(uri)}: {error}, expected to keep a copy below "
-            f"{cache_folder()}; make room there, or set {CACHE_VARIABLE} to another folder"
+            f"fetching the checkpoint {redact_uri(uri)}: {error}, expected room for a copy below "
+            f"{cache_folder()}; free some, or set {CACHE_VARIABLE} to another folder"
         ) from error
 
 
@@ -443,33 +445,32 @@ def _hub_error(name: str, revision: str | None, error: Exception) -> CheckpointE
     from huggingface_hub import constants, errors
 
     at = f" at revision {revision}" if revision else ""
-    doing = f"fetching the checkpoint {name}{at} from the hub"
+    doing = f"fetching the checkpoint {name}{at} from the Hub"
     first_line = _first_line(error)
     meant = probably_meant(name)
     meant = f"did you mean {meant}? Otherwise " if meant else ""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
-        reason = "it is gated; accept its terms on the hub and set HF_TOKEN"
+        reason = "it is gated; accept its terms on the Hub and set HF_TOKEN"
     elif isinstance(error, errors.RevisionNotFoundError):
         reason = "found no such revision, expected a branch, tag or commit; correct model.revision"
     elif isinstance(error, errors.RepositoryNotFoundError):
         reason = (
-            f"found no such folder here and no such repository there; {meant}correct "
-            "model.checkpoint, or set HF_TOKEN if it is private"
+            f"found no such folder or repository; {meant}correct model.checkpoint, or set "
+            "HF_TOKEN if it is private"
         )
     elif isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
         forbidden = "must not be contacted (HF_HUB_OFFLINE)"
         reached = forbidden if constants.HF_HUB_OFFLINE else "cannot be reached"
         freed = "unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "check network and proxy"
         reason = (
-            f"there is no such folder here, the hub {reached} and there is no copy here, expected "
-            f"one of them; {meant}{freed}, or run `hf download {name} --local-dir FOLDER` on a "
-            "machine that reaches it, copy the folder and set model.checkpoint to it; "
-            f"{PACKAGED_CHECKPOINT} (English) comes with the package and needs no network"
+            f"found no local copy, and the Hub {reached}, expected one of them; {meant}{freed}, "
+            f"copy a folder of `hf download {name} --local-dir FOLDER`, or use "
+            f"{PACKAGED_CHECKPOINT} (English), which needs no network"
         )
     elif status == 401:
         reason = (
-            f"the hub does not accept the token ({first_line}); renew HF_TOKEN or `hf auth login`, "
+            f"the Hub does not accept the token ({first_line}); renew HF_TOKEN or `hf auth login`, "
             "or remove both for a public checkpoint"
         )
     else:
@@ -564,5 +565,6 @@ def upload_files(
     except Exception as error:
         raise CheckpointError(
             f"uploading {', '.join(names)} of {folder} to {repo_id}: {type(error).__name__}: "
-            f"{_first_line(error)}; check the repository's name, HF_TOKEN's rights and the network"
+            f"{_first_line(error)}; check the repository name, the permissions of HF_TOKEN and the "
+            "network"
         ) from error

@@ -211,5 +211,5 @@ def _audio_column(schema: pa.Schema, wanted: str | None) -> str:
         return "audio"
     column_names = ", ".join(schema.names) or "none"
     raise KeyError(
-        f"found columns {column_names}, expected audio in {wanted or 'one of them alone'}"
+        f"found columns {column_names}, expected audio in {wanted or 'exactly one of them'}"
     )

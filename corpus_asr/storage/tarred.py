@@ -85,8 +85,8 @@ class TarFiles:
         if "/" in name or exists(join(parent(manifest), name), options):
             return None  # a `shard_id` column of another meaning
         raise unusable(
-            f"{SHARD} {number} and no file audio_{number}.tar in the manifest's folder or above",
-            "the tar files of these rows", "name them in source.tarred, as in audio_{0..9}.tar",
+            f"{SHARD} {number} without audio_{number}.tar in the manifest's folder or above",
+            "the tar files of these rows", "name them in source.tarred, such as audio_{0..9}.tar",
         )  # fmt: skip
 
     def _numbered(self, number: int, manifest: str, unusable: Unusable) -> str:
@@ -97,7 +97,7 @@ class TarFiles:
             return (near or uris)[0]
         if uris:
             both = f"{SHARD} {number} of {' and '.join(map(redact_uri, uris[:2]))}"
-            raise unusable(both, "one such file", "run a job for each of them")
+            raise unusable(both, "one such file", "run one job per file")
         tar_numbers = sorted(self._by_number)
         numbers = f"{tar_numbers[0]} to {tar_numbers[-1]}" if tar_numbers else "names with numbers"
         advice = "add its tar file to source.tarred"

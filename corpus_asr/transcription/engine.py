@@ -322,10 +322,12 @@ class Engine:
             except queue.Empty:
                 return True
             if order is None:
-                self._scheduler.fail(ClosedError("the engine was closed before this was done"))
+                self._scheduler.fail(
+                    ClosedError("the engine was closed during this call; make a new one")
+                )
                 return False
             if isinstance(order, Future):
-                self._scheduler.cancel(order, CancelledError("nobody waits for this part"))
+                self._scheduler.cancel(order, CancelledError("this part was canceled"))
             else:
                 self._start(*order)
 
@@ -368,8 +370,7 @@ class Engine:
             return failure
         broken = EngineError(
             f"timing words on {self.device_name}: {type(failure).__name__}: {failure}; use a "
-            "smaller checkpoint as align.model, set transcribe.slots to less, or use a GPU with "
-            "more memory"
+            "smaller align.model, fewer transcribe.slots, or a GPU with more memory"
         )
         broken.__cause__ = failure
         return broken

@@ -108,8 +108,8 @@ def text_not_found(name: str, found: int, given: int, instead: str) -> Alignment
     """Return the error for a recording that contains too little of its text."""
     return AlignmentError(
         f"aligning the text of {name}: found {found} of its {counted(given, 'word')} "
-        f"({found / max(1, given):.0%}) in the audio, with {instead}, expected most of them; check "
-        "that text and recording belong together, and the language"
+        f"({found / max(1, given):.0%}) in the audio, with {instead}, expected most of them; "
+        "check that the text is of this recording, and the language"
     )
 
 

@@ -38,14 +38,14 @@ _LEAST_PROBABILITY = 1e-9
 
 # Settings of which only the default can be had, and why.
 _REFUSED = {
-    "task": "it writes what is said",
-    "target_language": "it writes what is said",
+    "task": "it writes the spoken language",
+    "target_language": "it writes the spoken language",
     "language_mode": "it does not detect languages",
-    "initial_prompt": "it is shown no text before a window",
-    "condition_on_prev_tokens": "it is shown no text before a window",
-    "hotwords": "it has no search in which they could be preferred",
-    "hotwords_mode": "it has no search in which they could be preferred",
-    "prefix": "it is shown no text before a window",
+    "initial_prompt": "it takes no prompt",
+    "condition_on_prev_tokens": "it takes no prompt",
+    "hotwords": "it has no search to prefer them in",
+    "hotwords_mode": "it has no search to prefer them in",
+    "prefix": "it takes no prompt",
     "align": "it does not place known texts, which needs align.model",
     "hallucination_silence_threshold": "windows contain detected speech only",
 }
@@ -100,12 +100,12 @@ class OnePassTranscriber:
         if settings.beam_size not in ("auto", 1):
             raise ConfigError(
                 f"decoding.beam_size: found {settings.beam_size}, but {self._name} reads each "
-                "window once, without beams; leave it out"
+                "window once, without beams; remove it"
             )
         if not isinstance(settings.language, str):
             raise ConfigError(
                 f"decoding.language: found a choice of {len(settings.language)}, but {self._name} "
-                "does not detect languages; name one, or remove the setting"
+                "does not detect languages; name one, or remove it"
             )
         languages = self._model.languages
         unknown = [

@@ -267,9 +267,8 @@ def _checked_transcribers(
     check_decoding(main, placer, decoding)
     if not isinstance(main, WhisperTranscriber):
         raise ConfigError(
-            f"loading {folder.name} to detect languages for model.by_language: its family does not "
-            "distinguish them, expected a multilingual Whisper checkpoint; use one, or remove "
-            "by_language"
+            f"loading {folder.name} to detect languages for model.by_language: expected a "
+            "multilingual Whisper checkpoint; use one, or remove by_language"
         )
     transcribers: dict[Path, PartTranscriber] = {folder: main.leaving(elsewhere)}
     for code, path in elsewhere.items():
@@ -277,15 +276,15 @@ def _checked_transcribers(
         try:
             check_decoding(transcriber, placer, _in_language(decoding, code))
         except ConfigError as error:
-            raise ConfigError(f"reading model.by_language.{code}: {error}") from error
+            raise ConfigError(f"model.by_language.{code}: {error}") from error
     return transcribers
 
 
 def _check_mode(decoding: DecodingSettings) -> None:
     if decoding.language_mode == "window" and only_language(decoding) is None:
         raise ConfigError(
-            "decoding.language_mode: found window, expected recording or part, since a part goes "
-            "to one of several models as a whole; change it, or leave model.by_language out"
+            "decoding.language_mode: found window, expected recording or part with "
+            "model.by_language; change it, or remove by_language"
         )
 
 

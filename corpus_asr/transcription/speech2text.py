@@ -51,12 +51,11 @@ _REFUSED = {
     "language_mode": "these checkpoints cannot distinguish languages",
     "no_speech_threshold": "these checkpoints have no token for silence; only null, or the "
     "default, which does nothing here, is admitted",
-    "condition_on_prev_tokens": "these checkpoints are shown no text before a window",
-    "initial_prompt": "these checkpoints are shown no text before a window",
-    "hotwords_mode": "these checkpoints are shown no text before a window",
-    "prefix": "these checkpoints are shown no text before a window",
-    "align": "these checkpoints have no heads whose cross-attention is known to follow words; with "
-    "align.model another one places them",
+    "condition_on_prev_tokens": "these checkpoints take no prompt",
+    "initial_prompt": "these checkpoints take no prompt",
+    "hotwords_mode": "these checkpoints take no prompt",
+    "prefix": "these checkpoints take no prompt",
+    "align": "these checkpoints have no alignment heads, unlike an align.model",
     "hallucination_silence_threshold": "windows contain detected speech only",
 }
 
@@ -121,9 +120,9 @@ class Speech2TextPromptFormat:
         check_refused(settings, _REFUSED, model=model)
         if not isinstance(settings.language, str):
             raise ConfigError(
-                f"decoding.language: found a choice of {len(settings.language)}, but the "
-                "checkpoint is of the family speech_to_text and cannot distinguish languages; name "
-                "the spoken language, or remove the setting"
+                f"decoding.language: found a choice of {len(settings.language)}, but a "
+                "speech_to_text checkpoint does not detect languages; name the spoken language, "
+                "or remove it"
             )
         longest_s = self.window_frames / FRAMES_PER_SECOND
         if settings.window_s is not None and settings.window_s > longest_s:
@@ -145,7 +144,7 @@ class Speech2TextPromptFormat:
         if not written or not all(written):
             raise ValueError(
                 f"found {phrase[:40]!r}, expected a phrase that the pieces of this checkpoint can "
-                "write; spell it as in its texts, or leave it out"
+                "write; spell it as in its texts, or remove it"
             )
         return written
 
@@ -154,17 +153,16 @@ class Speech2TextPromptFormat:
         if wanted is not None and not self.targets:
             raise ConfigError(
                 f"decoding.target_language: found {wanted}, but this checkpoint writes one "
-                "language alone (its tokenizer_config.json names no lang_codes); leave it out"
+                "language (no lang_codes in its tokenizer_config.json); remove it"
             )
         if wanted is not None and wanted not in self.targets:
             raise ConfigError(
-                f"decoding.target_language: this checkpoint does not know {wanted}; it knows "
-                f"{targets}"
+                f"decoding.target_language: found {wanted}, expected {targets}; correct it"
             )
         if wanted is None and self.targets and self.forced is None:
             raise ConfigError(
-                f"decoding.target_language: missing, and this checkpoint writes {targets}; name "
-                "the one to translate into"
+                f"decoding.target_language: missing, expected {targets}; name the language to "
+                "translate into"
             )
 
     def prompt(self, target_language: str | None) -> tuple[int, ...]:

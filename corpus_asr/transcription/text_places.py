@@ -104,7 +104,7 @@ class TextWords:
         if not any(map(str.isalnum, "".join(written for written, _ in words))):
             raise AlignmentError(
                 f"aligning the text of {known.name}: found {known.text.strip()[:60]!r}, expected "
-                "words with letters or digits; give what is said in the recording",
+                "words with letters or digits; correct the text",
                 kind="no_text",
             )
         written, spelled = zip(*words, strict=True)

@@ -60,8 +60,8 @@ class PromptFormat:
         tokenizer = resolve(family.tokenizer).from_pretrained(folder)
         if tokenizer.timestamp_begin >= config.vocab_size:
             raise CheckpointError(
-                f"reading {folder}: the vocabulary has {config.vocab_size} entries and timestamps "
-                f"would start at {tokenizer.timestamp_begin}; use the tokenizer that belongs to it"
+                f"reading {folder}: found {config.vocab_size} tokens, expected timestamps from "
+                f"{tokenizer.timestamp_begin}; use the tokenizer of the checkpoint"
             )
         return cls(
             text=tokenizer.decode_text,
@@ -94,8 +94,8 @@ class PromptFormat:
             check_english_only(settings)
         if settings.target_language is not None:
             raise ConfigError(
-                "decoding.target_language: Whisper translates into English alone, by task: "
-                "translate; leave it out"
+                "decoding.target_language: found it for Whisper, expected task: translate, into "
+                "English; remove it"
             )
         if settings.window_s is not None and settings.window_s > WINDOW_S:
             raise ConfigError(
@@ -104,14 +104,13 @@ class PromptFormat:
             )
         if settings.window_s is not None and not settings.in_chunks:
             raise ConfigError(
-                f"decoding.window_s: found {settings.window_s:g}, but windows that follow one "
-                "another (strategy sequential, condition_on_prev_tokens) are 30 s; leave window_s "
-                "out, or set decoding.strategy: chunked, without condition_on_prev_tokens"
+                f"decoding.window_s: found {settings.window_s:g}, but sequential windows are 30 "
+                "s; remove it, or set decoding.strategy: chunked without condition_on_prev_tokens"
             )
         if settings.align and settings.task != "transcribe":
             raise ConfigError(
-                f"decoding.align: found task {settings.task}, expected transcribe: a translation "
-                "has no word times in the audio; leave the task out"
+                f"decoding.align: found task {settings.task}, expected transcribe, since a "
+                "translation has no word times; remove the task"
             )
         for name in ("initial_prompt", "prefix"):
             self.check_prompt(name, getattr(settings, name))

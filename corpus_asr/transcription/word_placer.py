@@ -100,7 +100,7 @@ class WordPlacer:
             key = "target_language" if settings.task == "transcribe" else "task"
             raise ConfigError(
                 f"align.model: found decoding.{key} {getattr(settings, key)}, expected none, "
-                "since the words of a translation are not said; leave one of them out"
+                "since a translation has no word times; remove one of them"
             )
 
     def given(
@@ -167,9 +167,8 @@ class WordPlacer:
             words = TextWords.without_tokens(known)
             if not self._aligner.knows(words.words):
                 raise AlignmentError(
-                    f"aligning the text of {known.name}: found no letter that the checkpoint of "
-                    "align.model has, expected a text in its language; name another checkpoint, "
-                    "or leave align.model out",
+                    f"aligning the text of {known.name}: found no letter of the align.model "
+                    "checkpoint, expected a text in its language; change or remove align.model",
                     kind="no_text",
                 )
             self._known = known.text, words

@@ -202,7 +202,7 @@ class Answers:
             "longest_s": MAX_SAMPLES / SAMPLE_RATE_HZ,
         }
         if not sound.duration_s:
-            return answer | {"state": "nothing", "message": "nothing of it could be decoded"}
+            return answer | {"state": "nothing", "message": "it has no decodable audio"}
         try:
             changed = self.sounds.changed(sound)
             if request.decode:
@@ -227,7 +227,7 @@ class Answers:
         _, row = self._named(request.id)
         start_s, end_s = request.from_s, request.to_s or 0.0
         if not row["duration_s"]:
-            raise NotFoundError("nothing of this recording could be decoded: it has no clips")
+            raise NotFoundError("this recording has no decodable audio")
         # Pages round times.
         if not 0 <= start_s < end_s <= row["duration_s"] + 0.01 or end_s - start_s > LONGEST_S:
             raise ConfigError(

@@ -76,10 +76,7 @@ class GoneError(Exception):
     """Raised if the recording to change is gone."""
 
     def __init__(self) -> None:
-        super().__init__(
-            "this recording is not in the output folder any more, which is so after corpus-asr "
-            "remove: nothing was saved"
-        )
+        super().__init__("this recording was removed from the output folder; nothing was saved")
 
 
 @dataclass(frozen=True, slots=True)

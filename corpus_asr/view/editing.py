@@ -115,7 +115,7 @@ def save_name(library: Library, recording: Mapping[str, Any], naming: Naming) ->
     if other_name is not None:
         action = f"called {naming.speaker} “{other_name}”" if other_name else "taken the name away"
         raise ConflictError(
-            f"somebody else has {action} meanwhile; save again to replace that", seen=other_name
+            f"another user has {action}; save again to replace that", seen=other_name
         )
 
 
@@ -199,7 +199,7 @@ def _withdrawal(
     correction_id = made.correction.id
     if any(correction_id in piece.builds_on for piece in shown.blocks[made.key].made):
         raise ConflictError(
-            "other changes build on this one; undo these first",
+            "later changes build on this one; undo these first",
             span=(made.correction.channel, *_reach(made)),
         )
     return correct(recording["recording_id"], (), (), name=change.name, undoes=(correction_id,))
@@ -209,7 +209,7 @@ def _stale(shown: Transcript, identity: str) -> Stale:
     for stale in shown.stale:
         if stale.correction.id == identity:
             return stale
-    raise ConflictError("this correction is not there any more; reload the page")
+    raise ConflictError("this correction no longer exists; reload the page")
 
 
 def _changed(
@@ -217,7 +217,7 @@ def _changed(
 ) -> ConflictError:
     spans = [span for key in keys if (span := _span_of(view, recording_id, str(key)))]
     if not spans:
-        return ConflictError("this segment is not there any more; reload the page")
+        return ConflictError("this segment no longer exists; reload the page")
     channel, start_s, end_s = (
         spans[0][0],
         min(span[1] for span in spans),
@@ -225,10 +225,10 @@ def _changed(
     )
     names = [row["made"].correction.name for row in shown.between(channel, start_s, end_s)
              if row["made"]]  # fmt: skip
-    who = next(filter(None, names), "somebody else" if names else "")
+    who = next(filter(None, names), "another user" if names else "")
     why = f"{who} has changed this segment" if who else "a run has transcribed this segment again"
     return ConflictError(
-        f"{why} meanwhile: nothing was saved; look at it as it is now",
+        f"{why}; nothing was saved, check its current text",
         span=(channel, start_s, end_s),
     )
 
@@ -261,14 +261,13 @@ def _correction(
     channels = {row["channel"] for row in rows}
     if len(channels) > 1:
         raise ConfigError(
-            "merging segments: found some of several channels, expected those of one; merge what "
-            "is said in each"
+            "merging segments: found several channels, expected one; merge the segments of each"
         )
     previous_row, between, next_row = shown.neighbors(numbers)
     if between:
         raise ConfigError(
-            "merging segments: found another one between them, expected segments that follow each "
-            "other; merge that one as well"
+            "merging segments: found another segment between them, expected consecutive ones; "
+            "merge it as well"
         )
     if change.segments is None:
         segments = [
@@ -296,7 +295,8 @@ def _segments(change: Change, speakers: set[str]) -> list[EditedSegment]:
     for segment in segments:
         if not segment.text.strip() and len(segments) > 1:
             raise ConfigError(
-                f"{doing}: found a segment without text, expected some; leave it out to remove it"
+                f"{doing}: found a segment without text, expected text; omit the segment to "
+                "remove it"
             )
         speaker = segment.speaker
         if speaker and SPEAKER_LABEL.fullmatch(speaker) and speaker not in speakers:
@@ -332,13 +332,13 @@ def _check_times(
         if segment.start_s < least_s or segment.end_s > most_s + 1e-3:
             raise ConfigError(
                 f"{doing}: found {segment.start_s:.3f} to {segment.end_s:.3f} s, expected times "
-                f"within the recording, which ends at {most_s:.3f} s"
+                f"up to the end of the recording, {most_s:.3f} s"
             )
     for first, second in pairwise(segments):
         if second.start_s < max(first.start_s, first.end_s - MOST_OVERLAP_S):
             raise ConfigError(
                 f"{doing}: found a segment from {second.start_s:.3f} s after one until "
-                f"{first.end_s:.3f} s, expected segments in order of time that overlap by at most "
+                f"{first.end_s:.3f} s, expected segments in order that overlap by at most "
                 f"{MOST_OVERLAP_S:g} s"
             )
     first_s = min(rows[0]["start_s"], before["end_s"] - MOST_OVERLAP_S if before else math.inf)
@@ -360,10 +360,10 @@ def _applied(shown: Transcript, change: Change) -> Correction:
     rows = shown.between(stale.correction.channel, *span)
     text = words_within(rows, *span)
     if not text or any(row["made"] for row in rows):
-        obstacle = "somebody's edit" if text else "no text of the model"
+        obstacle = "a correction" if text else "no text of the model"
         raise ConfigError(
-            f"applying a correction: found {obstacle} at its place, expected text of the model to "
-            "replace; put the words into the segments that are there, and dismiss the correction"
+            f"applying a correction: found {obstacle} in its place, expected text of the model; "
+            "edit the present segments, and dismiss the correction"
         )
     replaced = {"channel": stale.correction.channel, "text": text}
     times = dict(zip(("start_s", "end_s"), span, strict=True))

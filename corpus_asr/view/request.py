@@ -166,6 +166,6 @@ def check_change(request: web.Request, public: PublicUrl | None) -> None:
         raise RefusedError(400, "expected the Origin of a page, such as http://localhost") from None
     site = request.headers.get("Sec-Fetch-Site", "same-origin")
     if foreign or site not in ("same-origin", "none"):
-        raise RefusedError(403, "only pages of this server may change something")
+        raise RefusedError(403, "only pages of this server may make changes")
     if request.headers.get(CHANGE_HEADER) != "1" or request.content_type != "application/json":
         raise RefusedError(403, f"expected Content-Type: application/json and {CHANGE_HEADER}: 1")

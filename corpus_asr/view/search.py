@@ -153,8 +153,8 @@ def parse_query(text: str, *, whole_words: bool = False) -> Query:
             (excluded if minus else wanted).append(term)
     if text.strip() and not (wanted or excluded):
         raise ConfigError(
-            f"searching for {text.strip()!r}: found no letter or figure, expected some; "
-            "punctuation is not searched for"
+            f"searching for {text.strip()!r}: found no letter or digit, expected one; punctuation "
+            "is not searched"
         )
     return Query(wanted=tuple(wanted), excluded=tuple(excluded), whole_words=whole_words)
 

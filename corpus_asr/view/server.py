@@ -141,7 +141,7 @@ class ViewServer:
         more = {}
         try:
             if not self._is_known(request.host):
-                raise RefusedError(403, "this server is not asked under that name")
+                raise RefusedError(403, "expected a host name of this server")
             path = self.access.redacted(request.path_qs)
             event(_LOG, logging.DEBUG, "request", what=f"{request.method} {path}")
             if not self.access.allows(request):
@@ -190,7 +190,7 @@ class ViewServer:
     async def _page(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
         if name not in _PAGES:
-            raise NotFoundError("there is no such page")
+            raise NotFoundError("no such page")
         file = _PAGES[name]
         text = shared(file) if file == "style.css" else _file(file)
         return web.Response(text=text, content_type=_TYPES[file.rpartition(".")[2]])
@@ -198,7 +198,7 @@ class ViewServer:
     async def _answer(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
         if name not in _ANSWERS:
-            raise NotFoundError("there is no such page")
+            raise NotFoundError("no such page")
         return _json(await self._read(getattr(self._answers, name), request))
 
     async def _read(self, answer: Callable[[Request], Any], request: web.Request) -> Any:

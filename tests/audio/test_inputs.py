@@ -109,7 +109,7 @@ NAN[[3, 5]] = np.nan, np.inf
         (MONO, float("nan"), "found sampling_rate=nan, expected a number"),
         (WAV, "16000", "found sampling_rate='16000' with the bytes of a file"),
         (STEREO.T, 16_000, r"shape \(8000, 2\), expected .* \(channel, sample\).*; transpose it"),
-        (MONO[None, None], 16_000, r"shape \(1, 1, 8000\), .*; give one recording at a time"),
+        (MONO[None, None], 16_000, r"shape \(1, 1, 8000\), .*; pass one recording at a time"),
         (np.zeros(()), 16_000, r"shape \(\), expected"),
         (np.zeros((65, 99)), 16_000, "at most 64 channels"),
         (np.zeros((0, 99)), 16_000, "at most 64 channels"),
@@ -119,15 +119,15 @@ NAN[[3, 5]] = np.nan, np.inf
         (WHOLE.astype(np.float32), 16_000, r"up to \d+, expected -1 to 1; pass integers as int16"),
         ([0.0, 0.1], 16_000, "found a list, expected a path, a URL, bytes"),
         (None, None, "found a NoneType, expected a path"),
-        ("a.wav", 16_000, "sampling_rate=16000 with a path or URL, which says so itself"),
+        ("a.wav", 16_000, "sampling_rate=16000 with a path or URL, expected it with an array only"),
         (WAV, 16_000, r"the bytes of a file, .*raw samples: np\.frombuffer"),
-        (io.BytesIO(WAV), 16_000, "an open file, which says so itself"),
-        (io.StringIO("x"), None, "opened for text, expected one opened in binary mode"),
+        (io.BytesIO(WAV), 16_000, "an open file, expected it"),
+        (io.StringIO("x"), None, "opened for text, expected binary mode"),
         ({}, None, "found a dictionary with nothing, expected array and sampling_rate, bytes, or"),
         ({"audio": MONO}, None, "found a dictionary with audio, expected array"),
         ({"array": MONO}, None, "without a sampling rate"),
         ({"array": MONO, "sampling_rate": 8_000}, 16_000, "and a dictionary with 8000"),
-        ({"bytes": WAV, "path": None}, 16_000, "the bytes of a file, which says so itself"),
+        ({"bytes": WAV, "path": None}, 16_000, "the bytes of a file, expected it"),
     ],
 )
 def test_what_is_no_audio_is_refused_with_what_was_found(
@@ -139,7 +139,7 @@ def test_what_is_no_audio_is_refused_with_what_was_found(
 
 
 def test_a_file_that_was_read_to_its_end_and_masked_samples_are_refused() -> None:
-    for read, words in ((len(WAV), f"at its end, {len(WAV):,} bytes behind"), (44, None)):
+    for read, words in ((len(WAV), f"at its end, {len(WAV):,} bytes from its start"), (44, None)):
         file = io.BytesIO(WAV)
         file.read(read)
         if words is None:
@@ -160,7 +160,7 @@ def test_one_recording_is_not_taken_for_several() -> None:
         (WAV, "single bytes"), (io.BytesIO(WAV), "single BytesIO"),
         ({"path": "a"}, "single dict"), (torch.zeros(9), "single Tensor"),
     ):  # fmt: skip
-        with pytest.raises(ValueError, match=words + ".*put it in a list"):
+        with pytest.raises(ValueError, match=words + ".*pass a list"):
             several(one)
     generated = (each for each in ("a", "b"))
     assert several(generated) is generated
@@ -169,7 +169,7 @@ def test_one_recording_is_not_taken_for_several() -> None:
 
 def test_samples_that_are_not_finite_are_the_recordings_failure() -> None:
     for audio in (NAN, torch.from_numpy(NAN)):
-        with pytest.raises(DecodeError, match="found 2 of 8000 samples that are not") as caught:
+        with pytest.raises(DecodeError, match="found 2 of 8000 samples that are NaN") as caught:
             given_audio(audio, sampling_rate=16_000)
         assert (caught.value.kind, caught.value.uri) == ("bad_samples", "input-0")
 

@@ -221,7 +221,7 @@ def test_what_leads_elsewhere_is_refused_under_any_name(script: str, suffix: str
 def test_the_refusal_names_what_was_found(data: bytes, name: str, container: str):
     error = refused(data, uri=f"s3://b/{name}")
     assert error.kind == "refused_format"
-    assert f"what FFmpeg calls {container} (" in str(error)
+    assert f"found the format {container} (" in str(error)
     assert f"{len(data)} bytes" in str(error)
     assert av.logging.get_level() is None  # as it was
 

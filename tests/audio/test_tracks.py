@@ -81,10 +81,12 @@ def test_the_language_that_is_spoken_counts_before_the_default():
 @pytest.mark.parametrize("asked", [3, 99, "fr", "qtx"])
 def test_a_track_that_is_not_there_is_refused_with_those_that_are(asked: str | int):
     data = film(tones({"language": "eng"}, {"language": "ger", "title": "Kommentar"}))
-    with pytest.raises(DecodeError, match=r"found 1 eng, 2 ger: Kommentar.*--audio-track") as found:
+    with pytest.raises(
+        DecodeError, match=r"found audio tracks 1 eng, 2 ger: Kommentar.*--audio-track"
+    ) as found:
         decoder(data, track=asked)
     assert found.value.kind == "no_such_track"
-    assert f"no audio track {asked}" in str(found.value)
+    assert f"expected {asked}; set" in str(found.value)
 
 
 def test_titles_cannot_upset_a_terminal_or_a_line():

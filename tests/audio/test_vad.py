@@ -134,7 +134,7 @@ def test_another_network_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     path = tmp_path / "data" / "silero_vad_16k_sequence.onnx"
     path.parent.mkdir()
     for content, words in (
-        (network[:-1000], "found no network in ONNX .*vad_filter: false"),
+        (network[:-1000], "found no ONNX network .*vad_filter: false"),
         (b"", r"found stft\S* of shape None, expected the network of silero-vad 6\.2"),
         (network.replace(b"encoder.3.bias", b"encoder.4.bias"), r"encoder\.3\.bias of shape None"),
         (network.replace(basis, basis[4:] + basis[:4]), r"found stft\S* that is not mirrored"),

@@ -77,10 +77,10 @@ def test_every_format_is_written_once_and_kept(here: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["-", "--text", "-"], 2, "found it for audio and text"),
+        (["-", "--text", "-"], 2, "found it as audio and as text"),
         ([], 2, "found no FILE, expected files"),
         ([INAUGURAL.path, "--text", "nothing.txt"], 1, "nothing.txt"),
-        ([INAUGURAL.path, "--text", "bytes.txt"], 1, "found bytes that are no UTF-8 (at 3)"),
+        ([INAUGURAL.path, "--text", "bytes.txt"], 1, "found bytes that are not UTF-8 (at 3)"),
         ([*SPEECH, "-f", "rttm"], 2, "found a text without speakers"),
         ([*SPEECH, "--set", "align=true"], 2, "align: unknown key"),
         ([*SPEECH, "--diarize", "--beam-size", "5"], 2, "--text: found beam_size, diarize, exp"),
@@ -88,7 +88,7 @@ def test_every_format_is_written_once_and_kept(here: Path) -> None:
         ([*SPEECH, CLIPS / "english.wav"], 2, "found one text for 2 recordings"),
         ([INAUGURAL.path, "--text", "empty.txt"], 1, "expected words with letters or digits"),
         ([CLIPS / "silence.flac", *SPEECH[1:]], 1, "found 0 of its 24 words (0%)"),
-        ([CLIPS / "english.wav", *SPEECH[1:]], 1, "check that text and recording belong together"),
+        ([CLIPS / "english.wav", *SPEECH[1:]], 1, "check that the text is of this recording"),
     ],
 )
 def test_what_is_wrong_is_said(arguments: list[str | Path], code: int, message: str) -> None:

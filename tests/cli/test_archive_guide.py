@@ -224,7 +224,7 @@ def test_no_byte_is_left_of_a_folder_with_every_feature_in_use(
         assert any(each.startswith(name) for each, _ in before), name
     told = living.do("remove s3://transcripts --uri '*quillfeather.mp3' --yes")
     for name in ("set", "second"):
-        assert f"data set made of this folder: {tmp_path}/{name}; remove it" in told
+        assert f"dataset of this folder: {tmp_path}/{name}; remove it" in told
     assert saying() == []
     living.do("run night.yaml --set decoding.beam_size=2")
     assert saying() == []

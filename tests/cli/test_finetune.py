@@ -47,7 +47,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert out == ""
     assert err.splitlines()[-1] == (
-        "corpus-asr: interrupted; what was committed is kept: run the same command again to resume"
+        "corpus-asr: interrupted; committed results are kept: run the same command again to resume"
     )
 
 

@@ -65,10 +65,10 @@ def test_files_folders_and_globs_name_each_recording_once(
         ("talks/*.flac", "reading talks/*.flac: no file matches; correct the pattern"),
         (
             "texts",
-            "reading texts: found no recording (2 files of other kinds, by their names); name",
+            "reading texts: found no recording (2 files that are not audio by name), expected one",
         ),
         ("empty", "reading empty: found an empty folder, expected recordings"),
-        ("", "it is empty or holds a null character"),
+        ("", "found an empty one or a null character"),
         ("s4://bucket/a", "s4://"),
     ],
 )

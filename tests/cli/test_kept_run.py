@@ -88,7 +88,7 @@ COMMANDS = {
     "evaluate out --references said.jsonl": "1 recording",
     "label label.yaml": "kept +2 segments",
     "remove out --uri *talk* --yes": (
-        r"erased 1 recording.*not reached: the files that transcribe wrote"
+        r"erased 1 recording.*not erased: the files that transcribe wrote"
     ),
 }
 
@@ -109,7 +109,7 @@ def test_prune_says_what_removes_a_recording_of_files() -> None:
     written(SAID)
     done = CliRunner().invoke(cli.app, ["remove", "out", "--gone"])
     assert done.exit_code == 2
-    assert "of transcribe -o: use --uri" in " ".join(done.stderr.split())
+    assert "for transcribe -o use --uri" in " ".join(done.stderr.split())
 
 
 def test_settings_and_recordings_are_those_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -221,8 +221,8 @@ def test_the_model_and_the_machine_are_chosen() -> None:
         ("a.wav --channels both", "channels: "),
         ("a.wav -f sub", "reading --format: found sub, expected txt, srt"),
         ("a.wav -f srr", "did you mean srt?"),
-        ("a.wav -f srt,vtt", "found 2 formats, expected one for standard output; name a folder"),
-        ("a.wav b.wav -f srt", "found 2 recordings, expected one for standard output; name a"),
+        ("a.wav -f srt,vtt", "found 2 formats, expected one on standard output; name a folder"),
+        ("a.wav b.wav -f srt", "found 2 recordings, expected one on standard output; name a"),
         (
             "a.wav --subtitle-preset none --set max_line_count=2",
             "max_line_count without max_line_width",
@@ -235,7 +235,7 @@ def test_the_model_and_the_machine_are_chosen() -> None:
         ),
         ("a.wav --set vad_threshold=2", "vad_threshold: found 2"),
         ("a.wav -o a.wav", "making the folder a.wav: File exists; choose another --output-dir"),
-        ("a.wav -o http://h.org/x", "found an http URL, expected a folder"),
+        ("a.wav -o http://h.org/x", "found an http URL, expected a writable folder"),
         ("a.wav --threads 0", "threads"),
     ],
 )
@@ -442,7 +442,7 @@ def test_a_folder_gives_all_formats_and_tells_what_was_skipped() -> None:
     Path("two/cover.jpg").touch()
     result = call("two/deep", "two", "-o", "out")
     assert result.exit_code == 0
-    assert result.stderr.startswith("note: skipped 2 files of other kinds, by their names\n")
+    assert result.stderr.startswith("note: skipped 2 files that are not audio by name\n")
     suffixes = ("json", "jsonl", "lrc", "srt", "tsv", "txt", "vtt")
     assert [name for name in written() if "d." in name] == [f"d.{each}" for each in suffixes]
 
@@ -464,7 +464,7 @@ def test_a_folder_may_hold_its_own_outputs() -> None:
     again = call("two/deep", "-o", "two/deep")
     assert (again.exit_code, ScriptedTranscriber.read) == (0, ["two/deep/d.mp4"])
     assert again.stderr.splitlines() == [
-        "note: skipped 7 files of other kinds, by their names",
+        "note: skipped 7 files that are not audio by name",
         "note: all files have their outputs in two/deep; --overwrite transcribes again",
     ]
 

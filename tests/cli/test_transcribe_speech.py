@@ -73,7 +73,7 @@ def test_a_folder_with_a_broken_file_a_silent_one_and_video() -> None:
     assert result.exit_code == 1
     assert result.stdout == ""
     messages = result.stderr
-    assert "note: skipped 1 file of other kinds, by their names\n" in messages
+    assert "note: skipped 1 file that are not audio by name\n" in messages
     assert "corpus-asr: decoding talks/broken.mp3: not recognized as audio or video" in messages
     assert "note: talks/silent.wav: no speech found in 1.0 s\n" in messages
     assert messages.endswith("corpus-asr: 1 of 4 files failed\n")
@@ -105,7 +105,7 @@ def test_bytes_on_standard_input_and_a_file_give_the_same_text() -> None:
     assert broken.exit_code == 1
     assert "corpus-asr: decoding -: not recognized as audio or video" in broken.stderr
     empty = call("-", stdin=b"")
-    assert "corpus-asr: decoding -: the file is empty (0 bytes)" in empty.stderr
+    assert "corpus-asr: decoding -: found an empty file (0 bytes)" in empty.stderr
 
 
 def test_a_url_is_read_and_a_missing_one_does_not_stop_the_others() -> None:
@@ -250,7 +250,7 @@ def test_speakers_are_named_in_every_file_and_the_text() -> None:
     ("typed", "message"),
     [
         ("-f rttm", "writing rttm: found no --diarize, expected it"),
-        ("--set num_speakers=2", "num_speakers: nothing without speakers; set diarize"),
+        ("--set num_speakers=2", "num_speakers: found no diarize, expected true; set it"),
         ("--diarize --no-vad", "speakers need detected speech, but extract.vad_filter is false"),
         ("--diarize --set speaker_model=none.onnx", "network none.onnx: found no such file"),
     ],

@@ -55,7 +55,7 @@ def test_clips_are_numbers_or_text(written: Any, meant: tuple[float, ...]) -> No
         ({"hallucination_silence_threshold": 2.0}, "set word_timestamps"),
         ({"strategy": "chunked", "condition_on_prev_tokens": True}, "strategy is chunked"),
         ({"repetition_penalty": float("nan")}, "repetition_penalty"),
-        ({"hotwords": 5}, "put it in quotes"),
+        ({"hotwords": 5}, "quote it"),
         ({"drop_nonspeech": "perhaps"}, "expected true or false"),
         ({"padding_s": -0.5}, "padding_s: found -0.5"),
     ],
@@ -172,11 +172,11 @@ def test_options_are_checked_together_and_per_section() -> None:
         ({"vad_treshold": 0.4}, r"did you mean vad_threshold\?"),
         ({"diarize": True, "vad_filter": False}, "speakers need detected speech"),
         ({"diarize": 1}, "diarize: found 1, expected true or false"),
-        ({"num_speakers": 2}, "num_speakers: nothing without speakers; set diarize"),
+        ({"num_speakers": 2}, "num_speakers: found no diarize, expected true; set it"),
         ({"diarize": True, "num_speakers": 0}, "num_speakers: found 0, expected a whole number"),
         ({"diarize": True, "num_speakers": 2, "max_speakers": 3}, "num_speakers: 2 is exact"),
         ({"diarize": True, "min_speakers": 4, "max_speakers": 3}, "min_speakers: 4 is more than"),
-        ({"slots": 4}, "slots: the loaded model has it; give it to Transcriber"),
+        ({"slots": 4}, "slots: found it in a call, expected it as an argument of Transcriber"),
     ]
     for given, words in wrong:
         with pytest.raises(ConfigError, match=words):
@@ -241,7 +241,7 @@ def test_a_file_has_a_phrase_per_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (5, "put it in quotes"),
+        (5, "quote it"),
         ([5], "found the phrase 5"),
         (["Ray", " "], "found the phrase ' '"),
         ([{"weight": 2}], "found the phrase None"),

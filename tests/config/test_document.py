@@ -27,16 +27,16 @@ def refusal(tmp_path: Path, content: bytes) -> str:
 @pytest.mark.parametrize(
     ("content", "messages"),
     [
-        (b"", "the file is empty"),
-        (b"# nothing\n", "the file is empty"),
+        (b"", "found an empty file"),
+        (b"# nothing\n", "found an empty file"),
         (b"- a\n", "line 1: found a list, expected keys"),
         (b"hello", "found the single value 'hello'"),
         (b"a: 1\nb: [1\nc: 2\n", "line 3, column 2"),
         (b"a:\n\tb: 1\n", "indent with spaces, not tabs"),
-        (b"a: \xff\n", "byte 3 is not UTF-8"),
+        (b"a: \xff\n", "found byte 3 that is not UTF-8"),
         (b"a: 1\n---\nb: 2\n", "line 2"),
         (b"a: !!python/object:os.system x\n", "could not determine a constructor"),
-        (b"a: &x [*x]\n", "a: an alias contains itself"),
+        (b"a: &x [*x]\n", "a: found an alias that contains itself"),
         (b"a: \x00\n", "not YAML"),
     ],
 )
@@ -118,7 +118,7 @@ def test_an_unset_variable_is_told_with_its_key(
     document = read(tmp_path, "a: {b: '${env:UNSET}'}\nc: ${oc.env:HOME}\n")
     messages = str(document.error(document.problems))
     assert "line 1: a.b: the environment variable UNSET is not set" in messages
-    assert "line 2: c: ${oc.env:HOME} is not understood, expected ${NAME}, ${env:NAME}" in messages
+    assert "line 2: c: ${oc.env:HOME} is unknown, expected ${NAME}, ${env:NAME}" in messages
 
 
 def test_overrides_make_the_sections_they_need(tmp_path: Path) -> None:
@@ -148,15 +148,15 @@ def bomb(level: str, levels: int = 9, *, merge: str = "") -> str:
 @pytest.mark.parametrize(
     ("text", "messages"),
     [
-        (bomb("lol"), "unfold to more than"),
-        (bomb("{x: 1}"), "unfold to more than"),
-        (bomb("{x: 1}", merge="\n  <<: "), "unfold to more than"),
-        (f"a: &a {'x' * 100_000}\nb: [{', '.join(['*a'] * 100)}]", "unfold to more than"),
-        ("a: [" + "1, " * 20_000 + "1]", "unfold to more than"),
+        (bomb("lol"), "aliases included"),
+        (bomb("{x: 1}"), "aliases included"),
+        (bomb("{x: 1}", merge="\n  <<: "), "aliases included"),
+        (f"a: &a {'x' * 100_000}\nb: [{', '.join(['*a'] * 100)}]", "aliases included"),
+        ("a: [" + "1, " * 20_000 + "1]", "aliases included"),
         ("a: " + "[" * 100_000, "levels of nesting"),
         ("a: " + "{b: " * 50 + "1" + "}" * 50, "line 1: found more than 32 levels of nesting"),
         ("\n".join("  " * depth + "a:" for depth in range(50)), "levels of nesting"),
-        ("a: " + "9" * 5000, "found a value that is none"),
+        ("a: " + "9" * 5000, "found an invalid value"),
         ("# " + "x" * 1_000_001, "found more than 1000000 bytes"),
         (bomb("x", 5) + "\n? *a4\n: 1", "unhashable key"),
         ("? " + "[" * 200 + "]" * 200 + "\n: 1", "levels of nesting"),
@@ -174,7 +174,7 @@ def test_what_would_fill_memory_or_stack_is_refused(
 def test_an_override_is_held_to_the_same_limits(text: str) -> None:
     with pytest.raises(ConfigError, match="levels of nesting"):
         override_value(text, "--set a")
-    with pytest.raises(ConfigError, match="a value that is none"):
+    with pytest.raises(ConfigError, match="an invalid value"):
         override_value("9" * 5000, "--set a")
 
 

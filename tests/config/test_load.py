@@ -104,7 +104,7 @@ def test_ray_is_found_by_its_variable(
 @pytest.mark.parametrize(
     ("named", "words"),
     [
-        ("http://head:8265", r"'http://head:8265': a dashboard.*submit this command by `ray job"),
+        ("http://head:8265", r"'http://head:8265', a dashboard.*submit this command by `ray job"),
         ("https://u:secret@head", "a dashboard"),
         ("ray://head:10001", "Ray Client, which cannot run Ray Data"),
         ("head", "expected host:port of a cluster, such as 10.0.0.1:6379, auto or local"),
@@ -144,7 +144,7 @@ def test_a_language_per_window_cannot_go_to_several_models(write: Write) -> None
     path = write(MINIMAL)
     routed = ["model.by_language.de=other", "decoding.language_mode=window"]
     assert load_config(path, routed[:1]).model.by_language == {"de": "other"}
-    assert "model.by_language needs one language" in refusal(path, *routed)
+    assert "model.by_language: found decoding.language_mode window" in refusal(path, *routed)
 
 
 def test_texts_are_aligned_in_a_transcription_of_one_channel_with_a_manifest(write: Write) -> None:
@@ -154,8 +154,8 @@ def test_texts_are_aligned_in_a_transcription_of_one_channel_with_a_manifest(wri
     for source in ("{uri: ['in/s-{0..9}.tar']}", "{uri: 'in/*.parquet', audio_column: audio}"):
         assert load_config(path, [f"source={source}"]).decoding.align
     for override, messages in (
-        ("source={uri: recordings}", "found no source.manifest"),
-        ("source={uri: in/*.parquet}", "found no source.manifest"),
+        ("source={uri: recordings}", "found no source of texts"),
+        ("source={uri: in/*.parquet}", "found no source of texts"),
         ("extract.channels=each", "found extract.channels: each"),
         ("pipeline=classify_audio", "found pipeline classify_audio"),
     ):
@@ -168,7 +168,7 @@ def test_a_transcription_needs_no_model_and_other_jobs_do(write: Write) -> None:
     assert (config.model.checkpoint, config.model.is_named) == ("whisper-tiny.en", False)
     assert load_config(unnamed, ["model.checkpoint=whisper-tiny.en"]).model.is_named
     messages = refusal(unnamed, "pipeline=classify_audio")
-    assert "model.checkpoint: missing; classify_audio needs a multilingual model" in messages
+    assert "model.checkpoint: missing, expected a multilingual model for classify_audio" in messages
     assert "such as small" in messages
 
 
@@ -201,11 +201,11 @@ REFUSALS = {
         ("language=en", "language: unknown key; did you mean decoding.language?"),
         ("extract.part-s=60", "did you mean extract.part_s?"),
         ("extract.part_s.x=60", "extract.part_s"),
-        ("nothing.like.it=1", "known here: pipeline, source, extract"),
+        ("nothing.like.it=1", "expected one of: pipeline, source, extract"),
         ("decoding.temperature=[0, 9]", "item 2: found 9, expected a number at least 0 and at"),
         ("transcribe.slots=true", "transcribe.slots: found true, expected a whole number"),
-        ("decoding.language=7", "put it in quotes"),
-        ("extract.part_s=null", "leave the key out for its default, 600.0"),
+        ("decoding.language=7", "quote it"),
+        ("extract.part_s=null", "remove the key for its default, 600.0"),
         ("extract.part_s=.inf", "found inf, expected a number"),
         ("decoding.strategy=seq", "expected auto or sequential or chunked"),
         ("pipeline=classify", "classify_audio or pseudo_label; did you mean classify_audio?"),
@@ -233,7 +233,7 @@ REFUSALS = {
         ("selection.max_repeats=0", "expected a whole number at least 1"),
         ("dataset.format=tfrecord", "expected huggingface or webdataset or nemo"),
         ("dataset.audio_format=mp3", "expected flac or opus or wav"),
-        ("dataset.test_fraction=0.99", "leaves nothing to train on"),
+        ("dataset.test_fraction=0.99", "add up to 1 or more"),
         ("dataset={}", "dataset.uri: missing"),
         ("pipeline=transcribe_corpus", "dataset: unknown key"),
     ],

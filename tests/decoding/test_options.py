@@ -233,8 +233,8 @@ def test_a_window_that_loops_ends_early_where_asked_for(check_every: int) -> Non
         ({"repetition_penalty": 0.0}, "repetition_penalty 0.0, expected above 0"),
         ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size -1"),
         ({"num_beams": 0}, "num_beams 0"),
-        ({"num_beams": 2, "temperature": 0.5}, "2 beams cannot be sampled"),
-        ({"num_beams": 2, "assistant": MarkovModel()}, "2 beams cannot be drafted"),
+        ({"num_beams": 2, "temperature": 0.5}, "2 beams with sampling"),
+        ({"num_beams": 2, "assistant": MarkovModel()}, "2 beams with an assistant"),
         ({"num_draft_tokens": 0}, "num_draft_tokens 0"),
     ],
 )

@@ -217,7 +217,7 @@ def test_whisper_writes_a_phrase_after_a_blank_and_in_other_cases(
 def test_what_a_checkpoint_cannot_write_is_refused(english: PromptFormat) -> None:
     for phrase, words in (
         ("say <|endoftext|>", "special token <|endoftext|>"),
-        ("\ud800", "no valid Unicode"),
+        ("\ud800", "not valid Unicode"),
         ("𒀀" * 200, "tokens in '.*', expected at most 223"),
     ):
         with pytest.raises(ConfigError, match=rf"decoding\.hotwords: .*{words}"):

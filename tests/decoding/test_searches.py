@@ -1,4 +1,4 @@
-"""Jobs of every kind in one scheduler, whatever recorder it has; memory that does not suffice.
+"""Jobs of every kind in one scheduler, whatever recorder it has; memory that is too small.
 
 Each job gets what it gets alone. What memory costs are slots, never words.
 """
@@ -96,7 +96,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "kept": {"search": Search(keep_scores=True)},
     "beams": {"search": Search(num_beams=3)},
     "watched beams": {"search": Search(num_beams=3, stop_loops=True), "max_new_tokens": 60},
-    "drafted": {"search": Search(assistant=ASSISTANT, num_draft_tokens=3)},
+    "with an assistant": {"search": Search(assistant=ASSISTANT, num_draft_tokens=3)},
 }
 
 
@@ -450,7 +450,7 @@ def test_slots_are_halved_until_they_fit_and_that_is_said_each_time(
     if stage in ("new_state", "prefill", "step"):
         assert scheduler.slots == 2
         assert caplog.records[-1].message == (
-            f"memory of cpu does not suffice: no memory for {stage} of 4 (scripted); continuing "
+            f"memory of cpu is too small: no memory for {stage} of 4 (scripted); continuing "
             f"with slots=2 encode_batch={2 if stage == 'step' else 8}"
         )
 

@@ -169,14 +169,14 @@ def test_channels_are_told_by_labels(tmp_path: Path) -> None:
         ("b.srt", "x", "found “x”, expected a line with -->"),
         ("b.srt", "1\n1 --> 2\nx\n", "found “1 --> 2”, expected times"),
         ("b.srt", "1\n00:00:02,000 --> 00:00:01,000\nx\n", "expected its end after its start"),
-        ("b.srt", "1\n00:00:01,000 --> 00:09:01,000\nx\n", "within the recording, which ends"),
+        ("b.srt", "1\n00:00:01,000 --> 00:09:01,000\nx\n", "up to the end of the recording"),
         ("b.srt", "1\n00:00:01,000 --> 00:00:02,000\n<u>x</u>\n", "export --words plain"),
         ("b.vtt", "00:01.000 --> 00:02.000\nx\n", "found no WEBVTT"),
         ("b.csv", "uri,start,end,speaker,text\r\n", "found the columns uri, start"),
         ("b.csv", "start,end,speaker,text\r\nx,2,,y\r\n", "expected seconds"),
         ("b.eaf", "<a", "found no XML"),
-        ("b.eaf", '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', "declarations of a document type"),
-        ("b.srt", b"\xff\xfe", "found no UTF-8"),
+        ("b.eaf", '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', "a document type declaration"),
+        ("b.srt", b"\xff\xfe", "found bytes that are not UTF-8"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_and_nothing_is_saved(
@@ -194,7 +194,7 @@ def test_folders_without_files_doubles_and_recordings_without_text_are_refused(
     store: OutputStore, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
-    assert "expected files that corpus-asr export wrote" in refused(store, tmp_path / "empty")
+    assert "expected files of corpus-asr export" in refused(store, tmp_path / "empty")
     to = exported(store, tmp_path / "edited", "srt", "vtt")
     assert "of the same recording" in refused(store, to / "b.srt", to / "b.vtt")
     failed = run_of(tmp_path / "failed", part("d.wav", 0, texts=None, status="failed"))
@@ -202,7 +202,7 @@ def test_folders_without_files_doubles_and_recordings_without_text_are_refused(
     silent = run_of(tmp_path / "silent", part("", 0, uri="/d.wav", texts=None, status="no_speech"))
     (tmp_path / "s").mkdir()
     (tmp_path / "s/d.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nx\n")
-    assert "of a recording without text" in refused(silent, tmp_path / "s/d.srt")
+    assert "for a recording without text" in refused(silent, tmp_path / "s/d.srt")
     assert "found no transcript of its recording" in refused(failed, tmp_path / "d.srt")
 
 

@@ -277,7 +277,9 @@ def test_what_cannot_be_exported_is_refused(store: OutputStore, tmp_path: Path, 
     label = {"window": 0, "start_s": 0.0, "end_s": 1.0, "rank": 1, "label": "en"}
     add(store, part("a.wav", 0, texts=None, labels=[label]))
     for read in (partial(exported, to=to), lambda labelled: read_segments(labelled.uri)):
-        with pytest.raises(ConfigError, match="found labels/, expected the segments"):
+        with pytest.raises(
+            ConfigError, match="found labels/ of a classification, expected segments"
+        ):
             read(store)
 
 
@@ -290,7 +292,7 @@ def test_segments_that_are_not_what_the_outcomes_say_are_noticed(
     [name] = store.names("segments")
     table = store.read_table(name, SEGMENTS)
     store.write_table(name, table.take([2, 0, 1]) if change == "others" else table.slice(0, 2))
-    with pytest.raises(CorpusAsrError, match="expected the 3 that outcomes/"):
+    with pytest.raises(CorpusAsrError, match="expected the 3 of outcomes/"):
         export(store, str(to), options("txt"), Selection())
 
 
@@ -354,7 +356,7 @@ def test_readers_name_segments_that_are_gone_and_whose_they_are(
         CliRunner().invoke(cli.app, [command, store.uri, *words])
         for command, words in (("show", ()), ("export", ("--to", str(to), "--format", "txt")))
     ]
-    words = f"{name} is gone, expected it with the segments of {outcomes}; copy it back, or remove"
+    words = f"found no {name}, expected it with the segments of {outcomes}; copy it back, or remove"
     for done in (cli_show, cli_export):
         assert done.exit_code == 3, done.output
         assert words in done.stderr

@@ -137,7 +137,7 @@ def test_files_that_hold_no_weights_are_named(tmp_path: Path) -> None:
     plain.unlink()
     for values in ([1, 2], {"a": 1}, {1: torch.zeros(1)}, torch.zeros(3)):
         torch.save(values, pickled)
-        assert "no state dict" in refused(tmp_path), values
+        assert "expected tensors by name" in refused(tmp_path), values
 
 
 class Trap:
@@ -160,7 +160,10 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_none(tmp_path: Path, f
         torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
     message = refused(tmp_path)
     assert str(path) in message
-    assert "found a call of posix.mkdir, expected nothing but tensors. Refused" in message
+    assert (
+        "found a call of posix.mkdir, expected only tensors, since loading it could run any code"
+        in message
+    )
     assert not (tmp_path / "ran").exists()
 
 
@@ -174,16 +177,16 @@ def test_an_index_must_not_point_outside_its_folder(tmp_path: Path) -> None:
         index.write_text(json.dumps(content))
         message = refused(folder)
         assert str(index) in message, name
-        assert "must not point outside its folder" in message, name
+        assert "expected names of files in its folder only" in message, name
 
 
 def test_a_broken_index_and_shards_that_are_not_its_own_are_named(tmp_path: Path) -> None:
     tiny_whisper(tmp_path, weights="sharded safetensors")
     shard = tmp_path / "model-00002-of-00003.safetensors"
     shard.unlink()
-    assert f"the shard {shard.name} it names is missing" in refused(tmp_path)
+    assert f"found no shard {shard.name}" in refused(tmp_path)
     save_file({"x": torch.zeros(1)}, shard)
-    assert "different checkpoints" in refused(tmp_path)
+    assert "files of one checkpoint" in refused(tmp_path)
     index = tmp_path / "model.safetensors.index.json"
     for content in ("", "{", "[]", "{}", '{"weight_map": {"a": 1}}'):
         index.write_text(content)
@@ -294,7 +297,7 @@ def test_it_converts_back_to_floats_but_not_to_openais_layout(
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
     exact = load_file(original / "model.safetensors")[MATRIX]
     assert (stored[MATRIX] - exact).norm() <= 0.01 * exact.norm()
-    with pytest.raises(ConfigError, match="float weights only"):
+    with pytest.raises(ConfigError, match="float weights"):
         convert(original, tmp_path / "model.pt", dtype="int8")
 
 

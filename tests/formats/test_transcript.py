@@ -128,8 +128,8 @@ def test_files_are_named_after_the_recording_or_as_told(tmp_path: Path) -> None:
 def test_what_cannot_be_saved_is_refused(tmp_path: Path) -> None:
     own = transcript(*SAID)
     wrong: list[tuple[Any, tuple[Any, ...], Any, str]] = [
-        ("a.odt", (), {}, r"its suffix names no format, expected one of \.srt, .*save\("),
-        ("https://host/a", ("srt",), {}, "an http URL, expected a folder"),
+        ("a.odt", (), {}, r"found no known suffix, expected one of \.srt, .*save\("),
+        ("https://host/a", ("srt",), {}, "an http URL, expected a writable folder"),
         ("a", ("srt",), {"words": "karaoke"}, "found --words karaoke"),
         ("a", ("srt",), {"preset": "none", "max_line_count": 2}, "count without max_line_width"),
         ("a", ("srt",), {"max_line_width": "42"}, "found '42', expected a whole number of at"),

@@ -284,7 +284,7 @@ def test_rttm_has_a_line_per_turn():
     assert of_channel.split()[2] == "2"
     of_both = text_of("rttm", turns=(turn(1, 2, "S1", channel=0), turn(0, 3, "S2", channel=1)))
     assert [line.split()[2:4] for line in of_both.splitlines()] == [["2", "0.000"], ["1", "1.000"]]
-    with pytest.raises(ConfigError, match="found no speakers, expected their turns; transcribe"):
+    with pytest.raises(ConfigError, match="found no speakers, expected speaker turns; transcribe"):
         text_of("rttm", turns=None)
 
 

@@ -117,8 +117,8 @@ def test_splits_by_speaker_have_about_their_shares_of_audio() -> None:
 @pytest.mark.parametrize(
     ("spoken", "message"),
     [
-        ({"a": "x", "b": "x"}, "found one speaker only, expected 2 for validation, train"),
-        ({"a": ""}, "found nobody, expected 2"),
+        ({"a": "x", "b": "x"}, "found one speaker, expected 2 for validation, train"),
+        ({"a": ""}, "found none, expected 2"),
         ({"a": "xy", "b": "yz", "c": "z"},
          r"found 1 group of recordings that share no speaker (y in 2, z in 2, x in 1)"),
     ],
@@ -132,7 +132,7 @@ def test_too_few_groups_are_refused(spoken: dict[str, str], message: str) -> Non
 
 def test_a_run_without_speakers_is_refused_by_speaker_alone() -> None:
     table = pa.table({"recording_id": ["a"], "duration_s": [1.0]})
-    with pytest.raises(ConfigError, match="found a run that looked for no speakers, expected"):
+    with pytest.raises(ConfigError, match="found a run without speakers, expected"):
         splits_of(table, None, settings(split_by="speaker"), "out", originals={})
     found = splits_of(table, None, settings(), "out", originals={})
     assert found == {"a": split_of("a", settings())}

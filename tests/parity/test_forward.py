@@ -272,7 +272,7 @@ def test_a_mask_may_say_what_each_token_sees(family: Family, folder: Path, atten
             ours(**given, decoder_attention_mask=added).logits,
         )
     for shape in ((3, 2, TOKENS, TOKENS), (2, 1, TOKENS, TOKENS), (3, 1, TOKENS, TOKENS + 1)):
-        with pytest.raises(ValueError, match="of each token one value for each"):
+        with pytest.raises(ValueError, match="one value per pair of tokens"):
             ours(**given, decoder_attention_mask=torch.ones(shape))
 
 
@@ -285,7 +285,7 @@ def test_one_prompt_is_read_with_every_window(family: Family, folder: Path) -> N
         close(found, theirs(**sound, decoder_input_ids=one.expand(3, -1)).logits)
         masked = ours(**sound, decoder_input_ids=one, decoder_attention_mask=torch.ones_like(one))
     close(masked.logits, found)
-    with pytest.raises(ValueError, match="one window for each of the sequences"):
+    with pytest.raises(ValueError, match="one window per sequence"):
         ours(**sound, decoder_input_ids=one.expand(2, -1))
 
 

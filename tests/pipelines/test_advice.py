@@ -134,5 +134,5 @@ def test_who_can_change_a_failure_says_which_runs_try_again(tmp_path: Path) -> N
     for name, kind in FAILURE_KINDS.items():
         tries = {retry: kinds[name] for retry, kinds in planned.items() if kinds[name]}
         assert tries == dict.fromkeys(expected[kind.origin], 2), name
-        assert ("each run tries these again" in kind.advice) == (kind.origin is Origin.environment)
+        assert ("each run retries these" in kind.advice) == (kind.origin is Origin.environment)
         assert counted[name] == (2 if kind.origin is Origin.program else 0), "nights count these"

@@ -189,7 +189,7 @@ def test_a_job_that_wants_no_words_is_refused(
         f"source: {{uri: {recordings}}}\noutput: {{uri: {tmp_path / 'out'}}}\n"
         f"align: {{model: {models['CTC']}}}\n"
     )
-    with pytest.raises(ConfigError, match=r"align.model: found a checkpoint that times words, and"):
+    with pytest.raises(ConfigError, match=r"align.model: found a checkpoint for word times"):
         load_config(written)
     assert load_config(written, ["decoding.word_timestamps=true"]).align.model
     refused = job(recordings, {"CTC": models["Whisper"]})

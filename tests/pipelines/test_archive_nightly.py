@@ -182,7 +182,7 @@ def test_a_variable_that_is_not_set_fails_no_night(
     monkeypatch.delenv(VARIABLE)
     telling.add("a")
     night = telling.night()
-    assert f"found no https URL with a host; check its URL and its server ({VARIABLE})" in (
+    assert f"found no valid https URL; check its URL and its server ({VARIABLE})" in (
         night.webhook_error or ""
     )
 
@@ -222,7 +222,7 @@ def test_a_checkpoint_that_is_gone_is_told(
     monkeypatch.setattr(nightly, "prepare", prepare)
     with pytest.raises(CheckpointError):
         telling.night()
-    assert "aborted; what was committed is kept: 0 recordings done" in hook.posted[0]["text"]
+    assert "aborted; committed results are kept: 0 recordings done" in hook.posted[0]["text"]
 
 
 def test_summaries_go_where_they_are_wanted_and_nights_stay_known(

@@ -149,10 +149,10 @@ def test_a_checkpoint_that_cannot_tell_is_refused_before_anything_is_read(
 ) -> None:
     numbers = tiny_classifier(tmp_path / "model", labels=("loudness",))
     refused: list[tuple[Path, dict[str, Any], str]] = [
-        (whisper, {"task": "classify"}, "needs the classes of a WhisperForAudioClassification"),
-        (classifier, {"task": "language"}, "does not distinguish languages"),
-        (whisper, {"languages": ["en", "klingon"]}, "does not know klingon"),
-        (numbers, {"task": "classify"}, "gives numbers, not classes"),
+        (whisper, {"task": "classify"}, "expected a WhisperForAudioClassification"),
+        (classifier, {"task": "language"}, "expected a multilingual Whisper"),
+        (whisper, {"languages": ["en", "klingon"]}, "found klingon"),
+        (numbers, {"task": "classify"}, "expected two classes or more"),
     ]
     for model, classification, words in refused:
         config = labelling(tmp_path / "nowhere.wav", model, tmp_path / "output", **classification)

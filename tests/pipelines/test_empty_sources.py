@@ -98,7 +98,7 @@ def test_what_is_probably_not_meant_of_a_source_is_told(empty: Job) -> None:
     (empty.inbox / "a.wav").write_bytes(b"no sound")
     (empty.inbox / "gone.wav").symlink_to("nowhere.wav")
     source = f"manifest: {manifest}"
-    odd = "1 row of manifests with blanks, ~ or backslashes in addresses, such as "
+    odd = "1 row of manifests with blanks, ~ or backslashes in URIs, such as "
     plan = empty.command("plan", source=source)
     assert f"# warning    {odd}{empty.inbox.parent}/C:\\talks\\b.wav; correct" in plan.stdout
     done = empty.command("run", "--local", source=source)
@@ -109,7 +109,7 @@ def test_what_is_probably_not_meant_of_a_source_is_told(empty: Job) -> None:
         assert "nothing is listed, expected recordings of before" in done.output
     plan = empty.command("plan")
     assert "# listed     1 file" in plan.stdout
-    assert "# warning    1 link of the source left out: nothing is where they lead" in plan.stdout
+    assert "# warning    1 link of the source excluded: their targets are missing" in plan.stdout
 
 
 def test_after_an_empty_run_settings_may_change_and_recordings_come(empty: Job) -> None:

@@ -261,7 +261,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"lora": {"lora_alhpa": 8}}, r"did you mean lora\.lora_alpha\?"),
     ({"lora": {"target_modules": ["gate"]}}, r"lora: .*correct lora\.target_modules"),
     ({"model": {"freeze": ["encoder.*"]}}, r"found no parameter 'encoder\.\*' among"),
-    ({"model": {"freeze": ["*"]}}, "nothing left to train"),
+    ({"model": {"freeze": ["*"]}}, "no parameter to train"),
     ({"data": {"train": ["missing.parquet"]}}, "missing.parquet"),
     ({"data": {"train": ["missing"]}}, r"found no data/train-\*\.parquet among 0 files"),
     ({"data": {"validation": ["missing"]}}, r"found no data/validation-\*\.parquet"),

@@ -127,10 +127,10 @@ def test_another_version_of_it_is_not_mixed_in(
 def test_wrong_settings_are_refused_before_audio_is_read(recordings: Path) -> None:
     for changes, message in (
         ({"recognizer": "nowhere_at_all:Model"}, "importing the recognizer"),
-        ({"by_language": {"de": "base"}}, "by_language: found languages together with"),
+        ({"by_language": {"de": "base"}}, "by_language: found it with"),
         (
             {"recognizer": None, "by_language": {"de": "mine.models:Mine"}},
-            r"by_language\.de: found mine\.models:Mine, a class as of a recognizer, expected",
+            r"by_language\.de: found mine\.models:Mine, a class, expected",
         ),
     ):
         config = job(recordings, "Untimed").model_dump()

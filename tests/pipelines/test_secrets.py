@@ -268,7 +268,7 @@ def test_options_of_two_stores_serve_a_run_and_are_kept_nowhere(
         (f"source.storage_options.key.x={SECRET}", "key is a single value"),
         ("source.storage_options.key=${NOT_THERE}", "environment variable NOT_THERE is not set"),
         (f"sauce.storage_options.key={SECRET}", "sauce: unknown key"),
-        ("source.uri=/srv", "source.storage_options: found files of this machine"),
+        ("source.uri=/srv", "source.storage_options: found local files"),
     ],
 )  # fmt: skip
 def test_no_message_about_options_holds_one(

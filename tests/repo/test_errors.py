@@ -7,7 +7,7 @@ import pytest
 
 from corpus_asr import errors
 from corpus_asr.failure_kinds import FAILURE_KINDS, failure_kind
-from tests.repo.sources import REPOSITORY, parsed, python_files
+from tests.repo.sources import PACKAGE, REPOSITORY, parsed, python_files, relative
 
 GUIDE = REPOSITORY / "docs" / "reference" / "messages.md"
 # What the guide repeats of the table, by kind.
@@ -16,7 +16,7 @@ QUOTED = {
         "check the credentials and that they may read and list here",
         "that they may read, list, write and delete here",
     ),
-    "not_audio": ("these are no audio",),
+    "not_audio": ("these are not audio",),
     "not_found": ("choose another output",),
 }
 NAMED = ("decoder_killed", "not_audio", "unsupported_codec")
@@ -83,6 +83,65 @@ def test_every_kind_used_in_the_code_is_known_and_no_other() -> None:
     used = kinds_in_code()
     assert {"not_audio", "damaged", "not_found", "decoder_timeout"} <= used
     assert used | {"internal", "poison"} == set(FAILURE_KINDS)
+
+
+# A message is one sentence on at most two lines, and quotes no other message of ours.
+
+# Literal text of a message, without its values: two lines of 80 columns.
+MAX_LITERAL_CHARACTERS = 160
+# They name the place of an error that may concern one of several models or workers.
+NAME_THE_PLACE = {"runtime/checkpoints.py", "runtime/workers.py", "transcription/routing.py"}
+
+
+def own_classes() -> set[str]:
+    """Return the names of the package's exceptions, those defined outside `errors` included."""
+    names = {kind.__name__ for kind in exception_classes()}
+    for path in python_files("corpus_asr"):
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.ClassDef) and {*map(ast.unparse, node.bases)} & names:
+                names.add(node.name)
+    return names | {"StoreError"}
+
+
+def literal_characters(message: ast.expr) -> int:
+    if isinstance(message, ast.IfExp):
+        return max(literal_characters(message.body), literal_characters(message.orelse))
+    if isinstance(message, ast.BinOp):
+        return literal_characters(message.left) + literal_characters(message.right)
+    pieces = message.values if isinstance(message, ast.JoinedStr) else [message]
+    texts = (piece.value for piece in pieces if isinstance(piece, ast.Constant))
+    return sum(len(text) for text in texts if isinstance(text, str))
+
+
+def test_a_message_fits_on_two_lines() -> None:
+    names = own_classes() | {"ValueError", "TypeError"}
+    long = [
+        f"{relative(path)}:{node.lineno}: {literal_characters(argument)} characters"
+        for path in python_files("corpus_asr")
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in names
+        for argument in node.args
+        if literal_characters(argument) > MAX_LITERAL_CHARACTERS
+    ]
+    assert long == []
+
+
+def test_no_message_quotes_another() -> None:
+    names = own_classes()
+    quoting = [
+        f"{relative(path)}:{node.lineno}"
+        for path in python_files("corpus_asr")
+        if path.relative_to(PACKAGE).as_posix() not in NAME_THE_PLACE
+        for handler in ast.walk(parsed(path))
+        if isinstance(handler, ast.ExceptHandler) and handler.type is not None
+        if {*map(ast.unparse, getattr(handler.type, "elts", [handler.type]))} & names
+        for node in ast.walk(handler)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in names
+        for part in ast.walk(node)
+        if isinstance(part, ast.FormattedValue)
+        if ast.unparse(part.value) in (handler.name, f"str({handler.name})")
+    ]
+    assert quoting == []
 
 
 # Exceptions come back from a pickle as they went in.

@@ -125,7 +125,7 @@ def test_too_little_is_refused_with_its_counts() -> None:
     few = [outcome(str(at), words=2, right=at % 2) for at in range(50)]
     perfect = [outcome(str(at), words=2, right=2) for at in range(MIN_SEGMENTS)]
     alone = [outcome("one", words=2, right=1 + at % 2) for at in range(300)]
-    for data, words in ((few, "found 50 segments"), (perfect, "0 of them with an"),
+    for data, words in ((few, "found 50 scored segments"), (perfect, "0 with an"),
                         (alone, "in 1 recordings")):  # fmt: skip
         with pytest.raises(ConfigError, match=words):
             check_enough(data)

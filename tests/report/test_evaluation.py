@@ -254,7 +254,7 @@ def test_unusable_references_are_refused(tmp_path: Path) -> None:
         ([{"uri": "/a", "text": "x"}, {"uri": "file:///a", "text": "y"}], "found /a twice"),
         ([{"uri": "/a", "text": "x", "words": [{"word": "x"}]}], "1 of words: found word of a w"),
         ([{"uri": "/a", "text": "x", "words": [{"word": "x", "end": "?"}]}], "found end '[?]'"),
-        ([{"uri": "/a", "text": "x", "words": "{"}], "words that are no JSON"),
+        ([{"uri": "/a", "text": "x", "words": "{"}], "words that are not JSON"),
     ):
         with pytest.raises(ConfigError, match=message):
             read_references(written(tmp_path / "refs.jsonl", rows))

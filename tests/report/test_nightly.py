@@ -59,10 +59,9 @@ def test_everything_stands_in_the_summary() -> None:
         "10.0 h of audio in 1.0 h, RTFx 10.0; ",
         "; from 01:00 (UTC+01:00) to 02:00 (UTC+01:00).",
         "The archive: 998 of 1,000 listed recordings done, 2 failed, 1,000.0 h of audio.",
-        "- **timeout** (extract): 1,234; the store did not answer in time: check the network, "
-        "then run again: each run tries these again",
+        "- **timeout** (extract): 1,234; check the network, then run again: each run retries these",
         "    - `s3://pod/a.mp3`: no answer",
-        "- **not\\_audio** (extract): 1,234; these are no audio",
+        "- **not\\_audio** (extract): 1,234; these are not audio",
         "Skipped after too many failed attempts: 7 recordings.",
         "- no longer retried: `s3://pod/e.mp3`",
         "| en       |          8 | 2.0 h |",
@@ -108,7 +107,7 @@ def test_names_and_messages_are_no_markup(name: str) -> None:
 def test_what_hooks_did_is_counted_and_their_failures_are_named() -> None:
     counts = {"recordings": 8, "failed": 2, "left": 0}
     found = night(hooks={"redact": counts})
-    assert "hook redact: 2 recordings failed; the log says why" in alarms(found)
+    assert "hook redact: 2 recordings failed; see the log" in alarms(found)
     assert "hook redact" in markdown(found)
     assert as_data(found)["hooks"] == {"redact": counts}
     assert alarms(night(hooks={"redact": counts | {"failed": 0}})) == alarms(night())

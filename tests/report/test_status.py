@@ -70,13 +70,13 @@ def test_a_running_run_says_how_far_it_is_and_what_failed(store: OutputStore) ->
         "last commit 4.0 s ago, at 2026-01-01 13:00:06 UTC; 1 since the counts",
         "2 recordings: not_audio, in extract",
         "- /b.mp3",
-        "What to do: these are no audio",
+        "What to do: these are not audio",
     ):
         assert messages in " ".join(text.split()), messages
     data = json.loads(json.dumps(as_data(found)))
     assert (data["state"], data["alive"], data["remaining"]) == ("running", True, 40)
     assert data["driver"]["host"] == "elsewhere"
-    assert data["failures"][0]["advice"].startswith("these are no audio")
+    assert data["failures"][0]["advice"].startswith("these are not audio")
     assert data["snapshot"]["activity"]["steps"] == 0
 
 

@@ -73,7 +73,7 @@ def test_every_checkpoint_is_in_the_name_and_in_the_fingerprint(folder: Path) ->
     [
         ("a", {"xx": "b"}, r"by_language: found xx, expected codes .*\bde\b"),
         ("a", {"de": "english"}, r"by_language\.de: .*english is English-only; name a"),
-        ("english", {"de": "b"}, r"english as model\.checkpoint, which does not detect languages"),
+        ("english", {"de": "b"}, r"english as model\.checkpoint, expected a multilingual"),
         (
             "a",
             {"de": "unknown"},

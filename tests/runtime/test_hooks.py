@@ -263,7 +263,7 @@ def test_a_failure_does_not_replace_rows(store: OutputStore, tmp_path: Path):
         ),
         ("values", "recording", {"text": "string"}, "no column recording_id"),
         ("check", "segment", {"n": "int64"}, "a str, expected an Arrow table"),
-        ("stranger", "recording", {"n": "int64"}, "a recording_id that it was not given"),
+        ("stranger", "recording", {"n": "int64"}, "an unknown recording_id"),
         ("leaves", "segment", {"n": "int64"}, "3"),
     ],
 )
@@ -459,9 +459,9 @@ def test_a_recording_with_which_processes_end_is_one_row(ray_session: Cluster, s
         ("nowhere:f", "No module named 'nowhere'"),
         (f"{HERE}:absent", "has no attribute 'absent'"),
         (f"{HERE}:NO_FUNCTION", "found 3, expected a function"),
-        (f"{HERE}:deadly", r"defined with .*bad: str.*missing a required argument: 'bad'"),
+        (f"{HERE}:deadly", r"found the signature .*bad: str.*missing a required argument: 'bad'"),
         (f"{HERE}:Loaded", "expected to take its options"),
-        ("pathlib:Path", "objects have no __call__"),
+        ("pathlib:Path", "no __call__ of its objects"),
     ],
 )
 def test_a_function_that_is_not_there_is_refused(function: str, expected: str):
@@ -476,8 +476,8 @@ def test_a_function_that_is_not_there_is_refused(function: str, expected: str):
     [
         ({"name": "Bad-Name"}, "pattern"),
         ({"columns": {"a": "text"}}, "found the type 'text' of a"),
-        ({"columns": {"made_of": "string"}}, "found made_of among the columns"),
-        ({"columns": {"start_s": "float64"}}, "found start_s among the columns"),
+        ({"columns": {"made_of": "string"}}, "found made_of in the columns"),
+        ({"columns": {"start_s": "float64"}}, "found start_s in the columns"),
         ({"columns": {"A b": "string"}}, "found a column 'A b'"),
         ({"columns": {}}, "at least 1 item"),
         ({"function": "no_colon"}, "pattern"),

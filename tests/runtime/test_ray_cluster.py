@@ -157,7 +157,9 @@ def test_a_refused_token_is_named(
         monkeypatch.setenv("RAY_AUTH_MODE", mode)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
-    words = f"requires its authentication token, found {found} .*; set RAY_AUTH_MODE=token"
+    words = (
+        f"found {found}, expected the cluster's authentication token; .* set RAY_AUTH_MODE=token"
+    )
     with pytest.raises(ConfigError, match=words), connected("auto", store_bytes=1):
         pass
 
@@ -203,7 +205,7 @@ def test_a_cluster_of_other_versions_is_refused_with_both(
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
     here = f"Ray {ray.__version__} and Python {platform.python_version()}"
-    words = f"found Ray 2.58.1 and Python 3.12.4 there, expected {here}, as here"
+    words = f"found Ray 2.58.1 and Python 3.12.4, expected {here};"
     with pytest.raises(ConfigError, match=words) as caught, connected("auto", store_bytes=1):
         pass
     assert "an environment with Ray 2.58.1 and Python 3.12.4" in str(caught.value)

@@ -99,7 +99,7 @@ def test_gpus_that_a_worker_could_not_use_are_refused():
     with pytest.raises(ValidationError, match="less than or equal to 1"):
         config(transcribe={"gpus_per_worker": 2})
     second = config(model={"checkpoint": "/model", "device": "cuda:1"})
-    with pytest.raises(ConfigError, match="sees its own GPU alone, as cuda:0; set it to cuda"):
+    with pytest.raises(ConfigError, match="sees its GPU as cuda:0; set it to cuda"):
         resolve_resources(second, (GPU_BOX,), num_packs=9)
     here = resolve_resources(second, (GPU_BOX,), num_packs=9, in_process=True)
     assert here.device == "cuda:1"

@@ -132,7 +132,7 @@ def test_a_recording_is_given_up_at_its_first_open_part() -> None:
         None,
     )
     assert row["error_message"].startswith(
-        "transcribing /a from part 2 on: its worker ended 2 times with nothing else in work "
+        "transcribing /a from part 2 on: found 2 deaths of workers on it alone "
         "(GPU 0 of x: it died; GPU 1 of x: no memory), expected a result"
     )
 

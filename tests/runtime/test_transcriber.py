@@ -88,7 +88,10 @@ def test_wrong_options_are_refused_before_a_file_is_read(transcriber: Transcribe
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"drop_nonspeech": True}, "vad_filter is false"),
         ({"vad_treshold": 0.5}, "did you mean vad_threshold"),
-        ({"device": "cpu"}, "device: the loaded model has it; give it to Transcriber"),
+        (
+            {"device": "cpu"},
+            "device: found it in a call, expected it as an argument of Transcriber",
+        ),
         ({"language": "xx"}, "does not know xx"),
         ({"tempratur": 0}, "temperature"),
     ]
@@ -170,7 +173,7 @@ def test_what_is_no_audio_is_refused_and_a_broken_array_is_one_recording(
     found = list(transcriber.transcribe_many(items, on_error=lambda uri, _: failed.append(uri)))
     assert sorted(str(one.uri) for one in found) == ["input-0", "input-2"]
     assert failed == ["input-1"]
-    with pytest.raises(DecodeError, match="not finite"):
+    with pytest.raises(DecodeError, match="are NaN or infinite"):
         transcriber.stream(broken, sampling_rate=SAMPLE_RATE_HZ)
     with pytest.raises(DecodeError, match=r"input-0: .*empty"):
         transcriber.transcribe(b"")

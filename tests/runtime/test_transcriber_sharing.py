@@ -250,7 +250,7 @@ def test_a_fork_is_refused_at_once_and_leaves_the_parent_alone(
     for use in uses:
         said = in_fork(use)
         assert f"ForkedError: transcribing: this Transcriber was made in process {process}," in said
-        assert "make the Transcriber in this process, after the fork" in said
+        assert "make the Transcriber after the fork, in this process" in said
 
     def end() -> str:
         kept.clear()  # an iterator is collected

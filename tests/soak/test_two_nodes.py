@@ -158,7 +158,7 @@ def test_a_head_that_dies_ends_the_run_and_another_cluster_continues_it(
         _, said = process.communicate(timeout=1200)
     print(f"\n{victim}: ended {time.monotonic() - killed_s:.0f} s later")  # noqa: T201
     assert process.returncode == 3, said
-    assert "has died, expected it to answer" in said
+    assert "has died, expected it to respond" in said
     apart.shutdown()
     again = Cluster(initialize_head=True, head_node_args=GPU_MACHINE | {"num_cpus": 4})
     try:

@@ -178,7 +178,7 @@ def test_networks_of_filter_banks_and_of_power_are_given_them(tmp_path, voice):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"no network", "expected a network in ONNX"),
+        (b"no network", "expected an ONNX network"),
         (mean_network("batch", "frame", 64), r"found the inputs input0 \['batch', 'frame', 64\]"),
         (mean_network("batch", 200, 80), r"\['batch', 200, 80\].*of any length"),
         (mean_network("batch", "frame", 80, inputs=2), "input0 .*, input1 "),

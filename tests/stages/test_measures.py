@@ -272,8 +272,14 @@ class Twin(Loudest):
         ([reference(ErrorColumn)], r"found the columns \('error',\), expected"),
         ([reference(NotStatic)], "expected measure, and over as static method"),
         ([reference(Unmade)], "making the measure .*:Unmade: OSError: no weights in /models; corr"),
-        ([reference(Sound)], "with the name 'sound', expected another than that of corpus_asr"),
-        ([reference(Loudest), reference(Twin)], "expected another than that of .*:Loudest; rename"),
+        (
+            [reference(Sound)],
+            "with the name 'sound', expected a name other than that of corpus_asr",
+        ),
+        (
+            [reference(Loudest), reference(Twin)],
+            "expected a name other than that of .*:Loudest; rename",
+        ),
     ],
 )
 def test_a_class_that_is_no_measure_is_refused_before_anything_is_done(

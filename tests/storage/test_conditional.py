@@ -353,7 +353,9 @@ def test_a_library_that_tells_no_version_is_refused_with_what_to_do(
     for kind in (Google, Azure):
         monkeypatch.setattr(kind, "named", lambda self, version: {})
     library = "gcsfs" if cloud_uri.startswith("gs:") else "adlfs"
-    with pytest.raises(FetchError, match=f"replacing .*{library} tells no version") as caught:
+    with pytest.raises(
+        FetchError, match=f"replacing .*{library} returned no object version"
+    ) as caught:
         filesystem.swap(cloud_uri, b"b", b"a", CLOUD_OPTIONS)
     assert f"pip install --upgrade {library}" in str(caught.value)
     assert filesystem.peek(cloud_uri, CLOUD_OPTIONS) == b"a"

@@ -86,7 +86,7 @@ def test_a_listing_that_leads_nowhere_ends(
 ) -> None:
     page = {"Contents": [{"Key": "a.mp3", "Size": 1}], "IsTruncated": True, **token}
     monkeypatch.setattr(s3_module.S3Store, "_run", lambda *_, **options: page)
-    with pytest.raises(FetchError, match="names none after it"):
+    with pytest.raises(FetchError, match="has no next one"):
         list(list_objects("s3://bucket", StoreOptions(endpoint_url="http://127.0.0.1:9")))
 
 

@@ -164,7 +164,7 @@ def test_a_folder_and_a_pipe_are_no_files(tmp_path: Path) -> None:
         open_binary(str(tmp_path))
     assert caught.value.kind == "not_found"
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(FetchError, match=r"only once, .* regular file; save what comes from it"):
+    with pytest.raises(FetchError, match=r"a pipe, .* regular file; save what comes from it"):
         open_binary(str(tmp_path / "pipe"))
 
 
@@ -232,7 +232,7 @@ def test_expired_credentials_may_be_renewed() -> None:
         with pytest.raises(FetchError) as caught:
             with_retries("reading", "s3://b/key", operation, policy=QUICK)
         assert (caught.value.kind, caught.value.retryable) == ("access_denied", retryable), code
-        assert ("renew the credentials" in str(caught.value)) is retryable
+        assert ("renew them" in str(caught.value)) is retryable
         assert ("expired" in str(caught.value)) is retryable
 
 
@@ -308,7 +308,7 @@ def test_what_a_server_compressed_is_unpacked(web: WebServer, ranges: bool) -> N
             open_binary(web.url(name), options)
     assert filesystem.describe(web.url("a"), options).size_bytes is None
     web.codings["a"] = "br"
-    with pytest.raises(FetchError, match="with the content encoding br, expected none or gzip"):
+    with pytest.raises(FetchError, match="found content encoding br, expected none or gzip"):
         open_binary(web.url("a"), options)
 
 

@@ -148,8 +148,8 @@ def test_no_byte_of_the_folder_names_what_was_forgotten(job: ManualRun) -> None:
     assert shown.exit_code == 0, shown.output
     assert f"{job.source}/ada.wav\n" in shown.stdout
     assert "1 recording, 3 segments, 1 correction; nothing was changed" in shown.stdout
-    assert "s3://sets/one; remove it and make it again: corpus-asr label" in shown.stdout
-    assert "earlier versions of objects" in shown.stdout
+    assert "s3://sets/one; remove it and write it again: corpus-asr label" in shown.stdout
+    assert "earlier object versions" in shown.stdout
     assert held_by(job.store.uri) == before
     done = command(job, "remove", "--uri", "*/ada.wav", "--yes")
     assert done.exit_code == 0, done.output
@@ -163,7 +163,7 @@ def test_no_byte_of_the_folder_names_what_was_forgotten(job: ManualRun) -> None:
     ]
     nights = ["2026-01-01.json", "2026-01-02.json", "2026-01-02.md"]
     assert sorted(os.listdir(job.store.address("nights"))) == nights
-    assert "look yourself" not in done.stdout
+    assert "may name them" not in done.stdout
     report = load_report(job.store)
     assert (report.accounting.problems, report.accounting.listed) == ((), 3)
     assert job.store.read_json("run.json")["counts"]["listed"] == 3
@@ -180,10 +180,10 @@ def test_it_stays_away_also_under_another_name_until_it_is_allowed_again(job: Ma
     (job.source / "renamed.wav").rename(job.source / "ada.wav")
     glob = command(job, "remove", "--uri", "*/ada.wav", "--allow-again")
     assert glob.exit_code == 2
-    assert "expected whole addresses" in glob.stderr
+    assert "expected whole URIs" in glob.stderr
     both = command(job, "remove", "--uri", uri, "--uri", "/none.wav", "--allow-again")
     assert both.exit_code == 2
-    assert "found /none.wav not among those that stay away" in both.stderr
+    assert "found /none.wav not among erased recordings" in both.stderr
     allowed = command(job, "remove", "--uri", uri, "--allow-again")
     assert allowed.exit_code == 0, allowed.output
     plan = make_plan(job.config, job.store, model_revision=REVISION)
@@ -228,7 +228,7 @@ def test_by_its_content_another_file_of_its_size_and_time_is_done(tmp_path: Path
 def test_what_is_not_there_is_answered_with_what_is_like_it(job: ManualRun) -> None:
     found = command(job, "remove", "--uri", "*/adda.wav", "--yes")
     assert found.exit_code == 2
-    assert "found none of */adda.wav, expected an address or a glob" in found.stderr
+    assert "found none of */adda.wav, expected a URI or a glob" in found.stderr
     assert f"did you mean {job.source}/ada.wav" in found.stderr
 
 
@@ -254,7 +254,7 @@ def test_a_store_that_removes_nothing_is_left_as_it_is(
         patches.setattr(filesystem, "remove", refuse)
         refused = command(job, "remove", "--uri", "*/ada.wav", "--yes")
     assert refused.exit_code == 2
-    assert "nothing was changed, but _run/removable.json, an empty test, is left" in refused.stderr
+    assert "_run/removable.json: 403" in refused.stderr
     after = held_by(job.store.uri)
     after.pop("_run/removable.json")
     assert after == before
@@ -268,7 +268,7 @@ def test_files_of_others_are_left_as_they_are_and_their_places_named(job: Manual
     done = command(job, "remove", "--uri", "*/ada.wav", "--yes")
     assert done.exit_code == 0, done.output
     places = f"{output}/exports/, {output}/nights/, {output}/notes.txt"
-    assert done.stdout.endswith(f"look yourself in: {places}; it may name them, and was left\n")
+    assert done.stdout.endswith(f"not erased, and may name them: {places}\n")
     assert sorted(naming(job)) == sorted(others)
     assert {(output / name).read_text() for name in others} == {f"see {uri}"}
 
@@ -430,8 +430,8 @@ def test_a_voice_is_forgotten_and_what_it_says_stays(voiced: ManualRun) -> None:
     (Path(job.store.uri) / ".tmp-names").write_bytes(b"x,S1,Bo\n")
     again = command(job, "remove", "--speaker", "Bo", "--allow-again", "--yes")
     assert again.exit_code == 2
-    assert "--allow-again is for --uri" in again.stderr
-    assert "s3://sets/one; remove it and make it again" in shown.stdout
+    assert "--allow-again needs --uri" in again.stderr
+    assert "s3://sets/one; remove it and write it again" in shown.stdout
     done = command(job, "remove", "--speaker", "Bo", "--yes")
     assert done.exit_code == 0, done.output
     assert Path(job.store.address(NAMES_NAME)).read_text().endswith(",Ada\n")
@@ -484,9 +484,7 @@ def test_numbers_of_speakers_and_files_of_others_in_corrections_stay(voiced: Man
     (folder / "NOTES.md").write_text("of others")
     (folder / ".tmp-killed").write_text('{"segments": [{"speaker": "Grace')
     refused = command(voiced, "remove", "--speaker", "S1", "--yes")
-    assert "found nobody called S1, expected a name of speakers.csv or of a correction" in (
-        refused.stderr
-    )
+    assert "found no S1, expected a name in speakers.csv or in a correction" in (refused.stderr)
     done = command(voiced, "remove", "--speaker", "Grace", "--yes")
     assert done.exit_code == 0, done.output
     said = [each.segments[0].speaker for each in read_saved(store).values()]

@@ -270,7 +270,7 @@ def test_what_is_no_use_is_made_again_of_the_tables(
     harm(job)
     with caplog.at_level(logging.WARNING):
         job.begin()
-    [line] = [each for each in caplog.messages if "identities made again" in each]
+    [line] = [each for each in caplog.messages if "identities rebuilt" in each]
     assert "recordings=2" in line
     assert (job.plan.num_moved, job.plan.num_remaining) == (0, 0)
     job.finish()

@@ -460,7 +460,7 @@ def test_tables_that_find_no_room_say_so_and_change_nothing(
     full.write_text("no folder")
     monkeypatch.setattr(tempfile, "tempdir", str(full))
     monkeypatch.setenv(MEMORY_VARIABLE, "2")
-    with pytest.raises(CorpusAsrError, match=rf"asking the tables of .*{MEMORY_VARIABLE}"):
+    with pytest.raises(CorpusAsrError, match=rf"querying the tables of .*{MEMORY_VARIABLE}"):
         RunTables(store)
     assert sorted(store.all_names("")) == names
     monkeypatch.setenv(MEMORY_VARIABLE, "much")

@@ -178,7 +178,9 @@ def test_a_broken_object_is_named(store: OutputStore, name: str) -> None:
     whole = filesystem.read_bytes(store.address(commit(store, results(part("a", 0, texts=["x"])))))
     for data in (b"not parquet", whole[:-1], whole[: len(whole) // 2], b""):
         store.write_bytes(name, data)
-        with pytest.raises(CorpusAsrError, match=rf"{name}: no readable Parquet.*; restore it, or"):
+        with pytest.raises(
+            CorpusAsrError, match=rf"{name}: found no readable Parquet.*; restore it, or"
+        ):
             rows_of(store.outcomes())
 
 

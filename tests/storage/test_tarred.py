@@ -125,7 +125,9 @@ def test_buckets_have_tar_files_of_their_own(tmp_path: Path) -> None:
     both = expected(tmp_path / "bucket1") + expected(tmp_path / "bucket2")
     assert [row["uri"] for row in rows] == both
     elsewhere = str(manifest(tmp_path / "m.json", rows_of()))
-    with pytest.raises(ConfigError, match=r"m.json, line 1: found shard_id 0 of .*bucket2.*a job"):
+    with pytest.raises(
+        ConfigError, match=r"m.json, line 1: found shard_id 0 of .*bucket2.*one job"
+    ):
         listed(source_of(manifest=elsewhere, tarred=tarred))
 
 
@@ -144,7 +146,7 @@ def test_parts_of_one_file_are_one_recording(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "settings", "message"),
     [
-        ({"shard_id": 7}, {}, "found shard_id 7 and no file audio_7.tar.*source.tarred"),
+        ({"shard_id": 7}, {}, "found shard_id 7 without audio_7.tar.*source.tarred"),
         ({"shard_id": 7}, {"tarred": "audio_{0..2}.tar"}, "shard_id 7.*one of source.tarred, 0 to"),
         ({"shard_id": "x"}, {"tarred": "audio_{0..2}.tar"}, "found shard_id 'x'"),
         ({"shard_id": None}, {"tarred": "audio_{0..2}.tar"}, "found no column shard_id"),

@@ -42,11 +42,11 @@ def test_a_file_of_the_very_name_comes_first(tmp_path: Path) -> None:
     ("uri", "message"),
     [
         ("pipe:aws s3 cp s3://b/{0..9}.tar -", "found a command.*no command is run; name the file"),
-        ("s3://b/a-{0..3}.tar::s3://b/c.tar", "several addresses in one.*write a list"),
+        ("s3://b/a-{0..3}.tar::s3://b/c.tar", "several URIs in one.*write a list"),
         ("s3://b/audio_[0..9].tar", r"found the range \[0..9\].*write \{0..9\}"),
         ("s3://b/audio_(0..9).tar", r"write \{0..9\}"),
         ("s3://b/audio_<0..9>.tar", r"write \{0..9\}"),
-        ("s3://b/{1..40}.tar", "more than a million addresses.*a glob"),
+        ("s3://b/{1..40}.tar", "more than a million URIs.*a glob"),
     ],
 )
 def test_what_is_written_as_elsewhere_is_refused_with_what_to_write(

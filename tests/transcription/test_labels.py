@@ -123,7 +123,7 @@ def test_what_a_model_says_that_is_no_number_ends_the_part(folder: Path) -> None
 
 def test_a_classifier_has_no_8_bit_form_and_aligns_nothing(folder: Path) -> None:
     model = load_classifier(folder, device="cpu", dtype="float32")
-    with pytest.raises(ValueError, match="attends to no place"):
+    with pytest.raises(ValueError, match="without word times"):
         model.align(model.new_state(1), [0], torch.tensor([[0]]), [1], [(0, 0)])
     with pytest.raises(ConfigError, match="int8"):
         load_classifier(folder, device="cpu", dtype="int8")

@@ -153,7 +153,7 @@ def test_a_vocabulary_that_does_not_fit_is_refused(pair: Pair, tmp_path: Path) -
     config = json.loads((more / "config.json").read_text())
     small = {"vocab_size": 4, "pad_token_id": 3, "blank_token_id": 3}
     (more / "config.json").write_text(json.dumps(config | small))
-    with pytest.raises(CheckpointError, match=r"expected one for each of the 4 tokens of config"):
+    with pytest.raises(CheckpointError, match=r"expected one for each of 4 tokens"):
         Engine.from_folder(more, decoding=DecodingSettings())
 
 
@@ -170,7 +170,7 @@ def test_transcriber_and_auto_classes_find_it(pair: Pair) -> None:
     assert transcript.language is None
     assert type(AutoConfig.from_pretrained(pair.folder)).__name__ == f"Parakeet{pair.kind}Config"
     assert type(AutoTokenizer.from_pretrained(pair.folder)) is ParakeetTokenizer
-    with pytest.raises(CheckpointError, match="which has no such class"):
+    with pytest.raises(CheckpointError, match="expected one with such a class"):
         pipeline(model=pair.folder)
 
 

@@ -145,9 +145,9 @@ def test_what_it_cannot_do_is_refused(settings: dict[str, Any], message: str) ->
         ("nowhere_at_all:Model", ConfigError, "importing the recognizer nowhere_at_all:Model"),
         ("tests.support.recognizers:Nobody", ConfigError, "AttributeError"),
         ("tests.support.recognizers:WORDS", ConfigError, "expected a subclass of corpus_asr"),
-        ("tests.support.recognizers:WithoutLoad", ConfigError, "lacks load"),
+        ("tests.support.recognizers:WithoutLoad", ConfigError, "found no load"),
         ("tests.support.recognizers:Unloadable", EngineError, "no network in /models/x"),
-        ("counting", ConfigError, r"expected package.module:Class, or the name .* \(none"),
+        ("counting", ConfigError, r"expected package.module:Class, or a recognizer .* \(none"),
         ("a:b:c", ConfigError, "importing the recognizer a:b:c"),
     ],
 )

@@ -112,7 +112,7 @@ def test_a_failure_is_shown_with_advice(page: "Page", shown: Shown) -> None:
     wait_for(page, "!document.getElementById('failure').hidden")
     text = page.inner_text("#failure")
     assert "not_audio" in text
-    assert "What to do: these are no audio" in text
+    assert "What to do: these are not audio" in text
     wait_for(page, f"{NOTE}.startsWith('No audio')")
     # One that is missing by now is told where its sound would be.
     path = shown.folder / "plain.wav"
@@ -269,7 +269,10 @@ def test_a_person_corrects_a_segment_and_another_window_sees_it(
     other.evaluate("document.activeElement.select()")
     other.keyboard.insert_text("mine")
     other.keyboard.press("Enter")
-    wait_for(other, "document.querySelector('.editor .bad')?.textContent.includes('meanwhile')")
+    wait_for(
+        other,
+        "document.querySelector('.editor .bad')?.textContent.includes('check its current text')",
+    )
     other.click(".editor .versions button")
     wait_for(other, f"{text} === 'mine'")
     # Checked by one key, which goes on to the next.

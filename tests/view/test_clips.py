@@ -64,7 +64,7 @@ def test_a_clip_is_a_wav_of_its_span(shown: Shown) -> None:
         ("plain.wav", 0, 1e300, 400, "at most 600 s"),
         ("plain.wav", "nan", 1, 400, "expected a number"),
         ("plain.wav", 5, "", 400, "cutting 5 to 0 s"),
-        ("bad.wav", 0, 1, 404, "nothing of this recording could be decoded"),
+        ("bad.wav", 0, 1, 404, "this recording has no decodable audio"),
         ("gone.wav", 0, 1, 404, "has no recording"),
     ],
 )

@@ -168,7 +168,7 @@ def test_of_two_windows_the_second_is_shown_what_is_there(url: str) -> None:
     refused = sent(url, "api/correct", second)
     assert refused.status == 409
     told = json.loads(refused.body)
-    assert "Anna has changed this segment meanwhile" in told["error"]
+    assert "Anna has changed this segment; nothing was saved" in told["error"]
     assert [each["text"] for each in told["segments"]] == ["first"]
     assert segments(url)[0]["text"] == "first"
     # Another segment of the same page is nobody's business.
@@ -245,16 +245,16 @@ def test_what_cannot_be_is_refused(url: str, store: OutputStore) -> None:
     row = said(url, 1, "x")
     for numbers, made, words in (
         ([], [row], "found no keys"),
-        ([0, 2], [row], "another one between them"),
+        ([0, 2], [row], "another segment between them"),
         ([1], [row | {"end_s": 2.0}], "expected it after the start"),
         ([1], [row | {"end_s": 1.0}], "expected it after the start"),
-        ([1], [row | {"start_s": -1.0}], "within the recording"),
-        ([2], [row | {"start_s": 4.0, "end_s": 7.0}], "within the recording"),
+        ([1], [row | {"start_s": -1.0}], "up to the end of the recording"),
+        ([2], [row | {"start_s": 4.0, "end_s": 7.0}], "up to the end of the recording"),
         ([1], [row | {"start_s": 0.5}], "expected at most 1 s of the segments"),
         ([1], [row | {"end_s": 5.5}], "expected at most 1 s of the segments"),
         ([1], [row | {"end_s": math.nan}], "expected seconds"),
         ([1], [row | {"end_s": "4"}], "expected seconds"),
-        ([1], [row, row], "in order of time"),
+        ([1], [row, row], "expected segments in order"),
         ([1], [row | {"end_s": 3.0}, row | {"start_s": 3.0, "text": " "}], "without text"),
         ([1], [row | {"speaker": "S9"}], "found the speaker S9"),
         ([1], [row | {"speaker": 9}], "segments[0].speaker is 9"),
@@ -387,10 +387,10 @@ def test_hostile_texts_stay_text_and_what_is_no_correction_is_refused(
         ({"id": "../../etc", "keys": [key], "segments": [row]}, 404, "has no recording"),
         ({"id": other, "keys": [key], "segments": [row]}, 409, "this segment again"),
         ({"id": ID, "keys": [".2000.4000.0"], "segments": [row]}, 409, "this segment again"),
-        ({"id": ID, "keys": ["a.b.c.d"], "segments": [row]}, 409, "not there any more"),
-        ({"id": ID, "keys": [{}], "segments": [row]}, 409, "not there any more"),
-        ({"id": ID, "dismiss": "corrections/x/1.json"}, 409, "not there any more"),
-        ({"id": ID, "apply": "1"}, 409, "not there any more"),
+        ({"id": ID, "keys": ["a.b.c.d"], "segments": [row]}, 409, "no longer exists"),
+        ({"id": ID, "keys": [{}], "segments": [row]}, 409, "no longer exists"),
+        ({"id": ID, "dismiss": "corrections/x/1.json"}, 409, "no longer exists"),
+        ({"id": ID, "apply": "1"}, 409, "no longer exists"),
     ):  # fmt: skip
         answer = sent(url, "api/correct", body)
         assert (answer.status, words in json.loads(answer.body)["error"]) == (status, True), body
@@ -411,5 +411,5 @@ def test_where_nothing_may_be_written_nothing_is(store: OutputStore, tmp_path: P
         folder.write_text("in the way")
         failed = correct(server.url, 0, "one two three")
         assert failed.status in (404, 502)
-        assert b"no folder" in failed.body
+        assert b"cannot create" in failed.body
         assert segments(server.url)[0]["text"] == "one to three"

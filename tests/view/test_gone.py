@@ -76,7 +76,7 @@ def test_of_a_forgotten_recording_nothing_is_saved(
 ) -> None:
     forgotten(store)
     answer = save(url)
-    assert (answer.status, "not in the output folder any more" in str(answer.body)) == (410, True)
+    assert (answer.status, "removed from the output folder" in str(answer.body)) == (410, True)
     assert left(store) == {}
 
 

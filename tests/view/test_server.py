@@ -114,7 +114,7 @@ def test_a_channel_that_is_not_there_is_not_found(shown: Shown) -> None:
 
 def test_what_cannot_be_answered_is_refused_in_words(shown: Shown) -> None:
     for what, parameters, words in (
-        ("search", {"q": "?!"}, "no letter or figure"),
+        ("search", {"q": "?!"}, "no letter or digit"),
         ("search", {"q": "a" * (MAX_QUERY_CHARS + 1)}, "search for fewer words"),
         ("search", {"page": "-1"}, "expected a whole number from 0"),
         ("search", {"page": "1.5"}, "found '1.5', expected a whole number"),
@@ -172,7 +172,7 @@ def test_a_waveform_is_drawn_from_any_format_and_says_why_if_not(shown: Shown) -
 def test_a_failure_comes_with_what_to_do(shown: Shown) -> None:
     messages = answer(shown, "recording", id=shown.id("bad.wav"))
     assert messages["error"]["kind"] == "not_audio"
-    assert "leave them out" in messages["error"]["advice"]
+    assert "exclude them" in messages["error"]["advice"]
     assert messages["error"]["message"] == "not recognized <b>as audio</b>"
     assert answer(shown, "sound", id=messages["id"])["state"] == "nothing"
 

@@ -103,7 +103,7 @@ def test_what_others_write_is_kept_and_shown_before_it_is_replaced(
     refused = name(url, "S1", "Anne", seen="Anna")
     told = json.loads(refused.body)
     assert (refused.status, told["seen"]) == (409, "Ann")
-    assert "somebody else has called S1 “Ann” meanwhile" in told["error"]
+    assert "another user has called S1 “Ann”" in told["error"]
     assert names(url) == ["Ann", "S2"]
     assert name(url, "S1", "Anne", seen=told["seen"]).status == 200
     assert name(url, "S1", "Anne", seen="long ago").status == 200  # it is so already
@@ -119,7 +119,7 @@ def test_what_others_write_is_kept_and_shown_before_it_is_replaced(
     assert name(url, "S2", "Emil").status == 200
     assert {*read_names(store).values()} == {"Cem", "Anne", "Dora", "Emil"}
     monkeypatch.setattr(filesystem, "swap", lambda *_: False)
-    with pytest.raises(ConfigError, match="changed by others 8 times in a row; try again"):
+    with pytest.raises(ConfigError, match="found concurrent changes in 8 attempts"):
         name_speaker(store, "/a.wav", "S2", "Fred", seen="Emil")
     assert speakers.read_names(store)[ID, "S2"] == "Emil"
 
@@ -128,7 +128,7 @@ def test_what_is_no_name_is_refused(url: str, store: OutputStore) -> None:
     for body, status, words in (
         ({"id": ID, "speaker": "S1", "name": "a" * 101}, 400, "expected 100 at most"),
         ({"id": ID, "speaker": "S1", "name": "a\x07"}, 400, "U+0007"),
-        ({"id": ID, "speaker": "S1", "name": "=1+1"}, 400, "take for a formula"),
+        ({"id": ID, "speaker": "S1", "name": "=1+1"}, 400, "a formula in spreadsheets"),
         ({"id": ID, "speaker": "S1", "name": 7}, 400, "naming a speaker: name is 7"),
         ({"speaker": "S1", "name": "Anna"}, 400, "naming a speaker: found no id"),
         ({"id": ID, "speaker": "S3", "name": "Anna"}, 404, "has no speaker 'S3'"),

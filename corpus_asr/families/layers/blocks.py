@@ -51,7 +51,7 @@ def activation(name: str) -> Activation:
     """Return the activation function with this name in config.json."""
     if name not in _ACTIVATIONS:
         raise ValueError(
-            f"choosing activation_function {name!r}: not known; expected one of "
+            f"choosing activation_function {name!r}, expected one of "
             f"{', '.join(sorted(_ACTIVATIONS))}"
         )
     return _ACTIVATIONS[name]
@@ -66,7 +66,9 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"attention of width {width}: {heads} heads do not divide it")
+            raise ValueError(
+                f"attention of width {width}: found {heads} heads, expected a divisor of the width"
+            )
         self.heads = heads
         self.head_dim = width // heads
         self.dropout = dropout

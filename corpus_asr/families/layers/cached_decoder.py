@@ -319,7 +319,7 @@ class DecoderSlots(ABC):
         if len(tokens) % state.beams:
             raise ValueError(
                 f"advancing {len(tokens)} slots: each {state.beams} of them share a window, "
-                "expected all of these or none; pass a token for each"
+                "expected all or none of them; pass a token for each"
             )
         view = state.view_tokens(range(len(tokens)), positions.unsqueeze(1), reach=reach)
         windows = state.view_windows(view.slots[:: state.beams])

@@ -71,8 +71,8 @@ class KeyValues:
             if (*kept[:2], kept[3]) != (*new[:2], new[3]):
                 raise ValueError(
                     f"continuing with past_key_values: found keys of batch {kept[0]}, {kept[1]} "
-                    f"heads and head_dim {kept[3]} in them, expected {new[0]}, {new[1]} and "
-                    f"{new[3]}; pass what the same model returned for the same batch"
+                    f"heads and head_dim {kept[3]}, expected {new[0]}, {new[1]} and {new[3]}; "
+                    "pass the cache of the same model and batch"
                 )
             keys = torch.cat([self.pair[0], keys], dim=2)
             values = torch.cat([self.pair[1], values], dim=2)
@@ -207,8 +207,8 @@ def taken(past_key_values: Any, *, num_layers: int) -> DecoderCache | None:
     if isinstance(past_key_values, DecoderCache):
         description += f" of {len(past_key_values)} layers"
     raise ValueError(
-        f"continuing with past_key_values: found {description}, expected what a model of "
-        f"{num_layers} decoder layers returned"
+        f"continuing with past_key_values: found {description}, expected the cache of a model of "
+        f"{num_layers} decoder layers"
     )
 
 
@@ -541,8 +541,8 @@ def _looked_at(positions: Int[Tensor, "*batch"], *, max_positions: int) -> int:
     first, last = int(positions.min()), int(positions.max())
     if first < 0 or last >= max_positions:
         raise ValueError(
-            f"decoding at positions {first} to {last}: the cache holds 0 to "
-            f"{max_positions - 1}; end or cut the sequence before"
+            f"decoding at positions {first} to {last}: the cache holds 0 to {max_positions - 1}; "
+            "shorten the sequence"
         )
     return min(max_positions, (last // _LENGTH_STEP + 1) * _LENGTH_STEP)
 

@@ -179,8 +179,8 @@ class ModuleSlots(ABC):
         if by_layer is None or num_layers != self._layers:
             raise ValueError(
                 f"aligning tokens: found the cross-attention weights of {num_layers} decoder "
-                f"layers, expected those of {self._layers}; let replaced layers append theirs to "
-                "`record.cross`, or generate without times of tokens"
+                f"layers, expected those of {self._layers}; append them to `record.cross`, or "
+                "omit token times"
             )
         check_heads(heads, layers=num_layers, num_heads=self._config.decoder_attention_heads)
         return torch.stack([by_layer[layer][0, head].float() for layer, head in heads])

@@ -157,8 +157,8 @@ def check_values(features: Tensor, wanted: torch.dtype) -> None:
     if can_check(features) and not bool(features.isfinite().all()):
         rows = (~features.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
         raise ValueError(
-            f"encoding a window: found NaN or infinity in the features of rows {rows}, "
-            f"expected finite numbers; look at the audio they were made of"
+            f"encoding a window: found NaN or infinity in the features of rows {rows}, expected "
+            "finite numbers; check the audio"
         )
 
 
@@ -293,8 +293,8 @@ class TokenDecoder(Stack):
         if (input_ids is None) == (embeds is None):
             count = "neither" if input_ids is None else "both"
             raise ValueError(
-                f"decoding: found {count} of decoder_input_ids and decoder_inputs_embeds, expected "
-                f"one of them; the first tokens of a transcript are its prompt"
+                f"decoding: found {count} of decoder_input_ids and decoder_inputs_embeds, "
+                "expected one of them; pass the prompt of the transcript"
             )
         if embeds is None:
             assert input_ids is not None
@@ -315,8 +315,8 @@ def check_tokens(
     """Raise unless IDs are integers and, on a CPU, below `size` or equal to `ignored`."""
     if ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
         raise ValueError(
-            f"{doing}: found {what} of shape {tuple(ids.shape)} and {ids.dtype}, expected integers "
-            f"(batch, token)"
+            f"{doing}: found {what} of shape {tuple(ids.shape)} and {ids.dtype}, expected "
+            "integers (batch, token)"
         )
     if not ids.numel():
         raise ValueError(
@@ -329,8 +329,8 @@ def check_tokens(
     wrong = wrong if ignored is None else wrong & (ids != ignored)
     if bool(wrong.any()):
         raise ValueError(
-            f"{doing}: found {what} {ids[wrong][:5].tolist()}, expected 0 to {size - 1}; were they "
-            f"made for another model?"
+            f"{doing}: found {what} {ids[wrong][:5].tolist()}, expected 0 to {size - 1}; use the "
+            "tokenizer of this model"
         )
 
 
@@ -341,7 +341,7 @@ def _check_encoded(encoded: Tensor | None, embedded: Tensor) -> None:
     ):
         raise ValueError(
             f"decoding: found encoder hidden states of shape {tuple(encoded.shape)}, expected "
-            f"({batch}, pos, {width}): one window for each of the sequences"
+            f"({batch}, pos, {width}): one window per sequence"
         )
 
 
@@ -357,7 +357,7 @@ def _mask(
     if len(attention_mask) not in (1, batch) or attention_mask.shape[1:] != (start + tokens,):
         raise ValueError(
             f"decoding: found a decoder_attention_mask of shape {tuple(attention_mask.shape)}, "
-            f"expected {(batch, start + tokens)}: one value for each token, those kept included"
+            f"expected {(batch, start + tokens)}: one value per token, cached ones included"
         )
     mask = causal_mask(tokens, start + tokens, like=embedded)
     hidden = attention_mask.to(embedded.device)[:, None, None, :] == 0
@@ -372,7 +372,7 @@ def _whole_mask(
     if mask.shape[1:] != shape[1:] or len(mask) not in (1, shape[0]):
         raise ValueError(
             f"decoding: found a decoder_attention_mask of shape {tuple(mask.shape)}, expected "
-            f"{shape}: of each token one value for each, those kept included"
+            f"{shape}: one value per pair of tokens, cached ones included"
         )
     mask = mask.to(like.device)
     if mask.dtype != torch.bool:
@@ -389,6 +389,6 @@ def _cross_mask(
     if attention_mask.shape != encoded.shape[:2]:
         raise ValueError(
             f"decoding: found an encoder_attention_mask of shape {tuple(attention_mask.shape)}, "
-            f"expected {tuple(encoded.shape[:2])}: one value for each position of the encoder"
+            f"expected {tuple(encoded.shape[:2])}: one value per encoder position"
         )
     return hiding_mask(attention_mask != 0, like=encoded)

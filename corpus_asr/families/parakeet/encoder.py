@@ -309,8 +309,8 @@ class ParakeetEncoder(nn.Module):
         shape, bins = tuple(features.shape), self.config.num_mel_bins
         if len(shape) != 3 or shape[2] != bins or not features.numel():
             raise ValueError(
-                f"encoding features: found shape {shape}, expected (batch, frame, {bins}), one row "
-                "or more of one frame or more; make them with this checkpoint's feature extractor"
+                f"encoding features: found shape {shape}, expected (batch, frame, {bins}), none "
+                "of them 0; use this checkpoint's feature extractor"
             )
         most = self.config.max_position_embeddings
         length = self._num_positions(shape[1])

@@ -46,8 +46,8 @@ class NemoAnalysis:
         if not fits or self.fft_samples % 2:
             raise ValueError(
                 f"setting up a spectrum: found a window of {self.window_samples} samples in "
-                f"transforms of {self.fft_samples}, one every {self.hop_samples}; expected an even "
-                "transform, a window no longer, and one every 1 sample or more"
+                f"transforms of {self.fft_samples}, one every {self.hop_samples}, expected an "
+                "even transform, a window no longer, and one every 1 sample or more"
             )
 
     def num_frames(self, num_samples: int) -> int:

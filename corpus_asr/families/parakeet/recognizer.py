@@ -59,8 +59,8 @@ class ParakeetRecognizer(Recognizer):
         """Load a checkpoint folder in transformers' layout."""
         if compute_type not in ("auto", *COMPUTE_DTYPES):
             raise ConfigError(
-                f"choosing model.compute_type: found {compute_type}, but Parakeet computes in "
-                f"{', '.join(COMPUTE_DTYPES)} only; set it to auto or to one of these"
+                f"choosing model.compute_type: found {compute_type}, expected "
+                f"{', '.join(COMPUTE_DTYPES)} for Parakeet; set it to auto or to one of these"
             )
         folder, where = Path(checkpoint or "."), torch.device(device)
         tokenizer = ParakeetTokenizer.from_pretrained(folder)
@@ -156,6 +156,6 @@ def _check_vocabulary(folder: Path, tokenizer: ParakeetTokenizer, config: Parake
         lacks = f", none of them for token {missing[0]}" if missing else ""
         raise CheckpointError(
             f"loading {folder}: found {tokenizer.vocab_size:,} pieces in {TOKENIZER_NAME}{lacks}, "
-            f"expected one for each of the {config.vocab_size:,} tokens of config.json "
-            "(vocab_size), the blank not needed; fetch both files of the same checkpoint"
+            f"expected one for each of {config.vocab_size:,} tokens (vocab_size of config.json, "
+            "the blank optional); fetch the checkpoint again"
         )

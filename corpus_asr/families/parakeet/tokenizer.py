@@ -134,7 +134,7 @@ class ParakeetTokenizer(LibraryTokenizer):
         if not path.is_file():
             raise CheckpointError(
                 f"loading a tokenizer from {folder}: found no {TOKENIZER_NAME}; fetch the "
-                "checkpoint's tokenizer file, too"
+                "checkpoint's tokenizer file"
             )
         self._tokenizer = read_tokenizer_file(path)
         # The caller's role tokens are added if they are new; those of files must exist.

@@ -241,14 +241,14 @@ def valid_positions(
     if len(shape) != 2 or shorter(shape[1], layers) != positions:
         raise ValueError(
             f"encoding: found an attention_mask of shape {shape}, expected (batch, frame) for "
-            f"{positions} positions: one value for each frame of input_features"
+            f"{positions} positions: one value per frame of input_features"
         )
     frames = (attention_mask != 0).sum(dim=1)
     if can_check(frames) and not bool(frames.all()):
         rows = (frames == 0).nonzero().flatten().tolist()
         raise ValueError(
-            f"encoding: found an attention_mask without any frame in rows {rows}, expected one "
-            f"frame or more; leave these rows out"
+            f"encoding: found an attention_mask without frames in rows {rows}, expected one or "
+            "more; remove these rows"
         )
     return within(shorter(frames, layers), positions)
 
@@ -264,7 +264,7 @@ def padding_row(config: Speech2TextConfig) -> int:
     if config.pad_token_id is None or config.pad_token_id < 0:
         raise ValueError(
             f"making a Speech2Text network: pad_token_id is {config.pad_token_id}, expected 0 or "
-            f"more: positions are counted from it; set it"
+            "more, where positions start; set it"
         )
     return config.pad_token_id
 
@@ -275,10 +275,10 @@ def check_features(features: Tensor, *, num_mel_bins: int) -> None:
     if len(shape) != 3 or shape[2] != num_mel_bins:
         raise ValueError(
             f"encoding features: found shape {shape}, expected (batch, frame, {num_mel_bins}); "
-            f"make them with the feature extractor of this checkpoint"
+            "use this checkpoint's feature extractor"
         )
     if not features.numel():
         raise ValueError(
-            f"encoding features: found none, their shape is {shape}; expected one row or more of "
-            f"one frame or more; leave the call out"
+            f"encoding features: found shape {shape}, expected one row or more of one frame or "
+            "more; omit the call"
         )

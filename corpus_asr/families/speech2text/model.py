@@ -309,8 +309,8 @@ class Speech2TextWindows:
             if not 1 <= size <= getattr(config, name):
                 raise ValueError(
                     f"making slots for windows of {num_frames} frames and {max_tokens} tokens: "
-                    f"expected 1 to {name}, which is {getattr(config, name)}; cut the audio into "
-                    f"shorter windows, or request fewer tokens"
+                    f"expected 1 to {name}, {getattr(config, name)}; cut the audio into shorter "
+                    "windows, or request fewer tokens"
                 )
         # Shallow copy: weights and their packed copies are shared.
         model = copy.copy(self)
@@ -329,8 +329,7 @@ class Speech2TextWindows:
         if features.ndim != 3 or tuple(features.shape[1:]) != whole or not len(features):
             raise ValueError(
                 f"encoding windows: found shape {tuple(features.shape)}, expected one window or "
-                f"more of {whole} (mel bins, frames); pad or cut the features to that, or take "
-                "for_windows"
+                f"more of {whole} (mel bins, frames); pad or cut the features, or use for_windows"
             )
         lengths = [self.window_frames] * len(features) if num_frames is None else list(num_frames)
         check_heard(lengths, windows=len(features), whole=self.window_frames)

@@ -115,8 +115,8 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         if settings["unk_token"] is None or settings["unk_token"] not in vocabulary:
             raise CheckpointError(
                 f"loading a Speech2Text tokenizer: found no {settings['unk_token']} among "
-                f"{len(vocabulary)} tokens of vocab.json, expected what stands for unknown ones; "
-                f"fetch the checkpoint again or give unk_token"
+                f"{len(vocabulary)} tokens of vocab.json, expected that unknown token; fetch the "
+                "checkpoint again, or pass unk_token"
             )
         self.sp_model_kwargs = dict(settings.pop("sp_model_kwargs") or {})
         additional_tokens = settings.pop("additional_special_tokens") or ()
@@ -301,16 +301,16 @@ class Speech2TextTokenizer(PretrainedTokenizer):
     def _end(self) -> int:
         if self.eos_token_id is None:
             raise ValueError(
-                "encoding texts: found no eos_token, expected one to end labels with; set it, or "
-                "pass add_special_tokens=False"
+                "encoding texts: found no eos_token, expected one to end labels; set it, or pass "
+                "add_special_tokens=False"
             )
         return self.eos_token_id
 
     def _batch(self, text: Any, pair: Any, options: EncodeOptions) -> BatchEncoding:
         if "offset_mapping" in options.outputs:
             raise ValueError(
-                "encoding texts: found return_offsets_mapping=True, expected it for tokenizers "
-                "that keep the text as it is only; leave it out"
+                "encoding texts: found return_offsets_mapping=True, expected it only for "
+                "tokenizers that keep the text; remove it"
             )
         several, pairs = text_pairs(text, pair, words=options.words)
         rows = [self._cut_row(*both, options) for both in pairs]
@@ -512,7 +512,7 @@ def _saved_tokens(folder: Path) -> tuple[dict[int, AddedToken], list[AddedToken]
         }
     except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"reading the added tokens of {folder}: found what cannot be used ({error}), expected "
-            f"tokens and their ids; fetch the checkpoint's tokenizer files again"
+            f"reading the added tokens of {folder}: found unusable ones ({error}), expected "
+            "tokens and their ids; fetch the tokenizer files again"
         ) from error
     return ids, other_tokens

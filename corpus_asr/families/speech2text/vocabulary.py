@@ -106,7 +106,7 @@ class SentencePieces:
         self._options = dict(options or {})
         try:
             if reserved := sorted(self._options.keys() & {"model_file", "model_proto"}):
-                raise TypeError(f"{', '.join(reserved)} cannot be chosen here")
+                raise TypeError(f"{', '.join(reserved)} cannot be set")
             self._processor = sentencepiece.SentencePieceProcessor(**self._options)
         except (TypeError, RuntimeError) as error:
             raise self._unusable(error) from error
@@ -128,7 +128,7 @@ class SentencePieces:
         reason = str(error).partition("\n")[0]
         return TypeError(
             f"setting up SentencePiece: found the options {self._options} ({reason}), expected "
-            f"keywords of SentencePieceProcessor and their types; correct sp_model_kwargs"
+            "keywords of SentencePieceProcessor; correct sp_model_kwargs"
         )
 
     @classmethod
@@ -153,8 +153,8 @@ class SentencePieces:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"encoding {text[:40]!r}: found text that is no valid Unicode ({error.reason}); "
-                f"decode it with errors='replace' first"
+                f"encoding {text[:40]!r}: found text that is not valid Unicode ({error.reason}); "
+                "decode it with errors='replace' first"
             ) from error
         pieces: list[str] = self._processor.encode(text, out_type=str)
         return pieces

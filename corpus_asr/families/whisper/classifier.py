@@ -102,7 +102,7 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
             raise ValueError(
                 f"classifying with use_weighted_layer_sum: found {len(states)} hidden states in "
                 f"encoder_outputs, expected {len(self.layer_weights)}; call the encoder with "
-                f"output_hidden_states=True"
+                "output_hidden_states=True"
             )
         weights = self.layer_weights.softmax(dim=-1).view(-1, 1, 1, 1)
         return (torch.stack(states) * weights).sum(dim=0)
@@ -128,7 +128,7 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
         if labels.is_floating_point():
             raise ValueError(
                 f"training a classifier: found labels of {labels.dtype}, expected class numbers; "
-                f"set config.problem_type to regression for other numbers"
+                "set config.problem_type to regression for numbers"
             )
         # Not on a GPU, where the check would synchronize. The loss ignores -100.
         is_valid = (labels >= 0) & (labels < self.config.num_labels) | (labels == -100)
@@ -195,7 +195,7 @@ class WhisperClassifierSlots:
         if num_frames is not None:
             raise ValueError(
                 f"classifying {len(features)} windows: found num_frames, expected whole windows; "
-                f"omit num_frames"
+                "omit num_frames"
             )
         features = features.to(self.device, self._model.dtype)
         if self.device.type != "cpu":
@@ -252,8 +252,8 @@ class WhisperClassifierSlots:
         heads: Sequence[tuple[int, int]],
     ) -> tuple[Float[Tensor, "batch head token pos"], Float[Tensor, "batch token width"]]:
         raise ValueError(
-            f"aligning {max(lengths)} tokens with a classifier: it says one class of a whole "
-            "window and attends to no place in it; align with a checkpoint that transcribes"
+            f"aligning {max(lengths)} tokens with a classifier: found a network without word "
+            "times, expected one that transcribes; use such a checkpoint"
         )
 
     def reorder(

@@ -170,8 +170,7 @@ def check_windows(features: Tensor, *, num_mel_bins: int, num_frames: int) -> No
         )
     if not shape[0]:
         raise ValueError(
-            "encoding windows: found an empty batch, expected one window or more; leave the "
-            "call out"
+            "encoding windows: found an empty batch, expected one window or more; omit the call"
         )
 
 
@@ -286,6 +285,6 @@ def _lengths(attention_mask: Tensor | None, shape: tuple[int, int]) -> list[int]
     if tuple(attention_mask.shape) != shape:
         raise ValueError(
             f"masking features: found an attention_mask of shape {tuple(attention_mask.shape)}, "
-            f"expected {shape}: one value for each frame"
+            f"expected {shape}: one value per frame"
         )
     return [int(count) for count in attention_mask.sum(dim=-1).tolist()]

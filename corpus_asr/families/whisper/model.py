@@ -368,8 +368,8 @@ class WhisperForCausalLM(WhisperWithVocabulary):
     def generate(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Raise an error: a decoder-only model has no encoder."""
         raise ValueError(
-            "generating with WhisperForCausalLM: found a decoder without an encoder, expected a "
-            "whole model; call WhisperForConditionalGeneration.generate(..., assistant_model=this)"
+            "generating with WhisperForCausalLM: found a decoder only, expected a whole model; "
+            "call WhisperForConditionalGeneration.generate(..., assistant_model=this)"
         )
 
 
@@ -529,7 +529,7 @@ class WhisperModuleSlots(WhisperWindows, ModuleSlots):
     ) -> Float[Tensor, "batch pos width"]:
         if num_frames is not None:
             raise ValueError(
-                f"encoding {list(num_frames)} frames of windows: modules that are not the "
-                "family's own encode whole windows alone; leave num_frames out"
+                f"encoding {list(num_frames)} frames of windows: found replaced modules, expected "
+                "whole windows for these; omit num_frames"
             )
         return self._encoded(features.to(self.device, self.dtype))

@@ -120,7 +120,7 @@ class WhisperTokenizer(LibraryTokenizer):
             raise ValueError(
                 f"making a tokenizer: found vocab_file={vocab_file!r} and "
                 f"merges_file={merges_file!r}, expected both, or tokenizer_file; pass them, or "
-                f"load a folder by from_pretrained"
+                "use from_pretrained"
             )
         settings = {name: arguments[name] for name in self._defaults()}
         self._set_up(
@@ -170,8 +170,8 @@ class WhisperTokenizer(LibraryTokenizer):
             codecs.lookup_error(value)
         except LookupError as error:
             raise ValueError(
-                f"setting up a tokenizer: found errors={value!r}, expected a way that "
-                f"bytes.decode knows, such as 'replace'; correct it"
+                f"setting up a tokenizer: found errors={value!r}, expected one of bytes.decode, "
+                "such as 'replace'; correct it"
             ) from error
 
     def __repr__(self) -> str:
@@ -215,7 +215,7 @@ class WhisperTokenizer(LibraryTokenizer):
             if language is None:
                 raise ValueError(
                     "prompting a multilingual Whisper model: found no language, expected one of "
-                    f"its {len(self.language_ids)}; give it or detect it first"
+                    f"its {len(self.language_ids)}; pass it, or detect it first"
                 )
             return (self.sot, self._language_id(language), self._task_id(task), *end)
         if task != "transcribe" or (language is not None and resolve_language(language) != "en"):
@@ -253,8 +253,8 @@ class WhisperTokenizer(LibraryTokenizer):
         if token_id is None:
             raise CheckpointError(
                 f"loading a Whisper tokenizer: found no {names[0]} among {len(self)} tokens, "
-                f"expected Whisper's control tokens; fetch the checkpoint's added_tokens.json and "
-                f"special_tokens_map.json, or its tokenizer.json"
+                "expected Whisper's; fetch its added_tokens.json and special_tokens_map.json, or "
+                "its tokenizer.json"
             )
         return token_id
 

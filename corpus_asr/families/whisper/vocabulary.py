@@ -41,9 +41,8 @@ def load_vocabulary(folder: Path) -> Tokenizer:
     if (folder / VOCAB_NAME).is_file() and (folder / MERGES_NAME).is_file():
         return build_vocabulary(folder / VOCAB_NAME, folder / MERGES_NAME)
     raise CheckpointError(
-        f"loading a tokenizer from {folder}: found neither {TOKENIZER_NAME} nor both "
-        f"{VOCAB_NAME} and {MERGES_NAME}; fetch the checkpoint's tokenizer files too. Trainers "
-        "save none: save there that of the checkpoint it was trained from, "
+        f"loading a tokenizer from {folder}: found neither {TOKENIZER_NAME} nor both {VOCAB_NAME} "
+        f"and {MERGES_NAME}; fetch them, or save those of the base checkpoint: "
         f"AutoProcessor.from_pretrained({_trained_from(folder)!r}).save_pretrained({str(folder)!r})"
     )
 
@@ -89,8 +88,7 @@ def build_vocabulary(vocab_path: Path, merges_path: Path) -> Tokenizer:
         if token_id is not None and actual_id != token_id:
             raise CheckpointError(
                 f"loading a tokenizer from {folder}: {token.content} got id {actual_id}, expected "
-                f"{token_id} as its files say; ids must follow {VOCAB_NAME} without holes: fetch "
-                f"the checkpoint again"
+                f"{token_id}, without gaps after {VOCAB_NAME}; fetch the checkpoint again"
             )
     return tokenizer
 

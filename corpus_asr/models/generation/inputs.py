@@ -110,9 +110,9 @@ class Audio:
         if self.batch_size > 1 and not self.is_short:
             if attention_mask is None:
                 raise ValueError(
-                    f"generating text for {self.batch_size} recordings longer than a window: found "
-                    "no `attention_mask`, expected one that tells how long each is; call the "
-                    "feature extractor with return_attention_mask=True"
+                    f"generating text for {self.batch_size} recordings longer than a window: "
+                    "found no `attention_mask`, expected one; call the feature extractor with "
+                    "return_attention_mask=True"
                 )
             frames = lengths_of(attention_mask, self.batch_size)
         features, encoded = self.features, self.encoded
@@ -165,7 +165,7 @@ class PaddedBatch:
         if frames > config.max_source_positions:
             raise ValueError(
                 f"generating text: found {frames} frames, expected at most max_source_positions, "
-                f"which is {config.max_source_positions}; cut the audio into shorter pieces"
+                f"which is {config.max_source_positions}; cut the audio"
             )
         num_frames = [frames] * size
         if attention_mask is not None:
@@ -174,15 +174,15 @@ class PaddedBatch:
             if wrong:
                 raise ValueError(
                     f"generating text: attention_mask has {num_frames[wrong[0]]} frames in row "
-                    f"{wrong[0]}, expected 1 to {frames}, which the features have; leave empty "
-                    "rows out"
+                    f"{wrong[0]}, expected 1 to {frames}, which the features have; remove empty "
+                    "rows"
                 )
         slots = slots.for_windows(frames)
         if encoded is not None and tuple(encoded.shape[1:]) != slots.window_shape:
             raise ValueError(
                 f"generating text: encoder_outputs have shape {tuple(encoded.shape)}, expected "
                 f"(batch, {slots.window_shape[0]}, {slots.window_shape[1]}) for {frames} frames; "
-                "pass the mask that the encoder was given"
+                "pass the encoder's attention_mask"
             )
         return cls(model=slots, features=features, given=encoded, num_frames=tuple(num_frames))
 

@@ -91,8 +91,8 @@ def _languages(language: Any, batch_size: int) -> Sequence[str] | None:
     wrong = next((item for item in languages if not isinstance(item, str)), "")
     if wrong != "":
         raise TypeError(
-            f"generating text: `language` is {language!r} with {wrong!r} in it, expected None, one "
-            "language or a list of languages, one for each recording"
+            f"generating text: `language` is {language!r} with {wrong!r} in it, expected None, "
+            "one language, or a list of one per recording"
         )
     if len(languages) != batch_size:
         raise ValueError(
@@ -274,10 +274,9 @@ class TransformersLongForm(LongFormRules[RowSegment]):
         wanted = self._settings.config.max_new_tokens
         if (wanted or 0) + length > room:
             raise ValueError(
-                f"generating text: the prompt, with the text before the window, has {length} "
-                f"tokens and max_new_tokens is {wanted or 0}, together {(wanted or 0) + length}, "
-                f"expected at most max_target_positions, which is {room}; shorten prompt_ids or "
-                "lower max_new_tokens"
+                f"generating text: found a prompt of {length} tokens and max_new_tokens "
+                f"{wanted or 0}, expected at most max_target_positions, {room}, together; shorten "
+                "prompt_ids or lower max_new_tokens"
             )
         if wanted is not None:
             return wanted
@@ -287,7 +286,7 @@ class TransformersLongForm(LongFormRules[RowSegment]):
         if self._max_length <= length:
             raise ValueError(
                 f"generating text: the prompt has {length} tokens, but max_length is "
-                f"{self._max_length}; raise max_length or, better, set max_new_tokens"
+                f"{self._max_length}; raise max_length, or set max_new_tokens"
             )
         return self._max_length - length
 

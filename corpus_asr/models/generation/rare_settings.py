@@ -82,8 +82,8 @@ def transformers_generate(model: Any, setting: str, /, **options: Any) -> Any:
     """Generate with transformers' search; errors name the `setting` that requires it."""
     if options.get("custom_generate") is not None:
         raise ValueError(
-            "generating text: found custom_generate, expected none: code of others is not run; "
-            "leave it out"
+            "generating text: found custom_generate, expected none, since foreign code is not "
+            "run; remove it"
         )
     view = _view(model, setting)
     config = options.get("generation_config")
@@ -157,8 +157,8 @@ def _view(model: Any, setting: str) -> Any:
         transformers = importlib.import_module("transformers")
     except ImportError as error:
         raise ImportError(
-            f"generating text: {setting} takes the search of transformers, found no such package; "
-            f"pip install transformers, or leave {setting} out"
+            f"generating text: {setting} needs transformers, found no such package; pip install "
+            f"transformers, or remove {setting}"
         ) from error
     kind: Any = type(model)
     view: Any = object.__new__(_view_class(kind, _is_whisper(model)))

@@ -104,8 +104,8 @@ def prepare(
         config.update(**_values_set(given), allow_custom_entries=True)
         if clash := sorted(name for name in keywords if hasattr(config, name)):
             logger.warning(
-                "settings were given both as generation_config and by name (%s): the names win; "
-                "give one of the two",
+                "settings found in generation_config and by name (%s): the names are used; remove "
+                "one of the two",
                 ", ".join(clash),
             )
     if model_settings is not None:
@@ -153,7 +153,7 @@ def one_of(**given: Any) -> Any:
     values = {name: value for name, value in given.items() if value is not None}
     if len(values) > 1:
         raise ValueError(
-            f"generating text: found {' and '.join(values)}, which mean the same; pass one of them"
+            f"generating text: found {' and '.join(values)}, which are synonyms; pass one of them"
         )
     return next(iter(values.values()), None)
 
@@ -170,7 +170,7 @@ def features_of(given: Any, mel_bins: int, *, mel_axis: int = 1) -> Tensor:
         expected = f"{mel_bins}, frames" if mel_axis == 1 else f"frames, {mel_bins}"
         raise ValueError(
             f"generating text: input_features have shape {shape}, expected (batch, {expected}), "
-            "one row or more; pass what this checkpoint's feature extractor returns"
+            "one row or more; use this checkpoint's feature extractor"
         )
     # Synchronizes with a GPU once a call: later errors would be unclear.
     finite = features.isfinite()
@@ -178,7 +178,7 @@ def features_of(given: Any, mel_bins: int, *, mel_axis: int = 1) -> Tensor:
         rows = (~finite).flatten(1).any(dim=1).nonzero().flatten().tolist()
         raise ValueError(
             f"generating text: found NaN or infinity in the input_features of rows {rows}, "
-            "expected finite numbers; look at the audio they were made of"
+            "expected finite numbers; check the audio"
         )
     return features
 
@@ -207,7 +207,7 @@ def lengths_of(attention_mask: Any, batch_size: int) -> list[int]:
     if mask.ndim != 2 or len(mask) != batch_size:
         raise ValueError(
             f"generating text: attention_mask has shape {tuple(mask.shape)}, expected "
-            f"({batch_size}, frames), a row for each recording; call the feature extractor with "
+            f"({batch_size}, frames), one row per recording; call the feature extractor with "
             "return_attention_mask=True"
         )
     lengths: list[int] = mask.sum(-1).long().tolist()
@@ -258,8 +258,8 @@ def functions_of(given: Any, *, what: str) -> tuple[Any, ...]:
         wrong = next((item for item in given if not callable(item)), None)
     if wrong is not None:
         raise TypeError(
-            f"generating text: found {str(wrong)[:40]!r} of type {type(wrong).__name__} as {what}, "
-            f"expected a list of functions; put it into a list, or correct it"
+            f"generating text: found {str(wrong)[:40]!r} of type {type(wrong).__name__} as "
+            f"{what}, expected a list of functions; correct it"
         )
     return tuple(given)
 
@@ -376,15 +376,14 @@ def resolve_timestamps(
         # The next window's start is derived from the timestamps of the last one.
         if wanted is False:
             raise ValueError(
-                "generating text: the features are longer than a window of 30 s, which takes "
-                "timestamps, but return_timestamps is False; set return_timestamps=True or cut the "
-                "features to 3,000 frames"
+                "generating text: found more than 3,000 frames with return_timestamps False, "
+                "expected True; set return_timestamps=True or cut the features"
             )
         wanted = True
     if wanted and config.no_timestamps_token_id is None:
         raise ValueError(
-            "generating text: timestamps were requested, but the generation settings have no "
-            "no_timestamps_token_id; set it to the token <|notimestamps|>"
+            "generating text: found no no_timestamps_token_id for timestamps, expected one in the "
+            "generation settings; set it to <|notimestamps|>"
         )
     return wanted
 
@@ -399,8 +398,8 @@ def check_language_and_task(
         config.is_multilingual = is_multilingual
     if config.is_multilingual is False and (task is not None or language is not None):
         raise ValueError(
-            "generating text: task or language was given to an English-only model; leave them out, "
-            "or pass is_multilingual=True if it is none"
+            "generating text: found task or language for an English-only model, expected neither; "
+            "remove them, or pass is_multilingual=True"
         )
     if language is not None:
         if config.lang_to_id is None:
@@ -420,8 +419,7 @@ def note_thresholds(config: WhisperGenerationConfig, **given: Any) -> None:
     if config.no_speech_threshold is not None and config.logprob_threshold is None:
         raise ValueError(
             f"generating text: no_speech_threshold is {config.no_speech_threshold} but "
-            "logprob_threshold is None: a window is skipped only when both thresholds match; set "
-            "both"
+            "logprob_threshold is None, expected both; set both"
         )
 
 
@@ -460,8 +458,8 @@ def token_rules(
 
 def _outdated(argument: str, setting: str) -> ValueError:
     return ValueError(
-        f"generating text: {argument} was given, but the generation settings have no {setting}; "
-        "load a generation_config.json that has it, or set it on model.generation_config"
+        f"generating text: found {argument} without {setting} in the generation settings, "
+        "expected both; set it on model.generation_config"
     )
 
 
@@ -550,8 +548,8 @@ def _allowed(choose: Callable[[int, Tensor], Sequence[int]], row: int) -> Logits
         allowed = list(choose(row, tokens[0]))
         if not allowed:
             raise ValueError(
-                f"generating text: prefix_allowed_tokens_fn returned no token for batch row "
-                f"{row} after {tokens.shape[1]} tokens; it must return at least one"
+                f"generating text: prefix_allowed_tokens_fn returned no token for batch row {row} "
+                f"after {tokens.shape[1]} tokens, expected at least one; correct it"
             )
         masked = torch.full_like(scores, _FORBIDDEN)
         masked[:, allowed] = scores[:, allowed]

@@ -69,9 +69,8 @@ def slot_model(network: Any) -> SlotModel:
     if _warned.get(network) != changed:
         _warned[network] = changed
         warnings.warn(
-            f"generating text: {changed}, where the fast decoder knows the family's own modules "
-            "and plain LoRA alone; the modules themselves are called, which takes several times as "
-            "long. Merge adapters (merge_and_unload) and remove hooks to generate fast",
+            f"generating text: {changed}, expected the family's modules or plain LoRA; decoding "
+            "is several times slower: merge adapters (merge_and_unload) and remove hooks",
             stacklevel=2,
         )
     # Not cached: it references the network, and is created fast.
@@ -150,8 +149,8 @@ def _in_best_dtype(model: Any) -> Any:
 @functools.cache
 def _tell_once(stored: str, best: str) -> None:
     logger.warning(
-        "the checkpoint's weights are %s, in which this CPU is slow: text is generated in %s, with "
-        "a copy of them; load with dtype=torch.%s to have that alone, or dtype=torch.%s for %s",
+        "weights are %s, which is slow on this CPU: a copy in %s is used; load with "
+        "dtype=torch.%s for that alone, or dtype=torch.%s for %s",
         stored, best, best, stored, stored,
     )  # fmt: skip
 

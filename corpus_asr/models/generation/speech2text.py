@@ -110,8 +110,8 @@ def search_batch(
 def _check_mode(config: GenerationConfig) -> None:
     if config.do_sample and not (config.temperature or 0) > 0:
         raise ValueError(
-            f"generating text: do_sample is set and temperature is {config.temperature}, expected "
-            "a number above 0; leave do_sample out to take the likeliest tokens"
+            f"generating text: found do_sample and temperature {config.temperature}, expected a "
+            "temperature above 0; correct it, or remove do_sample"
         )
 
 
@@ -244,8 +244,8 @@ def _prompts(config: GenerationConfig, given: Any, batch_size: int) -> Int[Tenso
     start = config.bos_token_id if start is None else start
     if start is None:
         raise ValueError(
-            "generating text: the generation settings have neither decoder_start_token_id nor "
-            "bos_token_id; set decoder_start_token_id to the token that starts a text"
+            "generating text: found neither decoder_start_token_id nor bos_token_id in the "
+            "generation settings, expected one; set decoder_start_token_id"
         )
     starts = torch.as_tensor(start).reshape(-1)
     if len(starts) not in (1, batch_size):

@@ -193,8 +193,8 @@ def detect_language(
     """Return the most likely language token of each recording, from its first window."""
     if (input_features is None) == (encoder_outputs is None):
         raise ValueError(
-            "detecting the language: pass either `input_features` or `encoder_outputs`, one of the "
-            "two"
+            "detecting the language: expected either `input_features` or `encoder_outputs`; pass "
+            "one of them"
         )
     if input_features is not None:
         input_features = features_of(input_features, model.config.num_mel_bins)
@@ -203,8 +203,8 @@ def detect_language(
     config, _ = prepare(GenerationConfig, model_settings, generation_config, {})
     if not config.lang_to_id or config.decoder_start_token_id is None:
         raise ValueError(
-            "detecting the language: the generation settings name no languages in lang_to_id, or "
-            "no decoder_start_token_id; use a multilingual checkpoint"
+            "detecting the language: found no lang_to_id or decoder_start_token_id in the "
+            "generation settings, expected both; use a multilingual checkpoint"
         )
     audio = Audio.of(model, input_features, encoder_outputs)
     # The language is detected in a complete first window, ignoring any mask.
@@ -250,15 +250,15 @@ def _note_outputs(
 def _check_token_timestamps(config: GenerationConfig, attention_mask: Any) -> None:
     if config.alignment_heads is None:
         raise ValueError(
-            "generating text: return_token_timestamps takes the generation settings' "
-            "alignment_heads, found none; set them to the (layer, head) pairs that follow the sound"
+            "generating text: found return_token_timestamps without alignment_heads, expected "
+            "both; set the (layer, head) pairs in the generation settings"
         )
     if config.task == "translate":
         logger.warning("times of tokens may be wrong where text is translated: task is translate")
     if attention_mask is None:
         logger.warning(
-            "times of tokens are more precise with an attention_mask: call the feature extractor "
-            "with return_attention_mask=True and pass it"
+            "times of tokens are more precise with an attention_mask; call the feature extractor "
+            "with return_attention_mask=True"
         )
 
 
@@ -278,9 +278,8 @@ def _assistant(audio: Audio, rest: dict[str, Any], config: GenerationConfig) -> 
     draft = slot_model(assistant)
     if audio.features is None and draft.has_encoder:
         raise ValueError(
-            "generating text: assistant_model has an encoder of its own, but found encoder_outputs "
-            "and no input_features, expected what it can listen to; pass input_features too, or a "
-            "WhisperForCausalLM as assistant"
+            "generating text: found encoder_outputs without input_features for an assistant_model "
+            "with an encoder, expected both; pass both, or a WhisperForCausalLM"
         )
     return draft
 

@@ -160,7 +160,7 @@ class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
             if num_frames(row.size) == 0:
                 raise ValueError(
                     f"extracting features of recording {i}: found {row.size} samples, expected at "
-                    f"least a frame of {FRAME_SAMPLES}; leave it out or pad it with zeros"
+                    f"least a frame of {FRAME_SAMPLES}; remove it, or pad it with zeros"
                 )
         return [
             kaldi_fbank(

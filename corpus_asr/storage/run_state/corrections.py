@@ -209,13 +209,13 @@ def _read(store: OutputStore, name: str) -> Correction:
     if not name.rpartition("/")[2].removesuffix(_SUFFIX).isdecimal():
         raise CorpusAsrError(
             f"reading {redact_uri(address)}: found a correction of an older version, expected "
-            "NUMBER.json; move the folder away, and read texts that it exported by `correct`"
+            "NUMBER.json; move the folder away, and import its exports by `correct`"
         )
     data = filesystem.read_bytes(address, store.options)
     try:
         correction: Correction = parsed(Correction, load(data))
         if not correction.segments and not correction.undoes:
-            raise ValueError("it has no segments")
+            raise ValueError("no segments")
     except ValueError as error:
         raise CorpusAsrError(
             f"reading {redact_uri(address)}: found no correction ({error}), expected the JSON "

@@ -136,8 +136,8 @@ def find_recordings(
     if missing:
         raise ConfigError(
             f"looking in {redact_uri(store.uri)} for recordings to erase: found none of "
-            f"{', '.join(map(redact_uri, missing))}, expected an address or a glob of whole "
-            f"addresses, such as '*/talk.mp3'{_nearest(missing, list(seen))}"
+            f"{', '.join(map(redact_uri, missing))}, expected a URI or a glob of whole URIs, such "
+            f"as '*/talk.mp3'{_nearest(missing, list(seen))}"
         )
     recordings: dict[str, str] = {}
     for by_recording in matches.values():
@@ -285,8 +285,8 @@ def allow_again(store: OutputStore, uris: Sequence[str]) -> None:
     if missing:
         raise ConfigError(
             f"allowing recordings again in {redact_uri(store.uri)}: found "
-            f"{', '.join(map(redact_uri, missing))} not among those that stay away, expected whole "
-            "addresses: of these only hashes are kept, which no glob can match"
+            f"{', '.join(map(redact_uri, missing))} not among erased recordings, expected whole "
+            "URIs, since only their hashes are kept; correct them"
         )
     forgotten.write(store)
 

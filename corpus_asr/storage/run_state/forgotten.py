@@ -59,7 +59,7 @@ class Forgotten:
         except (KeyError, TypeError, ValueError) as error:
             raise CorpusAsrError(
                 f"reading {redact_uri(store.address(FORGOTTEN_NAME))}: found {error!r}, expected "
-                "what `corpus-asr remove --uri` writes, which recordings stay away; restore it"
+                "the list that `corpus-asr remove --uri` writes; restore it"
             ) from error
         forgotten._hashes = {digest for entry in entries for digest in entry}
         return forgotten

@@ -96,7 +96,7 @@ class Identities:
                 present |= {name: public(uri) for name, uri in zip(*columns, strict=True)}
         moved = {uri: name for name, uri in present.items() if recording_id(uri) != name}
         logger.warning(
-            "identities made again: name=%s found=%s recordings=%d",
+            "identities rebuilt: name=%s found=%s recordings=%d",
             redact_uri(store.address(IDENTITIES_NAME)), reason, len(moved),
         )  # fmt: skip
         rows = _rows(moved, moved.values(), is_present=True)

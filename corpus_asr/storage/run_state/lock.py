@@ -175,8 +175,8 @@ class LockKey:
         current_lock = "no lock" if content is None else f"the lock of {_called(content)}"
         raise EngineError(
             f"committing below {redact_uri(self.uri.removesuffix(LOCK_NAME))}: found "
-            f"{current_lock}, expected that of this run; it was taken over or removed, so this run "
-            "stops; what it committed is kept"
+            f"{current_lock}, expected that of this run, so this run stops; what it committed is "
+            "kept"
         )
 
 
@@ -257,8 +257,8 @@ class Lock:
             if self._take(content) and self._is_settled():
                 return Holder.decoded(content)
         raise ConfigError(
-            f"locking {redact_uri(self._store.uri)}: the lock changes hands all the time, expected "
-            "one run at most; see that only one is started"
+            f"locking {redact_uri(self._store.uri)}: found several runs that take the lock in "
+            "turn, expected one; start only one"
         )
 
     def _take(self, content: bytes | None) -> bool:

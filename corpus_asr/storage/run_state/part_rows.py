@@ -109,8 +109,8 @@ def _finished(store: OutputStore, kind: PartRows, schema: pa.Schema, name: str) 
     if num_rows != len(owners):
         raise CorpusAsrError(
             f"reading {redact_uri(store.address(beside(name, kind.folder)))}: found other rows, "
-            f"expected the {len(owners)} that {name} says; restore it, or remove both to have "
-            "their recordings transcribed again"
+            f"expected the {len(owners)} of {name}; restore it, or remove both to transcribe "
+            "their recordings again"
         )
 
 

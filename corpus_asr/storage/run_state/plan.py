@@ -227,11 +227,11 @@ class Plan:
             )
         if self.num_dangling:
             links = counted(self.num_dangling, "link")
-            lines.append(f"{links} of the source left out: nothing is where they lead")
+            lines.append(f"{links} of the source excluded: their targets are missing")
         if self.num_odd:
             lines.append(
                 f"{counted(self.num_odd, 'row')} of manifests with blanks, ~ or backslashes in "
-                f"addresses, such as {', '.join(self.odd)}; correct them if they are not meant"
+                f"URIs, such as {', '.join(self.odd)}; correct them if they are not meant"
             )
         return lines
 
@@ -239,7 +239,7 @@ class Plan:
         """Return the number of recordings reprocessed, of those that --redo selects."""
         if not self.num_matched:
             return "no recording matches; nothing is redone"
-        words = f"{counted(self.num_matched, 'recording')} to be done again"
+        words = f"{counted(self.num_matched, 'recording')} to process again"
         missing = self.num_matched - self.num_redone
         return f"{words}, {missing:,} of them once they are listed" if missing > 0 else words
 

@@ -124,10 +124,9 @@ def refusals_explained(store: OutputStore, doing: str, ids: Collection[str]) -> 
             f"{counted(len(objects), 'object')} with their rows: {names}" if objects else "no rows"
         )
         raise FetchError(
-            f"{doing} {redact_uri(store.uri)}: found {error}, expected a store that removes and "
-            f"replaces objects; left {'is' if len(objects) < 2 else 'are'} {still}; "
-            "nothing else was changed after that. Have the permission given and run the same "
-            "command again, which continues",
+            f"{doing} {redact_uri(store.uri)}: found {error.kind}, expected a store that removes "
+            f"and replaces objects, and {still} remain; grant permission, and run the same "
+            "command again to continue",
             uri=error.uri, kind=error.kind, retryable=error.retryable,
         ) from error  # fmt: skip
 
@@ -142,11 +141,7 @@ def check_removable(store: OutputStore) -> None:
     try:
         store.remove(_PROBE_NAME)
     except FetchError as error:
-        raise ConfigError(
-            f"removing from {redact_uri(store.uri)}: found that the store refuses to remove "
-            f"objects ({error}), expected a store that allows it; nothing was changed, but "
-            f"{_PROBE_NAME}, an empty test, is left; have the permission given and try again"
-        ) from error
+        raise ConfigError(str(error)) from error
 
 
 def recount(store: OutputStore) -> None:
@@ -164,7 +159,7 @@ def _listed_tables(store: OutputStore) -> RunTables:
     if plan is None:
         raise ConfigError(
             f"looking for what is gone in {redact_uri(store.uri)}: found no listing, expected "
-            "that of a run; check the URI, or run its job first (of transcribe -o: use --uri)"
+            "that of a run; check the URI, or run its job first (for transcribe -o use --uri)"
         )
     files = (batch for name in store.names(f"{plan}/listing")
              for batch in store.batches(name, batch_rows=SHARD_ROWS))  # fmt: skip

@@ -100,7 +100,7 @@ def _matching(tables: RunTables, where: str) -> pa.Table:
         relation = tables.relation("asked")
         [kind] = relation.select(condition).types
         if str(kind) != "BOOLEAN":
-            raise _wrong(where, f"a value of type {kind}", "compare it with something")
+            raise _wrong(where, f"a value of type {kind}", "compare it with a value")
         rows: pa.Table = relation.filter(condition).select("recording_id").to_arrow_table()
     except duckdb.Error as error:
         lines = str(error).splitlines() or [type(error).__name__]

@@ -286,6 +286,6 @@ def rewrite_names(store: OutputStore, change: Callable[[str, str], str | None]) 
         if filesystem.swap(address, written, data, store.options):
             return
     raise ConfigError(
-        f"changing the names in {redact_uri(address)}: found it changed by others {_ATTEMPTS} "
-        "times in a row; close what writes it, and run the same command again"
+        f"changing the names in {redact_uri(address)}: found concurrent changes in {_ATTEMPTS} "
+        "attempts, expected none; stop other writers, and run the same command again"
     )

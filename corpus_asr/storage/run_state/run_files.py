@@ -289,9 +289,9 @@ def read_calibration(
     content = store.read_json(name)
     if content is None:
         raise ConfigError(
-            f"reading the calibration {redact_uri(store.address(name))}: found no such file; write "
-            "it with `corpus-asr evaluate OUTPUT_URI --references MANIFEST --calibrate`, or "
-            "correct model.calibration"
+            f"reading the calibration {redact_uri(store.address(name))}: found no such file, "
+            "expected one; write it by `corpus-asr evaluate --calibrate`, or correct "
+            "model.calibration"
         )
     try:
         if set(content["weights"]) != set(FEATURES):
@@ -300,16 +300,15 @@ def read_calibration(
         calibration: ConfidenceModel = parsed(ConfidenceModel, content | {"weights": weights})
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"reading the calibration {redact_uri(store.address(name))}: found {error!r}, expected "
-            f"name, model_revision, offset and weights of {', '.join(FEATURES)}; calibrate again "
-            "with `corpus-asr evaluate --calibrate`"
+            f"reading the calibration {redact_uri(store.address(name))}: found {error!r}, "
+            f"expected name, model_revision, offset and weights of {', '.join(FEATURES)}; write "
+            "it again by `corpus-asr evaluate --calibrate`"
         ) from error
     if None not in (family, calibration.family) and calibration.family != family:
         raise ConfigError(
             f"reading the calibration {redact_uri(store.address(name))}: found {calibration.name} "
-            f"of the family {calibration.family}, expected one of {family}: probabilities of two "
-            "families do not mean the same; fit one to a run of this model with `corpus-asr "
-            "evaluate --calibrate`, and name that in model.calibration"
+            f"of the family {calibration.family}, expected {family}; fit one by `corpus-asr "
+            "evaluate --calibrate`, and name it in model.calibration"
         )
     return calibration
 
@@ -466,8 +465,8 @@ def check_fingerprint(
             return FolderContents.other
         raise ConfigError(
             f"beginning a run in {redact_uri(store.uri)}: found {CHANGE_NAME}, expected "
-            "none: a --new-run with other settings was stopped while it moved the earlier results "
-            f"to {archiving['folder']}; go on with its settings, or with --new-run and these"
+            f"none, since a --new-run stopped while it moved results to {archiving['folder']}; "
+            "continue with its settings, or with --new-run"
         )
     # A run over no recordings leaves a table without rows.
     has_results = any(rows.num_rows for rows in store.outcomes(["part"]))
@@ -491,14 +490,12 @@ def check_fingerprint(
     apart = [change for change in apart if "null" not in change]
     if redo and not apart:
         return FolderContents.mixed
-    advice = "use these, "
-    if not apart:
-        advice += "do all again here with --redo all, by which each result stays until its new "
-        advice += "one is there, "
+    redo_advice = "" if apart else "replace them by --redo all, "
     raise ConfigError(
-        f"{', '.join(apart if redo else changes)}; beginning a run in {redact_uri(store.uri)}: "
-        f"found results made with the old settings; {advice}choose another output.uri, or start "
-        f"again here with --new-run, which moves these results to {EARLIER_FOLDER}/"
+        f"beginning a run in {redact_uri(store.uri)}: found results of other settings "
+        f"({', '.join(apart if redo else changes)}), expected the same; restore these, "
+        f"{redo_advice}choose another output.uri, or move the results to {EARLIER_FOLDER}/ by "
+        "--new-run"
     )
 
 

@@ -519,8 +519,8 @@ class RunTables:
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
             reason = str(error).partition("\n")[0]  # its own advice follows
             raise CorpusAsrError(
-                f"asking the tables of {self._uri}: {reason}; give them more memory "
-                f"({MEMORY_VARIABLE}, in MB) or more room in {tempfile.gettempdir()} (TMPDIR)"
+                f"querying the tables of {self._uri}: {reason}; raise {MEMORY_VARIABLE} (MB), or "
+                f"free space in {tempfile.gettempdir()} (TMPDIR)"
             ) from error
 
     def rows(self, query: str, **parameters: Any) -> list[tuple[Any, ...]]:
@@ -652,8 +652,8 @@ def _memory_mb() -> int:
     memory_mb = os.environ.get(MEMORY_VARIABLE) or str(_MEMORY_MB)
     if not memory_mb.isdecimal() or not int(memory_mb):
         raise ConfigError(
-            f"reading {MEMORY_VARIABLE}: found {memory_mb!r}, expected the megabytes that tables "
-            "may take in memory; correct or unset it"
+            f"reading {MEMORY_VARIABLE}: found {memory_mb!r}, expected a memory limit in "
+            "megabytes; correct or unset it"
         )
     return int(memory_mb)
 
@@ -686,9 +686,8 @@ def _check_whole(store: OutputStore, names: set[str]) -> None:
     for name in sorted(names - present):
         lost = beside(name, PART_ROWS_FOLDERS[0])
         raise FetchError(
-            f"reading {redact_uri(store.uri)}: {lost} is gone, expected it with the segments of "
-            f"{name}; copy it back, or remove {name} and run the job again, which transcribes its "
-            "recordings again",
+            f"reading {redact_uri(store.uri)}: found no {lost}, expected it with the segments of "
+            f"{name}; copy it back, or remove {name} and run the job again",
             uri=store.address(lost),
             kind=NOT_FOUND,
         )

@@ -289,8 +289,7 @@ def write_voices(store: OutputStore, find: Finder, *, settings: Any) -> int | No
         event(
             _LOG, logging.WARNING, "voices_not_compared", speakers=len(known_numbers),
             expected=f"at most {MAX_COMPARED_SPEAKERS}", without_voice=int((~is_known).sum()),
-            advice="texts and speakers are complete; set `speakers: auto`, or give recordings to "
-            "several output folders",
+            advice="texts and speakers are complete; set `speakers: auto`, or use several outputs",
         )  # fmt: skip
         speakers, numbers = speakers.filter(pa.array(is_known)), known_numbers[is_known] - 1
     else:

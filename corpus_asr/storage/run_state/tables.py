@@ -98,7 +98,7 @@ TABLES_OF_RUNS = (
     COMMITS_FOLDER, *FINISHED_FOLDERS, RECORDINGS_FOLDER, SPEAKERS_FOLDER, VOICES_FOLDER,
     DUPLICATES_FOLDER, HOOKS_FOLDER,
 )  # fmt: skip
-_REMOVE = "restore it, or remove it to have all tables count that are there"
+_REMOVE = "restore it, or remove it to count all tables of the folder"
 _NOTED = {"tables", "merged", "taken_over"}
 _TIME_DIGITS = 20
 _BY_RUN = re.compile(r"(_run/|hooks/)?[a-z0-9_]+/\d+-(?P<run_id>.+)-[0-9a-f]{12}(-\d{5})?\.parquet")
@@ -150,8 +150,8 @@ class OutputStore:
         listed = (name for name, _ in self._in_store(OUTCOMES_FOLDER))
         if named and not named.intersection(committed) and any(listed):
             raise CorpusAsrError(
-                f"reading {redact_uri(self.address(TABLES_NAME))}: found it of another folder, "
-                f"expected the names of tables in this one; {_REMOVE}"
+                f"reading {redact_uri(self.address(TABLES_NAME))}: found the file of another "
+                f"folder, expected names of tables in this one; {_REMOVE}"
             )
         return held
 
@@ -256,8 +256,8 @@ class OutputStore:
         if not noted and self._names().content != data:  # the answer to the first try may be lost
             self.check()
             raise EngineError(
-                f"writing {redact_uri(uri)}: found it changed by another run, expected only "
-                "this one; run the same command again once it has ended"
+                f"writing {redact_uri(uri)}: found a change of another run, expected only this "
+                "run; run the same command again after it"
             )
 
     def close_run(self, run_id: str) -> None:
@@ -433,9 +433,9 @@ class OutputStore:
                 yield file
             except pa.ArrowException as error:
                 raise CorpusAsrError(
-                    f"reading {redact_uri(self.address(name))}: no readable Parquet ({error}), "
-                    "expected a table this program wrote; restore it, or remove it to have its "
-                    "recordings transcribed again"
+                    f"reading {redact_uri(self.address(name))}: found no readable Parquet "
+                    f"({error}), expected a table of this program; restore it, or remove it to "
+                    "transcribe its recordings again"
                 ) from error
 
     def write_bytes(
@@ -460,8 +460,8 @@ class OutputStore:
             return json.loads(data)
         except (ValueError, RecursionError) as error:
             raise CorpusAsrError(
-                f"reading {redact_uri(self.address(name))}: no valid JSON ({error}); restore the "
-                "file or choose another output.uri"
+                f"reading {redact_uri(self.address(name))}: found no valid JSON ({error}), "
+                "expected JSON; restore the file, or choose another output.uri"
             ) from error
 
     def exists(self, name: str) -> bool:

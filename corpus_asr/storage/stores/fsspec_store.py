@@ -112,8 +112,8 @@ class FsspecStore(Store):
             cure = f"pip install {missing}" if named else "install the package it names"
             raise ConfigError(
                 f"opening {redact_uri(self._uri)}: the library for {self._scheme}:// is not "
-                f"installed ({without_secrets(str(error))}), expected it here and on every machine "
-                f"of a cluster; {cure}"
+                f"installed ({without_secrets(str(error))}), expected it on every machine of the "
+                f"cluster; {cure}"
             ) from error
 
     def translate(self, error: Exception) -> StoreError:
@@ -300,7 +300,7 @@ class FsspecStore(Store):
 def _no_conditions(library: str) -> StoreError:
     return StoreError(
         FETCH,
-        f"{library} tells no version of the object that a conditional write could name, expected "
-        "one: without it two runs may both get the lock",
+        f"{library} returned no object version, expected one for conditional writes, without which "
+        "two runs may get the lock",
         advice=f"pip install --upgrade {library}, here and on every machine of a cluster",
     )

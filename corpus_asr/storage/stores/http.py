@@ -92,9 +92,9 @@ class HostHealth:
                 failing.not_before_s = self._clock() + PROBE_EVERY_S
                 return
         if given_up:
-            raise StoreError(TIMEOUT, f"no request of its host succeeded for {_since(failing)}")
+            raise StoreError(TIMEOUT, f"no request to its host succeeded for {_since(failing)}")
         if wait_s > 0:
-            reason = f"its host asked for no request within the next {wait_s:.0f} s"
+            reason = f"its host accepts no request within the next {wait_s:.0f} s"
             raise StoreError(TIMEOUT, reason, transient=True, retry_after_s=wait_s)
 
     def succeeded(self, host: str) -> None:
@@ -114,7 +114,7 @@ class HostHealth:
             if self._given_up(failing):
                 failing.not_before_s = max(failing.not_before_s, now_s + PROBE_EVERY_S)
                 error.transient = False
-                error.found += f"; no request of its host succeeded for {_since(failing)}"
+                error.found += f"; no request to its host succeeded for {_since(failing)}"
         return error
 
     @staticmethod
@@ -193,8 +193,8 @@ def _refused(host: str, address: str | None = None) -> StoreError:
     leads = f", which is {address}" if address and address != host else ""
     return StoreError(
         REFUSED_HOST,
-        f"refused to connect to the host {host}{leads}: expected a public one, one that the source "
-        "settings name, or one that source.allow_hosts admits",
+        f"refused to connect to the host {host}{leads}, expected a public host, a host named in "
+        "source, or one in source.allow_hosts",
     )
 
 
@@ -352,9 +352,7 @@ def _coding_of(response: aiohttp.ClientResponse) -> str:
     """Return the content coding of a response; "" for none."""
     coding = response.headers.get("Content-Encoding", "").strip().lower()
     if coding in _OTHER_CODINGS:
-        raise StoreError(
-            FETCH, f"the server sent it with the content encoding {coding}, expected none or gzip"
-        )
+        raise StoreError(FETCH, f"found content encoding {coding}, expected none or gzip")
     return coding if coding in _CODINGS else ""
 
 
@@ -380,7 +378,7 @@ class _Decompressor:
         try:
             return bytes(self._stream.decompress(piece))
         except zlib.error as error:
-            raise StoreError(FETCH, f"what it sent cannot be unpacked ({error})") from error
+            raise StoreError(FETCH, f"the response cannot be unpacked ({error})") from error
 
 
 # A page of HTML is no use in a message; API errors are short.
@@ -441,13 +439,12 @@ def _check(url: str, host: str, allow_hosts: Sequence[str] | None) -> None:
     # unencrypted, is limited to hosts in `source.allow_hosts`.
     scheme = urllib.parse.urlsplit(url).scheme if host else ""
     if scheme not in ("http", "https"):
-        raise StoreError(FETCH, "found no https URL with a host")
+        raise StoreError(FETCH, "found no valid https URL")
     rules = HostRules(listed=tuple(allow_hosts or ()))
     if scheme == "http" and rules.verdict(host, redirected=False) is not Verdict.ADMITTED:
         raise StoreError(
             REFUSED_HOST,
-            "refused to send a secret URL over http: expected https, or a host that "
-            "source.allow_hosts admits",
+            "refused to send a secret URL by http, expected https or a host in source.allow_hosts",
         )
 
 

@@ -48,7 +48,7 @@ def _require_regular(status: os.stat_result) -> None:
         # Opening a pipe would wait for a writer.
         raise StoreError(
             FETCH,
-            "found a pipe, socket or device, which can be read only once, expected a regular file",
+            "found a pipe, socket or device, expected a regular file",
             advice="save what comes from it to a file, and name that",
         )
 
@@ -166,7 +166,7 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileNotFoundError, NotADirectoryError, FileExistsError) as error:
-        raise StoreError(NOT_FOUND, f"no folder {folder} can be made ({error.strerror})") from error
+        raise StoreError(NOT_FOUND, f"cannot create {folder} ({error.strerror})") from error
 
 
 def _no_space(folder: Path, num_bytes: int, error: OSError) -> StoreError:
@@ -174,7 +174,7 @@ def _no_space(folder: Path, num_bytes: int, error: OSError) -> StoreError:
     return StoreError(
         NO_SPACE,
         f"no space left ({error.strerror}): found {free:,} bytes free in {folder}, expected room "
-        f"for {num_bytes:,} and the right to use it; nothing of the object was written",
+        f"for {num_bytes:,} and permission to use it; nothing was written",
     )
 
 

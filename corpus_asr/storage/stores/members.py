@@ -164,9 +164,9 @@ def tar_members(file: ContainerFile, container: str) -> Iterator[TarMember]:
     """
     if not _path_of(container).lower().endswith(TAR):
         raise _bad(
-            "found a compressed tar archive, which is not read by ranges",
+            "found a compressed tar archive, which cannot be read by ranges",
             "an uncompressed one",
-            "unpack it, or decompress it to .tar: audio hardly shrinks",
+            "decompress it to .tar, or unpack it",
         )
     taken: set[str] = set()
     try:
@@ -292,7 +292,7 @@ class MemberStore(Store):
     def download(self, uri: str, target: IO[bytes]) -> None:
         raise StoreError(
             BAD_ARCHIVE,
-            "found a store that does not serve ranges, expected one for members of archives",
+            "found a store without range requests, expected them for members of archives",
             advice="unpack the archive, or copy it to another store",
         )
 
@@ -335,7 +335,7 @@ class MemberStore(Store):
                     if member.is_sparse:
                         raise _bad(
                             "found a member stored as a sparse file", "plain ones",
-                            "pack it again without --sparse",
+                            "repack it without --sparse",
                         )  # fmt: skip
                     return place
         raise StoreError(NOT_FOUND, "not found, expected a member of this name in the archive")

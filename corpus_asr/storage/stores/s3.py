@@ -120,17 +120,15 @@ class S3Store(Store):
         usual = FAILURE_KINDS[ACCESS_DENIED]
         if getattr(error, "operation_name", None) in _PUTS:
             return (
-                f"{usual.write_advice}; if the bucket's policy wants encryption, an ACL or a "
+                f"{usual.write_advice}; if the bucket policy requires encryption, an ACL or a "
                 "storage class, set them in storage_options.s3_additional_kwargs"
             )
         if getattr(error, "operation_name", None) in _DELETES:
-            return f"{usual.write_advice}: an output needs the right to delete (s3:DeleteObject)"
+            return f"{usual.write_advice}: an output needs s3:DeleteObject"
         if self.filesystem.anon:
-            return (
-                "give storage_options credentials in place of anon: this is not for anybody to read"
-            )
+            return "set credentials in storage_options in place of anon, since this is not public"
         # https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html: 403 in place of 404.
-        hidden = "what is not there is refused, too, where they may not list"
+        hidden = "without permission to list, missing objects are denied too"
         if "RequestPayer" in self._added:
             return f"{usual.read_advice}: {hidden}"
         return (
@@ -351,7 +349,7 @@ class S3Store(Store):
                 return
             following = answer.get("NextContinuationToken")
             if not following or following == options.get("ContinuationToken"):
-                failure = StoreError(FETCH, "a page is not the last but names none after it")
+                failure = StoreError(FETCH, "a listing page is not the last but has no next one")
                 raise fetch_error("listing", prefix, failure)
             options["ContinuationToken"] = following
 
@@ -364,7 +362,7 @@ def _check_parameters(parameters: Iterable[str]) -> None:
     for shape in shapes:
         unknown -= set(shape.members if shape else ())
     if unknown:
-        raise ValueError(f"s3_additional_kwargs: no request has {', '.join(sorted(unknown))}")
+        raise ValueError(f"s3_additional_kwargs: no S3 request takes {', '.join(sorted(unknown))}")
 
 
 def _client_options(options: dict[str, Any], endpoint_url: str | None) -> dict[str, Any]:
@@ -472,9 +470,11 @@ def from_exception(error: Exception) -> StoreError:
         return StoreError(
             ACCESS_DENIED,
             "no credentials found in environment, profile or role",
-            advice="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or key and secret "
-            "in storage_options, or give this machine a role; for a public bucket, set "
-            "storage_options.anon",
+            advice=(
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or key and secret "
+                "in storage_options, or a role of this machine; for a public bucket, set "
+                "storage_options.anon"
+            ),
         )
     if isinstance(error, exceptions.ProfileNotFound):
         return StoreError(
@@ -500,9 +500,9 @@ def from_exception(error: Exception) -> StoreError:
     if isinstance(error, exceptions.HTTPClientError | exceptions.IncompleteReadError):
         return StoreError(FETCH, f"the connection failed ({error})", transient=True)
     if isinstance(error, ResponseParserError):  # a proxy's page, or a truncated response
-        return StoreError(FETCH, "the store's answer is no valid XML", transient=True)
+        return StoreError(FETCH, "the response is not valid XML", transient=True)
     if isinstance(error, exceptions.ParamValidationError):
-        return StoreError(NOT_FOUND, f"no possible name of an object ({error})")
+        return StoreError(NOT_FOUND, f"not a valid object key ({error})")
     if isinstance(error, OSError):
         # An upload error is caused by the client's own error.
         if isinstance(error.__cause__, exceptions.ClientError):
@@ -524,7 +524,7 @@ def _from_answer(error: exceptions.ClientError) -> StoreError:
     message = str(error.response.get("Error", {}).get("Message", ""))
     status = _status_of(error)
     if code == "NoSuchBucket":
-        return StoreError(NO_BUCKET, "there is no such bucket (NoSuchBucket)")
+        return StoreError(NO_BUCKET, "no such bucket (NoSuchBucket)")
     if code in _NO_SUCH:
         return StoreError(NOT_FOUND, f"not found ({answer_of(code, message)})")
     # Presigned requests and other stores report it only in the message.
@@ -535,7 +535,7 @@ def _from_answer(error: exceptions.ClientError) -> StoreError:
         problem = f"access denied ({answer_of(code, message)}): {meaning}"
         return StoreError(ACCESS_DENIED, problem, advice=advice)
     if code == "InvalidObjectState":  # Glacier, for example
-        return StoreError(ARCHIVED, f"the object is in the store's archive ({code}: {message})")
+        return StoreError(ARCHIVED, f"the object is archived ({code}: {message})")
     if code in _DENIED:
         return StoreError(ACCESS_DENIED, f"access denied ({answer_of(code, message)})")
     headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 FEW_ATTEMPTS = 3  # for failures that clear at once or last long
 _WRITING = {"writing", "creating", "replacing", "removing", "moving"}
-_EXPIRED_ADVICE = "the credentials expired: renew the credentials, then try again"
+_EXPIRED_ADVICE = "the credentials expired: renew them, then retry"
 # Disk full, quota exceeded or file too large.
 FULL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _TRANSIENT_ERRNO = {
@@ -168,7 +168,7 @@ class Store:
     def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
         """List objects below a folder (`prefix` ends with a slash) or with a common prefix."""
         # More levels than `depth` may be listed: not every store can limit them.
-        raise StoreError(FETCH, "cannot list: http files must be named in full")
+        raise StoreError(FETCH, "cannot list: http URLs must be complete")
 
 
 def _read_only(doing: str) -> StoreError:
@@ -268,10 +268,10 @@ def usable_options(uri: str, storage: StorageOptions) -> Iterator[None]:
         if str(error).startswith("Invalid endpoint"):  # the library's message states the fix
             raise
         raise ConfigError(
-            f"opening {redact_uri(uri)}: {scheme_of(uri)}:// cannot be used like this "
-            f"({storage.hide(without_secrets(str(error)))}), expected a URI that fsspec knows, "
-            "such as s3://, gs:// or abfs://, and options of its library; correct the URI"
-            f"{' or storage_options' if storage else ''}"
+            f"opening {redact_uri(uri)}: {scheme_of(uri)}:// does not work "
+            f"({storage.hide(without_secrets(str(error)))}), expected a scheme of fsspec, such as "
+            "s3://, gs:// or abfs://, and its options; correct the "
+            f"URI{' or storage_options' if storage else ''}"
         ) from error
 
 
@@ -282,7 +282,7 @@ def from_os_error(error: OSError) -> StoreError:
     if isinstance(error, FileNotFoundError):
         return StoreError(NOT_FOUND, "not found, expected an object of this name")
     if isinstance(error, NotADirectoryError):
-        return StoreError(NOT_FOUND, "not found, since a file stands where a folder is expected")
+        return StoreError(NOT_FOUND, "not found: found a file, expected a folder")
     if isinstance(error, IsADirectoryError):
         return StoreError(NOT_FOUND, "found a folder, expected a file")
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:

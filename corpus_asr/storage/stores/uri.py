@@ -69,8 +69,8 @@ def normalize(uri: str) -> str:
     """
     if not uri or "\0" in uri:
         raise ConfigError(
-            f"reading the URI {uri!r}: it is empty or holds a null character, expected a path or "
-            f"scheme://...; correct the URI"
+            f"reading the URI {uri!r}: found an empty one or a null character, expected a path or "
+            "scheme://...; correct it"
         )
     scheme, match = scheme_of(uri), _SCHEME.match(uri)
     rest = uri[match.end() :] if match else uri
@@ -122,8 +122,8 @@ def within(folder: str, name: str) -> str:
                 culprit = "a symbolic link leads"
     if culprit:
         raise CorpusAsrError(
-            f"looking for {name!r} in {redact_uri(folder)}: {culprit} out of the folder, expected "
-            "an object in it; somebody else wrote to it: restore it, or choose another output.uri"
+            f"looking for {name!r} in {redact_uri(folder)}: found that {culprit} out of the "
+            "folder, expected an object in it; restore it, or choose another output.uri"
         )
     return address
 
@@ -148,8 +148,8 @@ def resolve(uri: str, *, folder: str) -> str:
         if uri.startswith("../"):
             if len(base) <= top:
                 raise ConfigError(
-                    f"reading the URI {uri!r} relative to {redact_uri(folder)}: it leads out of "
-                    f"the store, expected a path within; correct the URI"
+                    f"reading the URI {uri!r} relative to {redact_uri(folder)}: found a path out "
+                    "of the store, expected one within it; correct the URI"
                 )
             base = parent(base)
         uri = uri.split("/", 1)[1]
@@ -249,7 +249,7 @@ def expanded(uris: Iterable[str], setting: str) -> Iterator[str]:
         addresses = itertools.islice(_expanded(_TAGS.sub(r"{\1}", uri)), _MOST_EXPANDED + 1)
         written = dict.fromkeys(addresses)
         if len(written) > _MOST_EXPANDED:
-            raise _refused(uri, setting, "more than a million addresses", "fewer", "use a glob")
+            raise _refused(uri, setting, "more than a million URIs", "fewer", "use a glob")
         yield from written
 
 
@@ -265,9 +265,9 @@ def _check(uri: str, setting: str) -> None:
             "a command",
             "name the files themselves, as in s3://bucket/shard-{0..9}.tar",
         )
-        raise _refused(uri, setting, problem, "addresses, since no command is run", advice)
+        raise _refused(uri, setting, problem, "URIs, since no command is run", advice)
     if _SEVERAL.search(uri):
-        raise _refused(uri, setting, "several addresses in one", "one", "write a list of them")
+        raise _refused(uri, setting, "several URIs in one", "one", "write a list of them")
     brackets = _OTHER_BRACKETS.search(uri)
     if brackets:
         problem, advice = f"the range {brackets[0]}", f"write {{{brackets[1]}}}"

@@ -140,7 +140,7 @@ def test_a_mask_of_an_encoding_is_one_of_its_frames(
     encoded = model.get_encoder()(FEATURES)
     given: dict[str, Any] = {"encoder_outputs": encoded, "decoder_input_ids": TOKENS}
     assert model(**given, attention_mask=torch.ones(2, 21)).logits.isfinite().all()
-    with pytest.raises(ValueError, match="for 6 positions: one value for each frame"):
+    with pytest.raises(ValueError, match="for 6 positions: one value per frame"):
         model(**given, attention_mask=torch.ones(2, 30))
     with pytest.raises(ValueError, match=r"encoder_attention_mask of shape \(2, 5\)"):
         model.get_decoder()(

@@ -145,7 +145,7 @@ def test_a_folder_of_a_trainer_gets_its_tokenizer_by_the_line_of_the_message(
     for path in trained.iterdir():
         if path.name not in saved:
             path.unlink()
-    with pytest.raises(CheckpointError, match="Trainers save none") as error:
+    with pytest.raises(CheckpointError, match="save those of the base checkpoint") as error:
         WhisperTokenizer.from_pretrained(trained)
     line = "AutoProcessor" + str(error.value).partition("AutoProcessor")[2]
     assert "from_pretrained('openai/whisper-tiny')" in line  # of as many tokens
@@ -153,13 +153,13 @@ def test_a_folder_of_a_trainer_gets_its_tokenizer_by_the_line_of_the_message(
     exec(line, {"AutoProcessor": AutoProcessor})
     text = WhisperTokenizer.from_pretrained(trained).encode("Hello")
     assert text == WhisperTokenizer.from_pretrained(folder).encode("Hello")
-    with pytest.raises(ConfigError, match=r"--tokenizer is for \.pt sources"):
+    with pytest.raises(ConfigError, match=r"--tokenizer: found a folder"):
         convert(trained, tmp_path / "x", tokenizer=folder)
 
 
 def test_what_cannot_be_converted_says_why(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
-    with pytest.raises(ConfigError, match="it exists already"):
+    with pytest.raises(ConfigError, match="found it, expected none"):
         convert(folder, tmp_path / "there")
     with pytest.raises(ConfigError, match="expected one of float32, float16, bfloat16, int8"):
         convert(folder, tmp_path / "x", dtype="int4")
@@ -170,7 +170,7 @@ def test_what_cannot_be_converted_says_why(folder: Path, tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match="encoder_ffn_dim 40, expected 256"):
         convert(wide, tmp_path / "x.pt")
     convert(folder, tmp_path / "good.pt")
-    with pytest.raises(ConfigError, match="holds no tokenizer; give --tokenizer"):
+    with pytest.raises(ConfigError, match="found no --tokenizer"):
         convert(tmp_path / "good.pt", tmp_path / "x")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["good.pt", "small", "there", "wide"]
 
@@ -257,7 +257,7 @@ def test_the_merges_equal_the_published_ones(tmp_path: Path, float_model: Path) 
 
 
 def test_a_vocabulary_of_another_size_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"room for 100 languages|English-only models need"):
+    with pytest.raises(CheckpointError, match=r"leave 100 languages|for English-only models"):
         write_tokenizer_files(ASSETS / "gpt2.tiktoken", tmp_path, vocab_size=70000)
 
 

@@ -42,7 +42,7 @@ def test_another_type_is_named() -> None:
         (lambda: settings.temperatures_of((0.0, "1")), "temperature '1'"),
         (lambda: settings.lengths_of("1100", 2), "found a str as attention_mask"),
         (lambda: settings.temperatures_of("0.5"), "temperature '0.5', expected"),
-        (lambda: settings.functions_of(max, what="those"), "method as those, .*put it into a list"),
+        (lambda: settings.functions_of(max, what="those"), "method as those, .*correct it"),
     ):
         with pytest.raises(TypeError, match=message):
             call()
@@ -197,9 +197,7 @@ def test_a_float16_checkpoint_computes_in_the_best_type_and_says_so_once(
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert (
-        f"weights are float16, in which this CPU is slow: text is generated in {BEST}".replace(
-            "torch.", ""
-        )
+        f"weights are float16, which is slow on this CPU: a copy in {BEST}".replace("torch.", "")
         in record.getMessage()
     )
 
