@@ -519,6 +519,8 @@ EXAMPLES = [
 def test_an_example_of_the_guides_to_tables_shows_every_recording(
     code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if "pyiceberg" in code:
+        pytest.importorskip("pyiceberg")
     monkeypatch.chdir(tmp_path)
     store = OutputStore("output/demo")
     add(store, part("a.wav", 0, texts=[" Hi."]), part("b.wav", 0, texts=[" Ho."]))
