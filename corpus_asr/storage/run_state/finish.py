@@ -211,13 +211,13 @@ def _last_work(store: OutputStore, run: RunRecord) -> dict[str, Any] | None:
 
 def write_recordings(store: OutputStore, tables: RunTables, listed_at: datetime.datetime) -> None:
     """Replace the recordings table: one row per complete recording, sorted by ID."""
-    old = store.names(RECORDINGS_FOLDER)
+    old, new = store.names(RECORDINGS_FOLDER), list[str]()
     stem = store.stem()
     noted = (rows for _, rows in store.read_tables(old, NOTED))
     for number, rows in enumerate(recordings_rows(tables, listed_at, noted)):
-        store.write_table(f"{RECORDINGS_FOLDER}/{stem}-{number:05d}{SUFFIX}", rows)
-    # Last: readers briefly see rows twice, but never miss one.
-    store.remove_all(old)
+        new.append(f"{RECORDINGS_FOLDER}/{stem}-{number:05d}{SUFFIX}")
+        store.write_table(new[-1], rows)
+    store.replace(old, new)
 
 
 def recordings_rows(

@@ -70,7 +70,7 @@ _LARGE = (
 )  # fmt: skip
 PART_COLUMNS = tuple(name for name in OUTCOMES.names if name not in _LARGE)
 # What is kept of a recordings table that is written again; moments are in UTC.
-NOTED = pa.schema([("recording_id", pa.string()), ("listed_at", pa.timestamp("ms"))])
+NOTED = pa.schema([("recording_id", pa.string()), ("gone_since", pa.timestamp("ms"))])
 _INSERTED_ROWS = 65_536  # at once; commits have some hundreds
 _PARTS_AT_ONCE = 100_000  # some hundred MB while they are folded
 REDO_NAME = "_run/redo.parquet"
@@ -273,14 +273,27 @@ left join (select distinct recording_id as theirs from elsewhere) on theirs = fo
 """
 _FIRST = ",\n    ".join(f"arg_min({name}, part) as {name}" for name in _FIRST_COLUMNS)
 
-# Of one that is not listed, what the table said before; else the time of the run that committed it.
-_LISTED_AT = """
-select {columns}, if(listed, $now::timestamp,
-  coalesce(noted.listed_at, try_strptime(run_id[:16], '%Y%m%dT%H%M%SZ'))) as listed_at
-from recordings
-left join (select recording_id, max(listed_at) as listed_at from noted group by all) noted
-  using (recording_id)
-where {which} order by {order}
+_COMPLETE = """
+select {columns},
+  if(gone, coalesce(noted.gone_since, $now::timestamp), null)::timestamp_ms as gone_since
+from recordings left join noted using (recording_id)
+where complete order by recording_id
+"""
+# What another source lists was listed when that source was; what no finish knew, when it was
+# committed.
+_GONE = """
+select recordings.recording_id, uri, coalesce(segments, 0)::bigint as segments,
+  coalesce(duration_s, 0.0) as audio_s, elsewhere,
+  case when elsewhere then listed_at
+       when noted.recording_id is not null then coalesce(noted.gone_since, $now::timestamp)
+       else try_strptime(run_id[:16], '%Y%m%dT%H%M%SZ') end as gone_since
+from recordings left join noted using (recording_id)
+left join (
+  select recording_id,
+         make_timestamp_ns(try_cast(split_part(split_part(max(plan), '/', 3), '-', 1) as bigint))
+           as listed_at
+  from elsewhere group by recording_id) using (recording_id)
+where gone or elsewhere order by uri, recording_id
 """
 
 # What a run is to do of some files: the best of the versions that fit each, without what is tried
@@ -561,29 +574,22 @@ class RunTables:
             noted: `NOTED` rows of the existing recordings table.
         """
         self._note(noted)
-        columns = ", ".join(name for name in RECORDINGS.names if name != "listed_at")
-        query = _LISTED_AT.format(columns=columns, which="complete", order="recording_id")
+        columns = ", ".join(name for name in RECORDINGS.names if name != "gone_since")
         listed_utc = listed_at.astimezone(datetime.UTC).replace(tzinfo=None)
-        for batch in self.batches(query, rows=rows, now=listed_utc):
+        for batch in self.batches(_COMPLETE.format(columns=columns), rows=rows, now=listed_utc):
             yield conform(batch, RECORDINGS)
 
-    def gone(self, noted: Iterable[pa.Table]) -> list[dict[str, Any]]:
+    def gone(self, noted: Iterable[pa.Table], now: datetime.datetime) -> list[dict[str, Any]]:
         """Return recordings with results that no source lists, complete or not, by URI.
 
-        `noted` are `NOTED` rows of the recordings table.
+        `noted` are `NOTED` rows of the recordings table; what it does not say is gone since `now`.
         """
         self._note(noted)
-        columns = (
-            "recording_id, uri, coalesce(segments, 0)::bigint as segments, "
-            "coalesce(duration_s, 0.0) as audio_s, elsewhere"
-        )
-        query = _LISTED_AT.format(
-            columns=columns, which="gone or elsewhere", order="uri, recording_id"
-        )
-        rows: list[dict[str, Any]] = self.table(query, now=None).to_pylist()
+        now_utc = now.astimezone(datetime.UTC).replace(tzinfo=None)
+        rows: list[dict[str, Any]] = self.table(_GONE, now=now_utc).to_pylist()
         for row in rows:
-            if row["listed_at"] is not None:
-                row["listed_at"] = row["listed_at"].replace(tzinfo=datetime.UTC)
+            if row["gone_since"] is not None:
+                row["gone_since"] = row["gone_since"].replace(tzinfo=datetime.UTC)
         return rows
 
     def _note(self, noted: Iterable[pa.Table]) -> None:

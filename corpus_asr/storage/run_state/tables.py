@@ -93,7 +93,7 @@ IDENTITIES_NAME: Final = "_run/identities.parquet"
 """Addresses of recordings that moved (`identities`)."""
 PLANS_FOLDER: Final = "_run/plan"
 FINISHED_FOLDERS = (OUTCOMES_FOLDER, *PART_ROWS_FOLDERS)
-"""Tables of which those objects count that `TABLES_NAME` names."""
+"""Tables of parts; of these and of recordings those objects count that `TABLES_NAME` names."""
 TABLES_OF_RUNS = (
     COMMITS_FOLDER, *FINISHED_FOLDERS, RECORDINGS_FOLDER, SPEAKERS_FOLDER, VOICES_FOLDER,
     DUPLICATES_FOLDER, HOOKS_FOLDER,
@@ -201,7 +201,8 @@ class OutputStore:
         """Let tables and commits count in place of others, in one step; then remove these.
 
         Args:
-            old: commits, and objects of outcomes, with which those beside them go.
+            old: commits, objects of outcomes, with which those beside them go, and objects of
+                recordings.
             new: what was written in their place.
 
         Raises:
@@ -213,7 +214,7 @@ class OutputStore:
         beside_old = {
             beside(name, folder) for name in {*old} - commits for folder in FINISHED_FOLDERS
         }
-        gone = tables & beside_old
+        gone = tables & {*old, *beside_old}
         self._note(names._replace(tables=(tables - gone).union(new), merged=names.merged | commits))
         self.remove_all([*sorted(commits), *sorted(gone)])
 
@@ -366,7 +367,7 @@ class OutputStore:
 
     def _counting(self, folder: str, names: _Names) -> dict[str, int]:
         sizes = {name: size or 0 for name, size in self._listed(folder) if _is_table(name)}
-        if folder in FINISHED_FOLDERS and names.content is not None:
+        if folder in (*FINISHED_FOLDERS, RECORDINGS_FOLDER) and names.content is not None:
             named = {name for name in names.tables if name.startswith(f"{folder}/")}
             hidden = named - sizes.keys()
             return {name: sizes.get(name, 0) for name in named - self.missing(hidden)}
