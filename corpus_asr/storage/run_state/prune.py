@@ -80,7 +80,8 @@ def find_gone(store: OutputStore, *, older_than: datetime.timedelta) -> Archive:
         [(recordings,)] = tables.rows("select count(*) from recordings")
         sources = {root: tables.rows(_BELOW, root=root)[0][0] for root in read_roots(store)}
         noted = (rows for _, rows in store.read_tables(store.names(RECORDINGS_FOLDER), NOTED))
-        rows = tables.gone(noted, now)
+        tables.note(noted)
+        rows = tables.gone(now)
     latest = now - older_than
     corrections = Counter(name.split("/")[1] for name in store.all_names(CORRECTIONS_FOLDER))
     gone = []

@@ -113,6 +113,9 @@ class _Names(NamedTuple):
     """Commits whose rows these hold, so that they do not count any more."""
     taken_over: Mapping[str, frozenset[str]] = MappingProxyType({})
     """Runs whose lock was taken over, each with what it had put until then."""
+    settled: frozenset[str] | None = None
+    """Objects of recordings whose rows stand for their outcomes (`settled`); None: outcomes have
+    changed since."""
 
     def is_late(self, name: str) -> bool:
         """Tell whether a run put an object after its lock was taken over."""
@@ -197,13 +200,16 @@ class OutputStore:
         tables = {name for folder in TABLES_OF_RUNS for name in self._counting(folder, names)}
         return frozenset((*tables, *filter(self.exists, [IDENTITIES_NAME])))
 
-    def replace(self, old: Collection[str], new: Collection[str]) -> None:
+    def replace(
+        self, old: Collection[str], new: Collection[str], *, settled: Collection[str] | None = None
+    ) -> None:
         """Let tables and commits count in place of others, in one step; then remove these.
 
         Args:
             old: commits, objects of outcomes, with which those beside them go, and objects of
                 recordings.
             new: what was written in their place.
+            settled: objects of recordings whose rows stand for their outcomes from here on.
 
         Raises:
             EngineError: the folder belongs to another run by now.
@@ -215,7 +221,10 @@ class OutputStore:
             beside(name, folder) for name in {*old} - commits for folder in FINISHED_FOLDERS
         }
         gone = tables & {*old, *beside_old}
-        self._note(names._replace(tables=(tables - gone).union(new), merged=names.merged | commits))
+        merged = names.merged | commits
+        is_settled = None if settled is None else frozenset(settled)
+        tables = (tables - gone).union(new)
+        self._note(names._replace(tables=tables, merged=merged, settled=is_settled))
         self.remove_all([*sorted(commits), *sorted(gone)])
 
     def _names(self) -> _Names:
@@ -227,19 +236,21 @@ class OutputStore:
             noted = load(content)
             tables, merged = (frozenset(noted[name]) for name in ("tables", "merged"))
             late = {run_id: frozenset(put) for run_id, put in noted["taken_over"].items()}
+            settled = None if noted["settled"] is None else frozenset(noted["settled"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorpusAsrError(
                 f"reading {redact_uri(uri)}: found it damaged ({error!r}); {_REMOVE}"
             ) from error
-        return _Names(content, tables, merged, late)
+        return _Names(content, tables, merged, late, settled)
 
     def _note(self, names: _Names) -> None:
         # Rows of parts without their outcomes are of a finish that was killed.
         lost = {name for name in names.tables if name.partition("/")[0] in PART_ROWS_FOLDERS
                 and beside(name, OUTCOMES_FOLDER) not in names.tables}  # fmt: skip
         late = {run_id: sorted(put) for run_id, put in names.taken_over.items()}
+        settled = None if names.settled is None else sorted(names.settled)
         value = {"tables": sorted(names.tables - lost), "merged": sorted(names.merged),
-                 "taken_over": late}  # fmt: skip
+                 "taken_over": late, "settled": settled}  # fmt: skip
         data = (json.dumps(value, indent=2) + "\n").encode()
         uri = self.address(TABLES_NAME)
         self.check()
@@ -342,6 +353,11 @@ class OutputStore:
     def address(self, name: str) -> str:
         """Return the URI of an object in this folder."""
         return within(self.uri, name)
+
+    def settled_names(self) -> list[str] | None:
+        """Return the objects of recordings whose rows stand for their outcomes; None: unknown."""
+        settled = self._names().settled
+        return None if settled is None else sorted(settled)
 
     def commit_names(self) -> list[str]:
         """Return by time the names of commits and objects of outcomes that count at one moment."""
