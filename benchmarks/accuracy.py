@@ -27,8 +27,8 @@ import torch
 
 from benchmarks.recognizers import RECOGNIZERS, Hypothesis, Mode, manifest
 from benchmarks.tables import markdown
-from corpus_asr.report.accuracy import scoring
-from corpus_asr.report.accuracy.scoring import Errors, Reference, Score, TimedWord, score, total
+from corpus_asr.report import scoring
+from corpus_asr.report.scoring import Errors, Reference, Score, TimedWord, score, total
 
 MODES: tuple[Mode, ...] = ("default", "greedy")
 WITHIN_MS = (50, 100, 200)

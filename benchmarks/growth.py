@@ -241,8 +241,7 @@ class Archive:
     def view(self) -> None:
         """Read an output folder as the viewer does, search it, and look for a recording."""
         from corpus_asr.view.catalogue import Library
-        from corpus_asr.view.query import parse_query
-        from corpus_asr.view.search import Filters, find, recordings_page
+        from corpus_asr.view.search import Filters, find, parse_query, recordings_page
 
         library = Library(self.store)
         tables = library.wait().catalogue.tables

@@ -161,7 +161,7 @@ def word_error_rate(
     texts: Sequence[str], recordings: Sequence[Recording], *, language: str = "en"
 ) -> float | None:
     """Compare with the references, both normalized; None where there are none, or no jiwer."""
-    from corpus_asr.report.accuracy.scoring import normalized
+    from corpus_asr.report.scoring import normalized
 
     said = [(each.text or "", text) for each, text in zip(recordings, texts, strict=True)]
     pairs = [(normalized(text, language), normalized(found, language)) for text, found in said]

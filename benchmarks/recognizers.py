@@ -20,7 +20,7 @@ from corpus_asr.config.decoding import ComputeType
 from corpus_asr.config.load import decoding_from
 from corpus_asr.families.whisper.features import WhisperPartFeatures
 from corpus_asr.models.convert import convert
-from corpus_asr.report.accuracy.scoring import TimedWord
+from corpus_asr.report.scoring import TimedWord
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.engine import Engine

@@ -163,7 +163,7 @@ class Activity:
     wait_s: float = 0.0
     """Time to detect finished slots and read results."""
     slots: int = 0
-    """Of one worker, the maximum; not additive."""
+    """Maximum of one worker; not additive."""
     halvings: int = 0
     """Out-of-memory events, after which slots or encoder batches were halved."""
     failed_captures: int = 0

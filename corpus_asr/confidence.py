@@ -1,6 +1,6 @@
 """Estimates the fraction of correct words in a segment from decoding scores.
 
-Fitted in `report/accuracy/calibration.py`.
+Fitted in `report/calibration.py`.
 """
 
 import math

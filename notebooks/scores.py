@@ -1,7 +1,7 @@
 """Transcripts compared with references: recordings, segments, words, and a diff.
 
 In: the output of a finished run and a manifest of references. Out: values of
-`corpus_asr.report.accuracy` and pandas tables. Texts are compared as `corpus-asr evaluate` compares
+`corpus_asr.report.scoring` and pandas tables. Texts are compared as `corpus-asr evaluate` compares
 them: after Whisper's normalizers.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.report.accuracy.scoring import (
+from corpus_asr.report.scoring import (
     Errors,
     Hypothesis,
     Reference,

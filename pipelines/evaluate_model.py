@@ -4,7 +4,7 @@ import sys
 
 from corpus_asr.cli.failures import script
 from corpus_asr.pipelines.evaluate import evaluate
-from corpus_asr.report.accuracy.evaluation import render
+from corpus_asr.report.evaluation import render
 
 
 def main(output_uri: str, references: str) -> None:

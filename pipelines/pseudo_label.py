@@ -13,7 +13,7 @@ from corpus_asr.config.run import PseudoLabelConfig
 from corpus_asr.labelling.summary import render
 from corpus_asr.pipelines import driver
 from corpus_asr.pipelines.pseudo_label import label
-from corpus_asr.report.html.page import write_page_at_the_end
+from corpus_asr.report.page import write_page_at_the_end
 
 
 def main(path: str, *overrides: str) -> None:

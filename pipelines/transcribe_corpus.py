@@ -13,7 +13,7 @@ from corpus_asr.cli.options import note_model_of, progress_lines
 from corpus_asr.config.load import load_config
 from corpus_asr.config.run import RunOptions
 from corpus_asr.pipelines.driver import CorpusRun, prepare
-from corpus_asr.report.html.page import write_page_at_the_end
+from corpus_asr.report.page import write_page_at_the_end
 
 
 def main(path: str, *overrides: str, steal_lock: bool = False) -> None:

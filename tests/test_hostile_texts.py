@@ -2,7 +2,7 @@
 
 Each text stands for an attack: on what cannot be written, on lines, on terminals, on markup, on
 templates, on memory. Which hosts addresses may lead to is tested in `tests/storage`, what browsers
-make of pages in `tests/report/html` and `tests/view`.
+make of pages in `tests/report` and `tests/view`.
 """
 
 import csv
@@ -27,12 +27,12 @@ from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import MAX_MESSAGE_CHARACTERS, CorpusAsrError, ItemError
 from corpus_asr.export.recordings import Selection
 from corpus_asr.export.write import ExportOptions, export
-from corpus_asr.formats.names import ExportFormat
+from corpus_asr.formats.options import ExportFormat
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.logs import MAX_TEXT_CHARACTERS, LogFormat, LogLevel, LogSettings, configure, event
 from corpus_asr.report import run as report
 from corpus_asr.report import status
-from corpus_asr.report.html.page import write_page
+from corpus_asr.report.page import write_page
 from corpus_asr.report.text import print_transcript
 from corpus_asr.stages.parts import failure_fields
 from corpus_asr.storage.listing import FileListing

@@ -22,7 +22,7 @@ _GAPS = (3, 6)  # words between which the change is measured
 _BANDS = 17
 _LOW_HZ, _HIGH_HZ = 300.0, 3_000.0  # telephone band
 _FRAMES_AT_ONCE = 4_096
-# Of energies of samples between -1 and 1; 16-bit dithered silence has 1e-6.
+# Energy of samples between -1 and 1; 16-bit dithered silence has 1e-6.
 _SILENCE = 1e-5
 _BELOW_LOUD = 1e-4  # 40 dB
 # Mean change of the logarithms; 0.1 in stationary noise, 1 in speech.

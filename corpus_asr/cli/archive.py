@@ -288,7 +288,7 @@ def _held(store: "OutputStore", *, steal: bool) -> "Iterator[OutputStore]":
 
 def _write_page(store: "OutputStore") -> None:
     """Write the report of what remains."""
-    from corpus_asr.report.html.page import write_page_at_the_end
+    from corpus_asr.report.page import write_page_at_the_end
     from corpus_asr.storage.run_state.run_files import RUN_NAME
 
     run = store.read_json(RUN_NAME)

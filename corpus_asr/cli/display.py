@@ -1,4 +1,4 @@
-"""What `transcribe` shows while it works: a bar on a terminal, elsewhere a line now and then.
+"""Progress of `transcribe`: a bar on a terminal, elsewhere a line now and then.
 
 The bar is on stderr, below whatever is printed meanwhile; stdout has the text alone.
 """
@@ -40,7 +40,7 @@ _LONGEST_NAME = 32
 
 
 class Meter:
-    """How many seconds of audio are transcribed, of how many, and how fast; for any thread.
+    """Counts seconds of audio transcribed and in total, and the speed; thread-safe.
 
     A recording that is under way counts with the length that its header claims.
     """

@@ -29,8 +29,7 @@ from corpus_asr.cli.options import (
 )
 from corpus_asr.config.decoding import ALL_TRACKS
 from corpus_asr.errors import ConfigError, FetchError, ItemError
-from corpus_asr.formats.cue_rules import CUE_LIMITS, CueRules
-from corpus_asr.formats.names import JSON_LINES, ExportFormat, WordStyle
+from corpus_asr.formats.options import CUE_LIMITS, JSON_LINES, CueRules, ExportFormat, WordStyle
 from corpus_asr.runtime.shutdown import RunStoppedError
 from corpus_asr.units import counted
 
@@ -100,7 +99,7 @@ def transcribe(
 
 
 def _check_aligns(keys: Mapping[str, Any], formats: Sequence[str]) -> None:
-    from corpus_asr.config.other_names import translated
+    from corpus_asr.config.options import translated
 
     if useless := [key for key in translated(keys) if key in _OF_RECOGNITION]:
         raise ConfigError(
@@ -140,7 +139,7 @@ _OF_THE_MODEL = (
 )  # fmt: skip
 # Of these, what changes nothing that is written.
 _OF_NO_TEXT = ("slots", "allow_hosts")
-# What stdout may hold of several recordings.
+# Formats in which several recordings may share stdout.
 _PRINTED_FOR_MANY = ("txt", JSON_LINES)
 
 
@@ -206,7 +205,7 @@ def checked_inputs(files: Sequence[str], layout: "Layout", chosen: FileOptions) 
     return inputs
 
 
-# Of words that are not in the audio so many are named.
+# Number of missing words to name in a note.
 _NAMED = 12
 
 
@@ -223,7 +222,7 @@ def _missing(transcript: "Transcript") -> str:
 
 def keys_of(overrides: Sequence[str] | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of --set and of options, without those not given."""
-    from corpus_asr.config.hotwords import hotwords_from
+    from corpus_asr.config.decoding import hotwords_from
     from corpus_asr.config.options import option_overrides
 
     values = {name: value for name, value in given.items() if value is not None}
@@ -239,8 +238,7 @@ def keys_of(overrides: Sequence[str] | None, given: Mapping[str, Any]) -> dict[s
 
 def check_keys(keys: Mapping[str, Any]) -> None:
     """Reject invalid keys and values before anything is opened."""
-    from corpus_asr.config.options import OPTION_NAMES, options_from
-    from corpus_asr.config.other_names import translated
+    from corpus_asr.config.options import OPTION_NAMES, options_from, translated
 
     check_names(translated(keys), (*OPTION_NAMES, *_OF_THE_MODEL, *CUE_LIMITS))
     options_from({name: value for name, value in keys.items() if name not in _OF_THE_MODEL})
@@ -327,7 +325,7 @@ def work_on_files(
 
 
 class FileResults:
-    """What becomes of recordings: they are transcribed, written, printed and counted."""
+    """Transcribes recordings, writes and prints their transcripts, and counts results."""
 
     def __init__(
         self,

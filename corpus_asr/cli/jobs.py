@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 
 class Job(StrEnum):
-    """What the file is for."""
+    """Kind of job."""
 
     transcribe = "transcribe"
     classify = "classify"
@@ -226,7 +226,7 @@ def run(
             from corpus_asr.pipelines.pseudo_label import run as run_job
         else:
             from corpus_asr.pipelines.driver import run as run_job
-        from corpus_asr.report.html.page import write_page_at_the_end
+        from corpus_asr.report.page import write_page_at_the_end
 
         summary = run_job(
             settings,
@@ -401,15 +401,16 @@ def plan(
     """Show what a run would do: the listing, its audio and duration, then all settings."""
     from corpus_asr.config.load import load_config, settings_of
     from corpus_asr.report.text import rounded
-    from corpus_asr.runtime.balance import balances, words_of
     from corpus_asr.runtime.estimate import estimate_audio, survey
     from corpus_asr.runtime.speeds import (
         HERE,
         Machine,
+        balances,
         known_machines,
         outlooks,
         stated_machine,
         timed_machines,
+        words_of,
     )
     from corpus_asr.storage.run_state.tables import OutputStore
 

@@ -1,4 +1,4 @@
-"""What `transcribe -o` wrote, kept as a small run for `open_run`: tables below its records.
+"""Results of `transcribe -o` as a small run for `open_run`: tables below its records.
 
     FOLDER/.corpus-asr/run/    tables of the recordings whose files are in FOLDER
 
@@ -14,8 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from corpus_asr.config.options import OPTION_NAMES, sections_from
-from corpus_asr.config.other_names import translated
+from corpus_asr.config.options import OPTION_NAMES, sections_from, translated
 from corpus_asr.config.run import ModelSettings, OutputSettings, RunConfig, SourceSettings
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.schemas import RESULTS, SEGMENT_FIELDS, SPEAKERS

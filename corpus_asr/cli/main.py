@@ -27,7 +27,7 @@ from corpus_asr.cli.files import transcribe
 from corpus_asr.cli.jobs import finetune, init, label, nightly, plan, run
 from corpus_asr.cli.options import StorageOption
 from corpus_asr.cli.results import correct, evaluate, export, report, show, status, view
-from corpus_asr.formats.cue_rules import CUE_LIMITS
+from corpus_asr.formats.options import CUE_LIMITS
 from corpus_asr.logs import LogFormat, LogLevel
 
 

@@ -23,8 +23,7 @@ from corpus_asr.config.decoding import (
     default_model_notice,
 )
 from corpus_asr.errors import ConfigError
-from corpus_asr.formats.cue_rules import CUE_LIMITS, CueRules
-from corpus_asr.formats.names import ExportFormat, SubtitlePreset
+from corpus_asr.formats.options import CUE_LIMITS, CueRules, ExportFormat, SubtitlePreset
 from corpus_asr.logs import speaks_json
 
 if TYPE_CHECKING:

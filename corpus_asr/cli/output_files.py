@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from corpus_asr.cli.inputs import Input
 from corpus_asr.errors import ConfigError, FetchError
-from corpus_asr.formats.cue_rules import CueRules
-from corpus_asr.formats.names import JSON_LINES, ExportFormat, WordStyle
+from corpus_asr.formats.options import JSON_LINES, CueRules, ExportFormat, WordStyle
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.formats.writers import file_contents, file_suffix
 from corpus_asr.logs import event
@@ -56,7 +55,7 @@ def suffix_of(name: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """How transcripts look as text."""
+    """Settings of the text formats."""
 
     formats: tuple[str, ...]
     rules: CueRules
@@ -80,11 +79,11 @@ class Layout:
 
 @dataclass(slots=True, kw_only=True)
 class _Record:
-    """What was written for a recording; one object below `RECORDS_FOLDER`."""
+    """Record of the files of a recording; one object below `RECORDS_FOLDER`."""
 
     source: str
     name: str
-    """Of its files, without their suffixes."""
+    """Name of its files, without their suffixes."""
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By suffix: `of`, what made it or null while it is written, and `hashes` of its content."""
     kept: list[str] = field(default_factory=list)
@@ -101,7 +100,7 @@ class _OutputFile:
     record_id: str
     version: "Version"
     of: str
-    """What its files are to be made of."""
+    """Hash of the content and settings of its files."""
     record: _Record
     missing: tuple[str, ...] = ()
     """Formats that are to be written."""
@@ -132,7 +131,7 @@ class OutputFiles:
             folder: path or URI.
             inputs: recordings.
             layout: how files look.
-            overwrite: whether all is done again, and replaces what the record knows, also where a
+            overwrite: whether all files are written again and the record is replaced, also where a
                 person changed it; else files of the same recording, model and options are kept.
             apart: what has files of its own, if anything.
             made_by: model and options that change what is written.

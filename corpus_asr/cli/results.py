@@ -30,15 +30,14 @@ from corpus_asr.cli.options import (
     store_options,
 )
 from corpus_asr.errors import ConfigError
-from corpus_asr.formats.cue_rules import CUE_LIMITS
-from corpus_asr.formats.names import ExportFormat, WordStyle
+from corpus_asr.formats.options import CUE_LIMITS, ExportFormat, WordStyle
 from corpus_asr.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from corpus_asr.export.write import ExportSummary
-    from corpus_asr.report.accuracy.evaluation import Comparison
+    from corpus_asr.report.evaluation import Comparison
     from corpus_asr.storage.run_state.run_tables import RunTables
     from corpus_asr.view.server import ViewServer
 
@@ -238,8 +237,8 @@ def evaluate(
     with readable_errors():
         from corpus_asr.pipelines.evaluate import calibrate as fit_calibration
         from corpus_asr.pipelines.evaluate import evaluate as evaluate_run
-        from corpus_asr.report.accuracy.calibration import calibration_data, render_calibration
-        from corpus_asr.report.accuracy.evaluation import as_data, render
+        from corpus_asr.report.calibration import calibration_data, render_calibration
+        from corpus_asr.report.evaluation import as_data, render
 
         options = store_options(output_uri, context)
         evaluation = evaluate_run(
@@ -319,7 +318,7 @@ def report(
     audio_storage_option: AudioStorageOption = None,
 ) -> None:
     """Show the results, failures and file accounting of a run."""
-    from corpus_asr.report.html.page import write_page
+    from corpus_asr.report.page import write_page
     from corpus_asr.report.run import as_data, load_report, render
     from corpus_asr.storage.run_state.run_files import open_run
 
@@ -481,9 +480,9 @@ def view(
 
         from corpus_asr.storage.run_state.run_files import open_run
         from corpus_asr.storage.stores.uri import scheme_of
-        from corpus_asr.view.access import PublicUrl
         from corpus_asr.view.answers import Answers
         from corpus_asr.view.catalogue import Library, Transcripts
+        from corpus_asr.view.request import PublicUrl
         from corpus_asr.view.server import ViewServer
         from corpus_asr.view.sound import Sounds, Waveforms
 

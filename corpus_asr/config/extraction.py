@@ -32,7 +32,7 @@ class ExtractSettings(_AudioKeys, Settings):  # type: ignore[misc]  # both are f
     """Decoding, speech detection and feature extraction, on CPUs."""
 
     measures: Texts = ("sound",)
-    """What is measured of each part: `sound`, columns of level, noise, bandwidth and clipping of
+    """Measures of each part: `sound`, columns of level, noise, bandwidth and clipping of
     each segment; `fingerprint`, by which recordings are compared: a table `duplicates/` of audio
     that several have, such as repeats, trailers and jingles; and classes of yours, as
     package.module:Class, whose values are in the column `measures`."""
@@ -101,7 +101,7 @@ MOST_SPEAKERS = 50
 
 
 class SpeakerSettings(Settings):
-    """Who speaks: a table of turns, and a speaker for each segment and word."""
+    """Speaker detection: a table of turns, and a speaker for each segment and word."""
 
     mode: Literal["none", "auto", "corpus"] = "none"
     """Speakers: `none`; `auto`: those of each recording are found and named S1, S2 and so on in

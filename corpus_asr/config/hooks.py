@@ -35,14 +35,14 @@ class HookSettings(Settings):
     """Columns that it returns, with their types: string, bool, int32, int64, float32, float64, or
     list<...> of one of these."""
     per: Literal["segment", "recording"] = "segment"
-    """What it returns rows for: each `segment` that it is given, one row in any order with its
+    """Unit of the returned rows: each `segment` that it is given, one row in any order with its
     columns `recording_id`, `part` and `segment`; or each `recording`, any number of rows with a
     column `recording_id`."""
     options: dict[str, str | int | float | bool] = Field(default_factory=dict)
     """Arguments by name for the function, or for its class. They stand in the output: let the
     function read secrets from the environment."""
     version: str | int = 1
-    """Your function's version: with another one all recordings are done again."""
+    """Your function's version: with another one all recordings are processed again."""
     words: bool = False
     """Whether segments have their words with times, which are many."""
     batch_segments: PositiveInt = 1000

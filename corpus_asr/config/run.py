@@ -65,7 +65,7 @@ class SourceSettings(Settings):
     those that end with a slash nothing else. URIs named in full and manifests are never
     filtered."""
     version: Literal["etag", "mtime", "size", "checksum"] = "etag"
-    """What tells whether a recording has changed, in addition to its size: `etag`, what its store
+    """Evidence that a recording has changed, in addition to its size: `etag`, what its store
     says, which for local files is their modification time; `mtime`, that time, of local files and
     of members of tar files; `size`, nothing else, so that a touched or copied file counts as the
     same; or `checksum`, of local files, which are all read for it in each run. With all but `etag`,
@@ -216,7 +216,7 @@ class OutputSettings(Settings):
     """Size in MiB, in memory, of the results that are committed together, at the latest after 30 s.
     A process that is killed loses no more than these results, which are made again."""
     patience_s: float = Field(default=600.0, ge=0, le=86400)
-    """Seconds for which a commit is tried again while its store fails, before the run ends."""
+    """Time for which a commit is retried while its store fails, before the run ends, in seconds."""
 
     @model_validator(mode="after")
     def _store_takes_its_options(self) -> Self:
@@ -396,10 +396,10 @@ class RunConfig(Settings):
 
 
 class Retry(StrEnum):
-    """Which failed recordings are done again, by who can change the failure."""
+    """Failed recordings to retry, by who can change the failure."""
 
     environment = "environment"
-    """What each run tries again: store, permissions, network, machine."""
+    """Retried in each run: failures of the store, permissions, network and machine."""
     nightly = "nightly"
     """Those, and what failed by this program, which nights try a few times."""
     failed = "failed"
@@ -426,7 +426,7 @@ class RunOptions:
     steal_lock: bool = False
     """Take over the lock of a run that shows no sign of life."""
     redo: str | None = None
-    """Condition in SQL on recordings that are done again, or `all`."""
+    """Condition in SQL on recordings to redo, or `all`."""
     retry: Retry = Retry.environment
     leave_alone: frozenset[str] = frozenset()
     """`recording_id` of failed recordings that are not retried, whatever `retry` says, until their
@@ -569,7 +569,7 @@ class DatasetSettings(Settings):
     test_fraction: Share = 0.0
     """Fraction of recordings in the test split."""
     split_by: Literal["recording", "speaker"] = "recording"
-    """What is in one split alone: a `recording`, or a `speaker` with all recordings of theirs;
+    """Unit that is in one split alone: a `recording`, or a `speaker` with all recordings of theirs;
     fractions are then of audio. The latter needs a run with speakers."""
     workers: PositiveInt | Auto = "auto"
     """Number of processes that cut and encode audio; `auto`: one per CPU."""

@@ -27,8 +27,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from corpus_asr.config.decoding import QUALITIES, DecodingSettings
-from corpus_asr.config.hotwords import hotwords_from
+from corpus_asr.config.decoding import QUALITIES, DecodingSettings, hotwords_from
 from corpus_asr.config.storage_options import StorageOptions, parsed
 from corpus_asr.errors import encodable
 from corpus_asr.languages import code_of

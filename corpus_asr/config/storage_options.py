@@ -1,4 +1,4 @@
-"""How one side of a job reaches its store, in the names of fsspec and s3fs.
+"""Access of one side of a job to its store, in the names of fsspec and s3fs.
 
 Options come in as plain values and go out to the store alone, whose library checks their names: as
 text, in a dump and in a traceback their values are hidden. Knows no library of any store.

@@ -276,7 +276,7 @@ if _HAS_TRITON:
         most = tl.where(prefer_time, most_time, tl.maximum(most_text, most_time))
         total = tl.where(prefer_time, 0.0, all_text * _exp_from(most_text, most))
         total += all_time * _exp_from(most_time, most)
-        # Of equal values the first, as in torch.
+        # The first of equal values, as in torch.
         text_best = tl.where(prefer_time, infinite, text_best)
         best = tl.maximum(tl.max(text_best, axis=0), tl.max(time_best, axis=0))
         text_token = tl.where(text_best == best, text_token, vocab)

@@ -22,7 +22,7 @@ _PAST_END_S = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecognizedWord:
-    """A word and when it is said, in seconds from the beginning of its window."""
+    """A word and its times, in seconds from the beginning of its window."""
 
     word: str
     """With its punctuation and the blanks beside it, so that a text's words joined are the text."""
@@ -36,7 +36,7 @@ class RecognizedWord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recognized:
-    """What one window says."""
+    """Recognized text of one window."""
 
     text: str
     """"" where nobody speaks."""

@@ -25,10 +25,9 @@ from corpus_asr.export.recordings import (
 )
 from corpus_asr.export.speakers import speakers_of
 from corpus_asr.export.write import distinct_names
-from corpus_asr.formats.cue_rules import CueRules
 from corpus_asr.formats.cues import labelled
 from corpus_asr.formats.edited import READERS, EditedCue, join_lines, read_edited
-from corpus_asr.formats.names import ExportFormat, SubtitlePreset
+from corpus_asr.formats.options import CueRules, ExportFormat, SubtitlePreset
 from corpus_asr.formats.writers import file_contents
 from corpus_asr.segments import SpeakerTurn, channel_name
 from corpus_asr.storage.run_state.corrections import (

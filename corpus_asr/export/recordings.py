@@ -61,11 +61,11 @@ class Recording:
     recording_id: str
     uri: str
     duration_s: float
-    """Of what was decoded."""
+    """Duration of the decoded audio."""
     language: str | None
-    """Of most seconds of speech."""
+    """Language of most seconds of speech."""
     etag: str | None = None
-    """Of what was transcribed, as is the size."""
+    """ETag of the transcribed content, as is the size."""
     size_bytes: int | None = None
     audio_track: int | None = None
     """The audio track that was transcribed, from 1; None where there is one, or each was."""
@@ -76,12 +76,12 @@ class Recording:
     segments: tuple[Segment, ...] = ()
     """Sorted by time."""
     channels: tuple[int | None, ...] = ()
-    """Of each segment; None where channels were mixed."""
+    """Channel of each segment; None where channels were mixed."""
     model: str | None = None
     """Checkpoint that wrote the segments, as configured; several are joined by commas."""
     model_revision: str | None = None
     turns: tuple[SpeakerTurn, ...] | None = None
-    """Who speaks when; None where the run did not look for speakers."""
+    """Turns of speakers; None if the run did not detect speakers."""
     missing: tuple[MissingWord, ...] | None = None
     """Words of a given text that are not in the audio; None: no text was given, or not known."""
 
@@ -206,7 +206,7 @@ def settings_of(store: OutputStore, *, doing: str, which: str) -> tuple[dict[str
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which recordings and segments are read."""
+    """Selection of recordings and segments to read."""
 
     languages: tuple[str, ...] = ()
     """Codes or names of those of segments; recordings without such segments are skipped."""

@@ -32,8 +32,7 @@ from corpus_asr.export.recordings import (
     recordings,
 )
 from corpus_asr.export.speakers import refuse_speakers, speakers_of
-from corpus_asr.formats.cue_rules import CueRules
-from corpus_asr.formats.names import ExportFormat, WordStyle
+from corpus_asr.formats.options import CueRules, ExportFormat, WordStyle
 from corpus_asr.formats.subtitles import SUBTITLES
 from corpus_asr.formats.writers import (
     SINGLE_FORMATS,
@@ -150,7 +149,7 @@ SINGLE_NAME = "transcripts"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
-    """How recordings are written."""
+    """Options for writing recordings."""
 
     formats: tuple[ExportFormat, ...]
     single: bool = False
@@ -188,7 +187,7 @@ class ExportSummary:
     corrected: int = 0
     """Exported segments that a person corrected or checked."""
     stale_corrections: int = 0
-    """Of exported recordings, not applied: they do not fit the transcript."""
+    """Corrections of exported recordings that do not fit the transcript and are not applied."""
 
 
 def export(
@@ -222,7 +221,7 @@ def export(
         if options.single:
             summary.files = _write_single(counted, to, options, store.options)
         else:
-            # Of all recordings: names do not depend on what is selected.
+            # All recordings, so that names do not depend on the selection.
             named = tables.table(
                 "select recording_id, uri from recordings order by uri, recording_id"
             )

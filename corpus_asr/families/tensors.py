@@ -134,7 +134,7 @@ class BatchEncoding(BatchFeature):
     """Ids of texts and what goes with them: `input_ids`, `attention_mask`, `labels`."""
 
     encodings: Sequence[Any] | None = None
-    """Of each row before padding, what the tokenizers library returned; None from a tokenizer that
+    """Result of the tokenizers library for each row before padding; None from a tokenizer that
     does without it."""
 
     @property
@@ -149,7 +149,7 @@ class BatchEncoding(BatchFeature):
     def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
         """Return which text of a pair each token of a row is of: 0 or 1; None of what is added."""
 
-        # Of a pair the library forgets this of the first text as it puts special tokens around.
+        # For a pair, the library loses this of the first text when it adds special tokens.
         def texts(encoding: Any) -> list[int | None]:
             kinds = zip(encoding.special_tokens_mask, encoding.type_ids, strict=True)
             return [None if special else kind for special, kind in kinds]

@@ -13,7 +13,7 @@ from operator import add
 from typing import NamedTuple, Protocol
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.formats.cue_rules import FRAME_S, CueRules
+from corpus_asr.formats.options import FRAME_S, CueRules
 from corpus_asr.formats.pieces import Piece, TimedText
 from corpus_asr.segments import MissingWord, Segment, SpeakerTurn, channel_name
 from corpus_asr.text.line_breaks import columns

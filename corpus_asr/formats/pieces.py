@@ -127,7 +127,7 @@ class TimedText:
         return len(prefix) - len(prefix.rstrip())
 
     def _divided(self, first: int, stop: int, max_columns: int) -> Iterator[tuple[int, int]]:
-        # Where Unicode allows no break: a mark after a space, as in French, rather than a word.
+        # No break is allowed: cut at a mark after a space, as in French, rather than in a word.
         text = self.text[first:stop]
         spaces = [match.start() for match in _SPACES.finditer(text)]
         ways: list[Callable[[str], list[int]]] = [

@@ -13,9 +13,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.formats.cue_rules import FRAME_S
 from corpus_asr.formats.cues import Cue
-from corpus_asr.formats.names import ExportFormat, WordStyle
+from corpus_asr.formats.options import FRAME_S, ExportFormat, WordStyle
 from corpus_asr.formats.pieces import Piece, one_line
 from corpus_asr.segments import timestamp
 

@@ -1,4 +1,8 @@
-"""`Transcript`: the result for a recording, with conversion to text, files and other libraries."""
+"""`Transcript`: the result for a recording, with conversion to text, files and other libraries.
+
+`segment_of`, `turns_of` and `missing_of` parse the dictionaries of `Transcript.to_dict` and of
+openai-whisper.
+"""
 
 import difflib
 import importlib
@@ -10,11 +14,9 @@ from os import PathLike, fspath
 from typing import Any, Literal, TypedDict, TypeVar, Unpack
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.formats.cue_rules import CueRules
-from corpus_asr.formats.names import ExportFormat, FormatName, SubtitlePreset, WordStyle
-from corpus_asr.formats.saved_json import missing_of, segment_of, turns_of
+from corpus_asr.formats.options import CueRules, ExportFormat, FormatName, SubtitlePreset, WordStyle
 from corpus_asr.formats.writers import check_formats, file_contents, file_suffix, whisper_json
-from corpus_asr.segments import MissingWord, Segment, SpeakerTurn
+from corpus_asr.segments import MissingWord, Segment, SpeakerTurn, Word
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import normalize, scheme_of, within
 from corpus_asr.units import shortened
@@ -343,3 +345,77 @@ def _format_of(path: str) -> ExportFormat:
         f"saving a transcript as {path}: its suffix names no format, expected one of {suffixes}; "
         'correct it, or name formats for a folder: save("folder", "srt")'
     )
+
+
+def segment_of(saved: Mapping[str, Any], *, language: str | None) -> Segment:
+    """Return a segment; fields that openai-whisper lacks are unknown."""
+    start_s = float(_needed(saved, "start"))
+    words = saved.get("words")
+    return Segment(
+        start_s=start_s,
+        end_s=float(_needed(saved, "end")),
+        text=str(_needed(saved, "text")),
+        tokens=tuple(saved.get("tokens") or ()),
+        language=saved.get("language", language),
+        language_probability=saved.get("language_probability"),
+        task=saved.get("task", "transcribe"),
+        confidence=saved.get("confidence", float("nan")),
+        avg_logprob=saved.get("avg_logprob", float("nan")),
+        no_speech_prob=saved.get("no_speech_prob"),
+        compression_ratio=saved.get("compression_ratio", float("nan")),
+        temperature=saved.get("temperature", float("nan")),
+        speech_fraction=saved.get("speech_fraction"),
+        known_hallucination=bool(saved.get("known_hallucination")),
+        words=None if words is None else tuple(map(_word, words)),
+        corrected=bool(saved.get("corrected")),
+        speaker=saved.get("speaker"),
+    )
+
+
+def turns_of(saved: Sequence[Mapping[str, Any]] | None) -> tuple[SpeakerTurn, ...] | None:
+    """Return the speaker turns."""
+    if saved is None:
+        return None
+    return tuple(
+        SpeakerTurn(
+            start_s=float(_needed(turn, "start")),
+            end_s=float(_needed(turn, "end")),
+            speaker=str(_needed(turn, "speaker")),
+            confidence=turn.get("confidence", float("nan")),
+            channel=turn.get("channel"),
+        )
+        for turn in saved
+    )
+
+
+def missing_of(saved: Sequence[Mapping[str, Any]] | None) -> tuple[MissingWord, ...] | None:
+    """Return the words of a known text that are missing in the audio."""
+    if saved is None:
+        return None
+    return tuple(
+        MissingWord(
+            word=_needed(word, "word"), index=_needed(word, "index"), after_s=_needed(word, "after")
+        )
+        for word in saved
+    )
+
+
+def _word(saved: Mapping[str, Any]) -> Word:
+    return Word(
+        word=_needed(saved, "word"),
+        start_s=float(_needed(saved, "start")),
+        end_s=float(_needed(saved, "end")),
+        probability=saved.get("probability", float("nan")),
+        speaker=saved.get("speaker"),
+    )
+
+
+def _needed(saved: Any, name: str) -> Any:
+    try:
+        return saved[name]
+    except (KeyError, TypeError) as error:
+        description = repr(saved) if isinstance(saved, str) else ", ".join(map(str, saved))
+        raise ConfigError(
+            f"reading a transcript: found {description or 'nothing'}, expected {name}, as "
+            "Transcript.to_dict and openai-whisper write it; correct the dictionary"
+        ) from error

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.formats.cue_rules import CueRules
 from corpus_asr.formats.cues import Transcribed, cues_of
 from corpus_asr.formats.documents import (
     CSV_COLUMNS,
@@ -32,7 +31,7 @@ from corpus_asr.formats.documents import (
     markdown,
     txt,
 )
-from corpus_asr.formats.names import ExportFormat, WordStyle
+from corpus_asr.formats.options import CueRules, ExportFormat, WordStyle
 from corpus_asr.formats.pieces import one_line, shown_words
 from corpus_asr.formats.subtitles import SUBTITLES, check_words, xml_escape
 from corpus_asr.segments import Segment, SpeakerTurn, Word

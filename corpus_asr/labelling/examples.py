@@ -16,7 +16,7 @@ from typing import Any
 
 from corpus_asr.config.run import WINDOWS, DatasetSettings
 from corpus_asr.labelling.splits import SPLITS
-from corpus_asr.report.accuracy.scoring import WITHOUT_BLANKS
+from corpus_asr.report.scoring import WITHOUT_BLANKS
 from corpus_asr.stages.messages import ClipRange, CutRequest
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ, TIMESTAMP_STEP_S, WINDOW_S
 
@@ -32,11 +32,11 @@ _GREATEST = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """A part of a recording, and what is said in it."""
+    """A part of a recording and its text."""
 
     clip: ClipRange
     row: dict[str, Any]
-    """Of the EXAMPLES table, without audio and duration."""
+    """Row of the EXAMPLES table, without audio and duration."""
 
 
 def examples_of(rows: Rows, settings: DatasetSettings) -> list[Example]:
@@ -190,7 +190,7 @@ class Cuts:
 
     request: CutRequest
     rows: tuple[dict[str, Any], ...]
-    """Of the EXAMPLES table, one for each range of the request."""
+    """Rows of the EXAMPLES table, one for each range of the request."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from functools import lru_cache, partial
 from itertools import accumulate, chain, groupby, pairwise
 
 from corpus_asr.config.run import Select
-from corpus_asr.report.accuracy.scoring import WITHOUT_BLANKS, aligned, normalized, units
+from corpus_asr.report.scoring import WITHOUT_BLANKS, aligned, normalized, units
 from corpus_asr.segments import Segment, Word
 
 _SAME_WORD_S = 2.0  # models differ by tenths of a second, repetitions by more

@@ -31,7 +31,7 @@ from corpus_asr.export.recordings import (
 from corpus_asr.export.speakers import persons_of
 from corpus_asr.labelling.fusion import Choice, chosen
 from corpus_asr.labelling.rules import Rule, decide
-from corpus_asr.report.accuracy.scoring import (
+from corpus_asr.report.scoring import (
     WITHOUT_BLANKS,
     Errors,
     Reference,

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 # Source: `transformers.AutomaticSpeechRecognitionPipeline._default_generation_config`.
 _DEFAULTS = {"max_new_tokens": 256, "num_beams": 5}
 
-# What the pipeline of transformers alone takes: it cuts recordings, and merges their texts.
+# Taken only by the pipeline of transformers, which cuts recordings and merges their texts.
 _NOT_HERE = ("chunk_length_s", "stride_length_s", "ignore_warning", "return_language")
 _MAX_CHANNELS = 2
 _FULL_SCALE = 32_768  # of int16

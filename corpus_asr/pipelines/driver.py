@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from corpus_asr.activity import Activity, Strata, rtfx
 from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel
-from corpus_asr.config.cluster import ray_address
+from corpus_asr.config.load import ray_address
 from corpus_asr.config.run import CLASSIFY_AUDIO, DEFAULT_OPTIONS, RunConfig, RunOptions
 from corpus_asr.errors import EngineError
 from corpus_asr.failure_kinds import failure_kind
@@ -70,7 +70,7 @@ LISTING_WAITS_S = (2.0, 5.0, 15.0, 30.0)
 FEWEST_ALIKE = 2
 
 AfterFinish = Callable[[OutputStore, int], object]
-"""What is done with an output folder and its number of recordings, while the run has its lock."""
+"""Callback with the output folder and its number of recordings, called while the lock is held."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class RunSummary:
     files: int
     """Recordings listed now."""
     done: int
-    """Of these, those with segments or without speech."""
+    """Number of these with segments or without speech."""
     failed: int
     no_speech: int
     remaining: int
@@ -99,7 +99,7 @@ class RunSummary:
     planned_files: int
     """Recordings that this run had left to do."""
     processed_files: int
-    """Of these, those that are done or failed now."""
+    """Number of these that this run completed or failed."""
     processed_failed: int
     processed_audio_s: float
     """Audio this run committed."""
@@ -112,7 +112,7 @@ class RunSummary:
     """Recordings whose results followed them to another address."""
     made: Literal["segments", "labels"] = "segments"
     hooks: Mapping[str, "HookCounts"] = field(default_factory=dict)
-    """What became of the recordings that hooks were given, by name."""
+    """Counts of recordings passed to hooks, by name of the hook."""
 
     @property
     def failed_fraction(self) -> float:
@@ -182,20 +182,20 @@ def run(
 class CorpusRun:
     """A run over a corpus in three steps: `start`, `process`, `finish`.
 
-    Each may be repeated by a later run: what is committed is not done again, and a run with nothing
+    Each may be repeated by a later run: committed work is not repeated, and a run with nothing
     left to do starts neither Ray nor a model.
     """
 
     config: RunConfig
     checkpoint: Checkpoint
     lock: Lock
-    """Of the output folder, held by this run."""
+    """Lock of the output folder, held by this run."""
     local: bool = False
     progress: Stream | None = None
     options: RunOptions = DEFAULT_OPTIONS
     after_finish: AfterFinish | None = None
     plan: Plan | None = None
-    """What there is to do, once the source is listed."""
+    """Plan of the work, once the source is listed."""
     _begun: RunRecord | None = None
     _calibration: ConfidenceModel | None = None
     _gave_up: bool = False
@@ -463,7 +463,7 @@ class CorpusRun:
             from corpus_asr.runtime.complete_recordings import find_speakers_of_run
 
             find_speakers_of_run(self.store, self.config.speakers, self._spread)
-        # What is there follows its recordings, also where no new fingerprints are made.
+        # Existing duplicates follow their recordings even if no new fingerprints are made.
         if "fingerprint" in self.config.extract.measures or self.store.names(DUPLICATES_FOLDER):
             from corpus_asr.storage.run_state.duplicates import find_duplicates
 

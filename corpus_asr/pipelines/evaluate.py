@@ -27,7 +27,7 @@ from corpus_asr.export.recordings import (
 )
 from corpus_asr.export.speakers import speakers_of
 from corpus_asr.logs import event
-from corpus_asr.report.accuracy.calibration import (
+from corpus_asr.report.calibration import (
     Calibration,
     SegmentOutcome,
     check_enough,
@@ -36,16 +36,16 @@ from corpus_asr.report.accuracy.calibration import (
     reliability,
     segment_outcomes,
 )
-from corpus_asr.report.accuracy.evaluation import Evaluation, as_data, compare, summarize
-from corpus_asr.report.accuracy.scoring import (
+from corpus_asr.report.evaluation import Evaluation, as_data, compare, summarize
+from corpus_asr.report.scoring import (
     Hypothesis,
     Reference,
     Score,
+    SpokenSpan,
     TimedWord,
     read_references,
     score,
 )
-from corpus_asr.report.accuracy.speaker_errors import SpokenSpan
 from corpus_asr.report.text import now, rounded
 from corpus_asr.segments import Segment, Word
 from corpus_asr.storage.run_state.identities import Identities

@@ -34,7 +34,7 @@ from corpus_asr.families.pretrained import IGNORED_LABEL
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.labelling.writers import DATA_FOLDER
 from corpus_asr.models.auto import AutoModelForSpeechSeq2Seq, AutoProcessor
-from corpus_asr.report.accuracy.scoring import Hypothesis, Reference, language_code, score, total
+from corpus_asr.report.scoring import Hypothesis, Reference, language_code, score, total
 from corpus_asr.runtime.terminal import Stream, line_writer
 from corpus_asr.storage.manifest import SPEAKER
 from corpus_asr.storage.run_state.tables import OutputStore

@@ -18,8 +18,6 @@ from corpus_asr.config.run import PSEUDO_LABEL, Retry, RunConfig, RunOptions
 from corpus_asr.errors import ConfigError, LockedError
 from corpus_asr.logs import event
 from corpus_asr.pipelines.driver import CorpusRun, RunSummary, prepare
-from corpus_asr.report.history import run_entry, write_entry
-from corpus_asr.report.html.page import write_page_at_the_end
 from corpus_asr.report.nightly import (
     Archive,
     Night,
@@ -32,6 +30,8 @@ from corpus_asr.report.nightly import (
     warnings_of,
 )
 from corpus_asr.report.numbers import RunNumbers
+from corpus_asr.report.page import write_page_at_the_end
+from corpus_asr.report.run import run_entry, write_entry
 from corpus_asr.runtime.shutdown import RunStoppedError
 from corpus_asr.runtime.terminal import Stream, line_writer
 from corpus_asr.storage.run_state.lock import USUAL, Lock, Timing

@@ -30,7 +30,7 @@ from corpus_asr.labelling.summary import Labelled, Written, as_data, card_of, re
 from corpus_asr.logs import event
 from corpus_asr.pipelines import driver
 from corpus_asr.pipelines.driver import AfterFinish, RunSummary
-from corpus_asr.report.accuracy.scoring import read_references
+from corpus_asr.report.scoring import read_references
 from corpus_asr.report.text import duration
 from corpus_asr.runtime.resources import this_machine
 from corpus_asr.runtime.terminal import Stream, line_writer

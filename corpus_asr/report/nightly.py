@@ -17,9 +17,8 @@ from typing import Any
 
 from corpus_asr.errors import FetchError
 from corpus_asr.logs import event
-from corpus_asr.report.failures import FailureExample, FailureGroup
-from corpus_asr.report.history import NightNumbers, last_runs
-from corpus_asr.report.numbers import OF_RUN, RunNumbers
+from corpus_asr.report.numbers import OF_RUN, FailureExample, FailureGroup, RunNumbers
+from corpus_asr.report.run import NightNumbers, last_runs
 from corpus_asr.report.text import aligned, duration, printable, text_template
 from corpus_asr.storage.run_state.confidences import read_confidences
 from corpus_asr.storage.run_state.result_rows import SEGMENT_ROWS
@@ -50,7 +49,7 @@ _SHORT_FAILURES = 5
 
 
 class NightState(StrEnum):
-    """How a night ended."""
+    """Final state of a night."""
 
     done = "done"
     time_limit = "time_limit"
@@ -87,12 +86,12 @@ class Night:
     """A night; times in seconds, moments as ISO 8601 with their offset."""
 
     date: str
-    """Of its start, by the local clock."""
+    """Date of its start in local time."""
     output: str
     run_id: str
     state: NightState
     error: str | None
-    """Why it was aborted or stopped."""
+    """Reason why it was aborted or stopped."""
     started_at: str
     ended_at: str
     wall_s: float
@@ -104,24 +103,24 @@ class Night:
     retried: int
     """Planned ones that had failed before."""
     redone: int = 0
-    """Planned ones that are done, and were asked to be done again."""
+    """Planned recordings that were requested by `redo` and are done."""
     continued: int
     """Planned ones of which some parts were done before."""
     moved: int = 0
     """Recordings whose results followed them to another address; none of the planned ones."""
     hooks: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """What became of the recordings that hooks were given, as in `run.json`, by name."""
+    """Counts of recordings passed to hooks, as in `run.json`, by name of the hook."""
     remaining: int
     """Neither done nor failed."""
     audio_s: float
     """Committed audio."""
     rtfx: float
     findings: RunNumbers
-    """What its recordings came to."""
+    """Numbers of its recordings."""
     archive: Archive | None
     """None if the night was stopped or aborted."""
     skipped: int
-    """Recordings that failed too often to be tried again."""
+    """Recordings that failed too often to be retried."""
     no_longer_retried: tuple[str, ...]
     """The first few of them that failed for the last time in this night."""
     over_limit: str | None = None

@@ -1,4 +1,4 @@
-"""What a page shows of segments and recordings: samples with their sound, a table of some.
+"""Samples of segments with their sound, and a table of recordings, for a page.
 
 Places of samples are chosen while segments are read; what is chosen is read again. Clips of samples
 are cut in a child process within limits of time and bytes, to embed: a recording that cannot be
@@ -43,7 +43,7 @@ STARTED = "partly done"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordingRow:
-    """A recording and what became of it."""
+    """A recording and its result."""
 
     recording_id: str
     uri: str
@@ -53,7 +53,7 @@ class RecordingRow:
     status: str
     """As in the recordings table, or `STARTED`."""
     language: str | None
-    """That of most speech; in a classification the likeliest label."""
+    """Language of most speech; in a classification the most probable label."""
     duration_s: float
     segments: int
     """Or labels."""
@@ -154,7 +154,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Details:
-    """What a page shows of single recordings."""
+    """Details of single recordings for a page."""
 
     recordings: tuple[RecordingRow, ...]
     """The least confident and the longest."""
@@ -246,7 +246,7 @@ BIT_RATE = 16_000  # source: RFC 6716, section 2.1.1, 16 to 20 kb/s for wideband
 MAX_BYTES = 1_100_000
 # A run waits for it at its end: 23 clips of local files took 2.3 s of CPU, child process included.
 BUDGET_S = 20.0
-# Of one clip: a store that stalls or a decoder that hangs leaves time for others.
+# Limit for one clip, so that a stalled store or a hung decoder leaves time for others.
 CLIP_LIMIT_S = 6.0
 PATIENCE = RetryPolicy(attempts=2, patience_s=CLIP_LIMIT_S, request_timeout_s=CLIP_LIMIT_S)
 _PAD_S = 0.2  # words begin a little before the time that a model gives

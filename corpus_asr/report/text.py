@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from corpus_asr.formats.transcript import Transcript
 
-# Of logs, pipes and issues; terminals use their own width, within these bounds.
+# Width in logs, pipes and issues; terminals use their own width, within these bounds.
 WIDTH = 100
 _LEAST_WIDTH, _MOST_WIDTH = 30, 120
 _LABEL_WIDTH = 12  # longest label, "last commit", and a space

@@ -58,9 +58,9 @@ class Checkpoint:
     revision: str = ""
     """Hash of the weights; empty where only the small files are here."""
     by_language: Mapping[str, "Checkpoint"] = field(default_factory=dict)
-    """What transcribes recordings in these languages instead."""
+    """Checkpoints that transcribe recordings in these languages instead."""
     aligner: "Checkpoint | None" = None
-    """What times words instead of it."""
+    """Checkpoint that times words instead of it."""
 
     @classmethod
     def fetch(cls, name: str, *, revision: str | None = None) -> "Checkpoint":
@@ -227,7 +227,7 @@ def _check_detects(main: Checkpoint, others: Mapping[str, str]) -> None:
         )
 
 
-# What a tokenizer may lack.
+# Attributes that a tokenizer may lack.
 _OF_TOKENIZERS = ("language", "language_mode", "task")
 
 

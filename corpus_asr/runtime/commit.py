@@ -29,9 +29,9 @@ from corpus_asr.units import MEBIBYTE
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# At the beginning of a run commits come sooner, so that it is soon seen what becomes of recordings.
+# Commit sooner at the beginning of a run, so that first results are soon visible.
 FIRST_COMMIT_S = 1.0
-# What a process that is killed loses at most.
+# Most work that a killed process loses.
 COMMIT_EVERY_S = 30.0
 # Between tries of a commit whose store failed, each of which takes minutes itself.
 TRY_AGAIN_S = 10.0
@@ -112,32 +112,32 @@ def _refused(results: pa.Table, error: Exception) -> pa.Table:
 
 
 class Committed(NamedTuple):
-    """What became of results that were committed together."""
+    """Counts of results that were committed together."""
 
     tally: Tally
     names: tuple[str, ...]
     """Commits."""
     spent: Activity
-    """What that took."""
+    """Activity of the commit."""
     num_parts: int
     """Parts that the recordings have whose last part is among the results."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Committer:
-    """Where a run's results go and what they are stamped with."""
+    """Commits results of a run with the run's ID, settings and model names."""
 
     store: OutputStore
     run_id: str
     model: str
     model_revision: str
     by_language: Mapping[str, ModelName] = field(default_factory=dict)
-    """What transcribes the parts in these languages instead."""
+    """Models that transcribe parts in these languages instead."""
     calibration: ConfidenceModel | None = None
-    """What segments of `model` get their confidence from; None for the default."""
+    """Confidence model of segments of `model`; None for the default."""
 
     patience_s: float = 0.0
-    """For how long a commit is tried again while the store fails."""
+    """Time for which a commit is retried while the store fails, in seconds."""
 
     def __call__(
         self, results: pa.Table, *, leaving: Callable[[], bool] = lambda: False
@@ -145,8 +145,8 @@ class Committer:
         """Commit RESULTS rows as one object.
 
         A row that no table can take is committed as the failure of its part. Where the store fails,
-        all is tried again as long as patience lasts and nobody is `leaving`; not where it is full,
-        since somebody has to make room.
+        a commit is retried for `patience_s` and until `leaving`; not if the store is full,
+        since a person has to make room.
         """
         began_s, retries = time.monotonic(), retries_so_far()
         while True:

@@ -1,4 +1,4 @@
-"""What needs all parts of a recording, once they are committed: its known text and its speakers.
+"""Steps that need all committed parts of a recording: its known text and its speakers.
 
 Parts find their words of a text independently of one another. Where two of them claim the same
 words, the part that fits worse is committed again without them, in place of its first commit. With
@@ -83,7 +83,7 @@ class LostWords:
 
     name: str
     rows: Mapping[int, Collection[int]]
-    """Which of its words a part loses, counted from 0, by its row."""
+    """Indices of the words to remove from a part, counted from 0, by its row."""
 
 
 def place_words_once(store: OutputStore, run: RunTables, spread: Spread | None = None) -> int:

@@ -1,4 +1,4 @@
-"""What the workers of a run on Ray share: counts, metrics, requests to stop, and who can work.
+"""Shared state of the workers of a run on Ray: counts, metrics, stop requests, usable workers.
 
 One actor per run adds up what workers did since they last said so: a report costs the same whatever
 the number of workers, and they report so seldom that all together stay below a bound. It holds
@@ -34,9 +34,9 @@ from corpus_asr.storage.run_state.lock import ProcessName
 
 _LOG = logging.getLogger(__name__)
 
-# How often a worker in the middle of something asks whether to stop.
+# Interval at which a busy worker checks whether to stop.
 ASK_EVERY_S = 1.0
-# How often a worker says what it did, beside the ends of its calls; at first more often, so that
+# Interval of reports between the ends of a worker's calls; shorter at first, so that
 # it is soon known how long its recordings are.
 REPORT_EVERY_S = 5.0
 FIRST_REPORT_S = 0.5
@@ -51,7 +51,7 @@ NOTHING = Activity()
 _EXIT_CODE = 70  # EX_SOFTWARE; any but 0, which Ray takes for a wish to end
 
 PREFIX = "corpus_asr_"
-# From a folder's hundredths of a second to a store that is asked again and again.
+# From hundredths of a second in a folder to many retries of a store.
 COMMIT_BOUNDARIES_S = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
 
 
@@ -151,7 +151,7 @@ def _counts(tally: Tally, activity: Activity) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """What a worker computes on: a GPU of a machine, or its CPUs."""
+    """Device of a worker: a GPU of a machine, or its CPUs."""
 
     node_id: str
     host: str
@@ -201,17 +201,17 @@ def _end_frozen(process: ProcessName) -> bool:
 
 
 class Report(NamedTuple):
-    """What a process of a worker says from time to time."""
+    """Periodic report of a worker's process."""
 
     worker: str
     activity: Activity
-    """What it did since its last report."""
+    """Activity since its last report."""
     node_id: str
     process: ProcessName
 
 
 class ReportReply(NamedTuple):
-    """What it is answered."""
+    """Reply to a report."""
 
     stopping: bool = False
     """Whether nothing new is to be started."""
@@ -222,18 +222,18 @@ class ReportReply(NamedTuple):
 
 
 class RunStatus(NamedTuple):
-    """What the driver sees each second."""
+    """Status of a run as the driver polls it each second."""
 
     life: str
-    """Of the coordinator: another one has begun to count at 0."""
+    """Random ID of the coordinator; a new one counts from 0."""
     tally: Tally
     activity: Activity
     replaced: list[str]
-    """Why workers were replaced since the last look."""
+    """Reasons why workers were replaced since the last poll."""
     out: list[TakenOut]
     """Workers that were taken out of work."""
     failure: CorpusAsrError | None
-    """What every recording would meet, as a worker did."""
+    """Error of a worker that every recording would meet."""
 
 
 class RunCoordinator:
@@ -246,7 +246,7 @@ class RunCoordinator:
         self._stopping = self._over = False
         self._replaced: list[str] = []
         self._sum = Activity()
-        # Of each process: slots, and audio left of its longest part. They do not add up.
+        # Slots and remaining audio of the longest part, by process. They do not add up.
         self._largest: dict[str, tuple[int, float]] = {}
         # By the time of the last report, the earliest first.
         self._heard: dict[str, tuple[float, Report]] = {}

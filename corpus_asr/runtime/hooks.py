@@ -45,7 +45,7 @@ from corpus_asr.units import counted
 _LOG = logging.getLogger(__name__)
 
 Function = Callable[[pa.Table], Any]
-# What a machine that goes takes with it of slow functions, such as requests to a service.
+# Most results of slow functions, such as requests to a service, that a lost machine costs.
 _COMMIT_EVERY_S = 30.0
 _FIRST_WAIT_S = 0.5  # doubled with each attempt
 # A portion of which so many recordings failed is not waited for: the service is down, say.
@@ -59,7 +59,7 @@ DIED = "process_died"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HookCounts:
-    """What became of the recordings that a hook was to be given."""
+    """Counts of the recordings of a hook."""
 
     recordings: int = 0
     failed: int = 0
@@ -88,7 +88,7 @@ class HookCounts:
 Workers = Callable[
     [Callable[[HookPortion], HookCounts], Iterable[HookPortion]], Iterable[HookCounts | LostPortion]
 ]
-"""Have portions of work done elsewhere, in any order, and yield what becomes of them; also of those
+"""Have portions of work done elsewhere, in any order, and yield their results; also of those
 that processes end with."""
 
 
@@ -287,7 +287,7 @@ class _HookCaller:
                 self._failed = 0
                 return answer
         self._failed += 1
-        # Of consecutive failures, only the first few are logged with a traceback.
+        # Only the first few of consecutive failures are logged with a traceback.
         shown = without_secrets(repr(answer))[:_MESSAGE_CHARS]
         event(_LOG, logging.ERROR, "hook_failed", hook=self._hook.name,
               recording_id=segments["recording_id"][0].as_py(), error=shown,

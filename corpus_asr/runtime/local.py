@@ -26,7 +26,7 @@ from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, TranscribeSt
 
 # Polling interval for signals and for due commits while no results arrive, in seconds.
 POLL_S = 1.0
-# How long an aborted run waits for extraction and the engine, in seconds; extraction processes are
+# Time that an aborted run waits for extraction and the engine; extraction processes are
 # then killed, and the engine's thread ends after the windows in progress.
 GRACE_S = 2.0
 

@@ -14,7 +14,7 @@ from contextlib import closing
 
 import pyarrow as pa
 
-from corpus_asr.config.cluster import ray_address
+from corpus_asr.config.load import ray_address
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError, DecodeError, EngineError
 from corpus_asr.runtime.checkpoints import model_name

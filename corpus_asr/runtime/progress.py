@@ -100,7 +100,7 @@ class Progress:
         self.tally = tally
 
     def is_futile(self, tally: Tally) -> bool:
-        """Return whether all recordings so far failed alike, enough for the rest to fail as well.
+        """Return whether all recordings so far failed with one kind, enough to predict the rest.
 
         `tally` counts the results so far, committed or not.
         """

@@ -32,7 +32,7 @@ from ray._private import services
 from ray._private.node import Node
 from ray.exceptions import AuthenticationError
 
-from corpus_asr.config.cluster import RAY_ADDRESS
+from corpus_asr.config.load import RAY_ADDRESS
 from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.logs import event
 from corpus_asr.runtime.resources import NodeShape, local_machine, this_machine
@@ -61,7 +61,7 @@ class Cluster:
     nodes: tuple[NodeShape, ...]
     store_bytes: int
     joined: str | None = None
-    """What it is called where it was there before; None where it was started for this."""
+    """Name of a cluster that was already running; None if it was started for this run."""
 
 
 @contextlib.contextmanager
@@ -345,7 +345,7 @@ def unreachable(address: str, error: Exception) -> ConfigError:
     )
 
 
-# What Ray 2.60 says before a driver or worker of other versions than the cluster's does anything.
+# Message of Ray 2.60 if versions of a driver or worker differ from the cluster's.
 _VERSIONS = re.compile(r"Version mismatch:" + 2 * r".*?Ray: (\S+)\s+Python: (\S+)", re.DOTALL)
 _PYTHON_MATCH = "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"
 

@@ -29,8 +29,7 @@ from corpus_asr.runtime.commit import Committer, Tally
 from corpus_asr.runtime.coordinator import RunStatus, TakenOut, start_coordinator
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.ray_cluster import RayWatch
-from corpus_asr.runtime.ray_commits import Commits
-from corpus_asr.runtime.ray_workers import RecordingWorkers, is_hopeless, own_error
+from corpus_asr.runtime.ray_workers import Commits, RecordingWorkers, is_hopeless, own_error
 from corpus_asr.runtime.resources import STORE_SHARE_AHEAD, Resources
 from corpus_asr.runtime.second_try import RetriedRecording, each_alone, recordings_left
 from corpus_asr.runtime.shutdown import Stop, stoppable
@@ -49,11 +48,11 @@ from corpus_asr.units import counted
 
 _LOG = logging.getLogger(__name__)
 
-# Actors that may die in a row while starting before the run is given up; Ray's default is none.
+# Consecutive deaths of starting actors before the run is aborted; Ray's default is none.
 MAX_ACTOR_INIT_DEATHS = 3
-# How late the line is, and how soon a signal reaches the workers.
+# Delay of the progress line, and of signals to workers.
 POLL_S = 1.0
-# Questions to the coordinator, two seconds each, after which it is taken for frozen.
+# Unanswered requests, of two seconds each, after which the coordinator counts as frozen.
 MOST_UNANSWERED = 60
 # Looks, a second each, at a run that seems futile: what workers decode is known seconds later.
 FUTILE_LOOKS = 10
@@ -68,7 +67,7 @@ _LOG_LEVELS = {
     "ray.data.exceptions": logging.CRITICAL,
     "ray.data._internal.execution.streaming_executor_state": logging.CRITICAL,
 }
-# Of a call whose worker or machine ended; then it is left out, and tried again by itself.
+# Retries of a call whose worker or machine ended; then it is left to the second try.
 _RETRIES = 1
 # Second tries of what is missing, where machines go that had results of the one before.
 _MOST_SECOND_TRIES = 3
@@ -102,7 +101,7 @@ def run_on_ray(
         DataContext.current(_context(config, resources)),
         warnings.catch_warnings(),
     ):
-        # Of a small run there are fewer blocks than workers.
+        # A small run has fewer blocks than workers.
         warnings.filterwarnings("ignore", "The minimum number of concurrent actors")
         # Ray 2.60 names no other way to say how often an actor's calls are repeated.
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
@@ -222,7 +221,7 @@ def _context(config: RunConfig, resources: Resources) -> DataContext:
         context.execution_options.resource_limits = limits
     context.execution_no_progress_timeout_s = resources.no_progress_timeout_s
     context.use_datasource_v2 = False  # lists and reads footers in actors of its own: 4 s
-    # What a worker had when it ended is left out, and then tried again. Errors that every recording
+    # Work of a worker that ended is left out and retried later. Errors that every recording
     # would meet are told to the coordinator.
     context.max_errored_blocks = -1
     context.actor_task_retry_on_errors = False
@@ -322,7 +321,7 @@ class _CoordinatorPoll(threading.Thread):
         self._futile = 0
         self._finished = threading.Event()
         self._look: RunStatus | None = None
-        # What coordinators that died had counted.
+        # Counts of coordinators that died.
         self._before, self._did = Tally(), Activity()
         # Workers that each stage needs.
         self._wanted = {
@@ -389,7 +388,7 @@ class _CoordinatorPoll(threading.Thread):
 
     def _show(self, look: RunStatus) -> None:
         if self._look is not None and look.life != self._look.life:
-            # What its predecessor had counted is kept.
+            # Keep the counts of its predecessor.
             self._before += self._look.tally
             self._did += replace(self._look.activity, longest_left_s=0.0)
         self._look = look

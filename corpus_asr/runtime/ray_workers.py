@@ -1,10 +1,19 @@
-"""Work that is given to workers on Ray one by one, and what becomes of it when they end.
+"""Work submitted to workers on Ray one by one, and its results or errors when they end.
 
-Tasks for what needs nothing but a CPU; actors where a model has to be loaded first.
+Tasks for what needs nothing but a CPU; actors where a model has to be loaded first, and for the
+commits of a run, which are gathered by reference.
+
+Commits: in, references to blocks of RESULTS, as the last stage yields them; out, counts, and the
+names of commits. The driver decides when what is committed together and never sees a row; a few
+actors on any node fetch the blocks and commit them. One that dies is started again, and does again
+what it had not answered.
 """
 
+import itertools
+import math
 import shutil
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -12,12 +21,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import pyarrow as pa
 import ray
 
+from corpus_asr.config.run import OutputSettings
 from corpus_asr.errors import CorpusAsrError, EngineError
+from corpus_asr.logs import LogSettings, configure
+from corpus_asr.runtime.commit import CommitBuffer, Committed, Committer, Tally
 from corpus_asr.runtime.coordinator import Device
+from corpus_asr.runtime.resources import WORKERS_PER_ACTOR
 from corpus_asr.runtime.second_try import RetriedRecording
+from corpus_asr.schemas import RESULTS
 from corpus_asr.storage.run_state.portions import LostPortion
+from corpus_asr.storage.stores.uri import without_secrets
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -40,8 +56,13 @@ POLL_S = 1.0
 NEWCOMER_S = 60.0
 
 
+# Commits that wait at one actor while its store fails; then results wait where they were made.
+MOST_OPEN = 4
+_WAIT_S = 1.0
+
+
 def on_workers(work: Callable[[T], R], portions: Iterable[T], *, at_once: int) -> Iterator[R]:
-    """Yield what becomes of portions, in any order: tasks of one CPU each on the connected Ray."""
+    """Yield results of portions, in any order: tasks of one CPU each on the connected Ray."""
     for result in on_mortal_workers(work, portions, at_once=at_once, retries=_RETRIES):
         if isinstance(result, LostPortion):
             raise result.error
@@ -124,7 +145,7 @@ def is_hopeless(num_out: int, wanted: int, quiet_s: float) -> bool:
 
 
 class Result(NamedTuple):
-    """What a worker made of a part of a recording."""
+    """Result of a worker for a part of a recording."""
 
     block: Any
     """Reference to its RESULTS rows."""
@@ -137,7 +158,7 @@ class _Place:
 
     actor: Any
     pending: Any
-    """What is waited for of it; None while it has nothing to do."""
+    """Pending call of the worker; None while it is idle."""
     device: Device | None = None
     """Once there is one for it."""
     recording: RetriedRecording | None = None
@@ -289,3 +310,113 @@ class RecordingWorkers:
 def _is_alive(node_id: str) -> bool:
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return any(node["NodeID"] == node_id and node["Alive"] for node in nodes)
+
+
+class CommitActor:
+    """Commits what it is given."""
+
+    def __init__(self, committer: Committer, coordinator: Any, logs: LogSettings) -> None:
+        configure(logs, redact=without_secrets)
+        self._committer, self._coordinator = committer, coordinator
+
+    def commit(self, *blocks: pa.Table) -> Committed:
+        """Commit these RESULTS rows together."""
+        done = self._committer(pa.concat_tables(blocks).cast(RESULTS).combine_chunks())
+        # Fire and forget: only progress would be lost.
+        self._coordinator.add.remote(done.tally, done.spent)
+        return done
+
+
+class Commits:
+    """Gathers results until a commit is due; `add` for one thread, `poll` for another."""
+
+    def __init__(
+        self,
+        committer: Committer,
+        output: OutputSettings,
+        coordinator: Any,
+        *,
+        num_workers: int,
+    ) -> None:
+        num_actors = math.ceil(num_workers / WORKERS_PER_ACTOR)
+        # Committing waits for the store; a CPU reserved for it could be what a stage waits for.
+        actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(CommitActor)
+        logs = LogSettings.from_environment()
+        self._actors: Iterator[Any] = itertools.cycle(
+            [actor.remote(committer, coordinator, logs) for _ in range(num_actors)]
+        )
+        self._buffer = CommitBuffer[Any].of(output, self._send)
+        self._open: list[Any] = []
+        self._most_open = MOST_OPEN * num_actors
+        self._turn = threading.Lock()
+        self.tally = Tally()
+        """Counts of committed results."""
+        self.names: list[str] = []
+        """The commits of it."""
+        self._num_parts = 0
+        self.failure: Exception | None = None
+        """Error that ended a commit for good."""
+
+    def has_all_of(self, num_files: int) -> bool:
+        """Return whether all parts of so many recordings were committed, none of them earlier."""
+        return (self.tally.files, self.tally.parts) == (num_files, self._num_parts)
+
+    def add(self, block: Any, num_bytes: int) -> None:
+        """Add a reference to results; wait while too many commits are pending.
+
+        Raises:
+            Exception: of a failed commit.
+        """
+        with self._turn:
+            self._buffer.add(block, num_bytes)
+        while len(self._open) > self._most_open:
+            ray.wait(self._open[:1], timeout=_WAIT_S)
+            self._take()
+        self._check()
+
+    def poll(self, *, hurry: bool) -> None:
+        """Commit what is due, or all if `hurry`, unless too many commits are pending."""
+        with self._turn:
+            if len(self._open) <= self._most_open:
+                if hurry:
+                    self._buffer.flush()
+                else:
+                    self._buffer.poll()
+        self._take()
+
+    def settle(self) -> None:
+        """Commit everything, and wait for completion.
+
+        Raises:
+            Exception: of a failed commit.
+        """
+        with self._turn:
+            self._buffer.flush()
+        while self._open:
+            ray.wait(self._open[:1], timeout=_WAIT_S)
+            self._take()
+        self._check()
+
+    def _send(self, blocks: list[Any]) -> None:
+        self._open.append(next(self._actors).commit.remote(*blocks))
+
+    def _take(self) -> None:
+        with self._turn:
+            if not self._open:
+                return
+            ready, self._open = ray.wait(self._open, num_returns=len(self._open), timeout=0)
+            for reference in ready:
+                try:
+                    done: Committed = ray.get(reference)
+                except ray.exceptions.ObjectLostError:
+                    pass  # with a machine; what is not committed is tried again
+                except Exception as error:  # raised in the main thread
+                    self.failure = error
+                else:
+                    self.tally += done.tally
+                    self.names += done.names
+                    self._num_parts += done.num_parts
+
+    def _check(self) -> None:
+        if self.failure is not None:
+            raise self.failure

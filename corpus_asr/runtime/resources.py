@@ -1,4 +1,4 @@
-"""How many workers of which size: every `auto` of a job and the machines' shapes, resolved once."""
+"""Numbers and sizes of workers: each `auto` of a job, resolved once for the machines' shapes."""
 
 import math
 import os
@@ -53,7 +53,7 @@ MAX_STORE_SHARE_OF_MEMORY = 0.3
 # mp3); the actor around it is an estimate.
 EXTRACT_BASE_BYTES = 630 * MEBIBYTE
 EXTRACT_COPIES_OF_PART = 4
-# What processes take at the peak of a run, beside parts, features and the model's own: measured as
+# Peak memory of processes in a run, beside parts, features and the model: measured as
 # proportional set sizes, in which a page that several share counts once
 # (docs/background/scaling.md). What is reserved above is more: it counts shared pages in each.
 EXTRACT_CHILD_BYTES = 110 * MEBIBYTE
@@ -71,10 +71,10 @@ MIN_EXTRACT_WORKERS_GPU = 2
 SPARE_CPUS = 1
 # With fewer logical CPUs the plan's read tasks and the actors can wait for each other for ever.
 MIN_LOGICAL_CPUS = 4
-# What `auto` leaves to extraction at least, and the smallest share of a CPU that is reserved.
+# Minimum CPUs that `auto` leaves to extraction, and the smallest share of a CPU to reserve.
 MIN_EXTRACT_CPUS = 0.5
 CPU_STEP = 0.001
-# Without any result for this long the run is given up (Ray's own default is 1,800 s).
+# Abort the run after this long without any result (Ray's own default is 1,800 s).
 MIN_NO_PROGRESS_S = 3600.0
 SLOWEST_SPEED: dict[Literal["gpu", "cpu"], float] = {"gpu": 10.0, "cpu": 0.5}  # times real time
 
@@ -93,7 +93,7 @@ class NodeShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """What each stage gets. Bytes and seconds are limits, not expectations."""
+    """Resources of each stage. Bytes and seconds are limits, not expectations."""
 
     extract_workers: int
     extract_cpus: float

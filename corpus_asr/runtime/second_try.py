@@ -1,4 +1,4 @@
-"""What a run did not commit is tried again: one recording at a time, in a process of its own.
+"""Second try of uncommitted recordings: one recording at a time, in one process.
 
 Where a worker ends, its run goes on with all other work and leaves out what that worker had. What
 is missing is what a plan made at that moment would have. Each recording of it is given alone to a
@@ -35,7 +35,7 @@ def each_alone(
     *,
     most_in_a_row: float = float("inf"),
 ) -> Iterator[R | LostPortion]:
-    """Yield what becomes of items with which processes may end, or their second `LostPortion`.
+    """Yield results of items that may end a process, or their second `LostPortion`.
 
     Args:
         do: gives each to a process that has nothing else to do, and yields what comes of it.
@@ -61,14 +61,14 @@ def each_alone(
 
 @dataclass(slots=True, kw_only=True)
 class RetriedRecording:
-    """A recording that is tried again, and what is known of it."""
+    """A recording to retry, with its earlier failures."""
 
     file: dict[str, Any]
     """Its row of PACKS."""
     devices: set[Hashable] = field(default_factory=set)
     """Those on which a worker ended with it."""
     reasons: list[str] = field(default_factory=list)
-    """Why these ended."""
+    """Reasons why these ended."""
 
     @property
     def attempt(self) -> int:
@@ -114,7 +114,7 @@ def recordings_left(
     Args:
         store: the output folder.
         packs: what was planned.
-        run_id: the run whose failures are not tried again.
+        run_id: the run whose failures are not retried.
         names: outcomes objects of it, which a listing may show late.
         options: those that it was planned with.
     """

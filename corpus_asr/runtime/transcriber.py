@@ -24,8 +24,8 @@ from corpus_asr.config.options import (
     CallSettings,
     TranscriptionOptions,
     options_from,
+    translated,
 )
-from corpus_asr.config.other_names import translated
 from corpus_asr.config.run import ModelSettings
 from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.formats.transcript import Transcript

@@ -51,7 +51,7 @@ EXTRACT, TRANSCRIBE = "extract", "transcribe"
 
 
 class _Worker:
-    """What all kinds know of themselves and the run."""
+    """Base of all workers: device, reports to the coordinator, and activity."""
 
     _has_company = True
 

@@ -55,22 +55,22 @@ PREFETCH_BYTES = 16 * MEBIBYTE
 
 EXTRACTOR = "corpus_asr.stages.extraction:PartExtractor"
 REPORTING_EXTRACTOR = "corpus_asr.stages.extraction:reporting_extractor"
-# What a log of millions of parts is searched by; the rest is in the tables.
+# Fields for searching a log of millions of parts; the rest is in the tables.
 _LOGGED = ["recording_id", "part", "uri", "status", "error_kind", "decode_s"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _RecordingProgress:
-    """What is known of the recording that is decoded; channels apart count each."""
+    """Progress of the recording being decoded; separate channels count each."""
 
     stratum: str
     size_bytes: int | None
     expected_s: float | None = None
     decoded_s: float = 0.0
     parts_s: float = 0.0
-    """Of `decoded_s`, parts that are complete."""
+    """Part of `decoded_s` in complete parts."""
     done_before_s: float = 0.0
-    """Of `parts_s`, those that are not wanted again."""
+    """Part of `parts_s` in parts that are already committed."""
 
     def after(self, message: DecodeProgress | ExtractedPart) -> "_RecordingProgress":
         """Return the progress after a message of the extractor."""

@@ -406,7 +406,7 @@ def serve(requests_fd: int, replies_fd: int, life_fd: int) -> None:
     _end_with_parent(life_fd)
     configure(LogSettings.from_environment(), redact=without_secrets)
     # Ctrl-C and scheduler signals reach the whole process group; the parent handles them, and a
-    # child that ended by itself would look like a crash of its recording.
+    # child that ended on its own would look like a crash of its recording.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     requests, replies = os.fdopen(requests_fd, "rb"), os.fdopen(replies_fd, "wb")

@@ -85,7 +85,7 @@ class Voices:
 
     def __init__(self, *, model: str | None, pad_s: float) -> None:
         """`model` is as in `SpeakerEmbedder`; speech is padded by `pad_s` seconds."""
-        from corpus_asr.speakers.embeddings import SpeakerEmbedder
+        from corpus_asr.speakers.networks import SpeakerEmbedder
 
         self._embedder, self._pad_s = SpeakerEmbedder(model), pad_s
 

@@ -20,7 +20,6 @@ from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.failure_kinds import ACCESS_DENIED, NOT_FOUND
 from corpus_asr.schemas import FILES
-from corpus_asr.storage.braces import expanded
 from corpus_asr.storage.manifest import NoRowsError, Row, read_manifest
 from corpus_asr.storage.shards import MemberPlaces, ShardLister, with_columns
 from corpus_asr.storage.stores.filesystem import (
@@ -34,6 +33,7 @@ from corpus_asr.storage.stores.members import is_archive, is_table, member_addre
 from corpus_asr.storage.stores.store import MTIME, SHA256, Page
 from corpus_asr.storage.stores.uri import (
     LOCAL,
+    expanded,
     local_path,
     normalize,
     recording_id,

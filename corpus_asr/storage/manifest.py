@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.config.hotwords import Hotword, hotwords_from
+from corpus_asr.config.decoding import Hotword, hotwords_from
 from corpus_asr.errors import AlignmentError, ConfigError, FetchError, ItemError, encodable
 from corpus_asr.failure_kinds import UNSUPPORTED_SCHEME
 from corpus_asr.storage.parquet import parquet_batches, parquet_metadata
@@ -105,7 +105,7 @@ class Row:
         """Return the text; None if the row has none."""
         value = self._first(TEXT)
         if value is not None and not isinstance(value, str):
-            raise self.wrong(f"text {_REPR.repr(value)}", "what is said, as text")
+            raise self.wrong(f"text {_REPR.repr(value)}", "the spoken text, as a string")
         return value
 
     def needed_text(self) -> str:

@@ -16,7 +16,7 @@ CALIBRATION_KEY = "corpus_asr.calibration"
 ROW_GROUP_ROWS = 50_000
 BATCH_ROWS = 65_536
 DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
-"""What reading a damaged file raises; stores have errors of their own."""
+"""Errors raised on reading a damaged file; stores raise other errors."""
 
 
 def encode_parquet(schema: pa.Schema, tables: Iterable[pa.Table]) -> bytes:

@@ -1,4 +1,4 @@
-"""What archives of a source hold: recordings, and beside them columns, as WebDataset has them.
+"""Contents of a source's archives: recordings with columns beside them, as in WebDataset.
 
 Members whose names are equal up to their first dot are one sample: its audio becomes recordings,
 its `.json`, `.txt` and `.cls` their metadata. Several archives are read at once, by their headers.
@@ -89,7 +89,7 @@ class ShardLister:
 
     store: StoreOptions
     version: str
-    """Which kind of `source.version` members have."""
+    """Kind of `source.version` of members."""
     is_ignored: Callable[[str], bool]
     is_excluded: Callable[[str], bool]
     is_strict: bool = True

@@ -1,4 +1,4 @@
-"""How a part is transcribed by a model that reads each window once: windows cut at silences.
+"""Transcription of a part by a model that reads each window once: windows cut at silences.
 
 Segments are sentences where the model times words, else windows. Settings of search, prompts and
 thresholds of Whisper have no meaning here and are refused.
@@ -68,7 +68,7 @@ class _Window:
     first: int
     last: int
     start: int
-    """Where its own words begin: behind `first` where it overlaps the window before."""
+    """Start of its words; after `first` if it overlaps the previous window."""
     end: int
 
 
@@ -140,7 +140,7 @@ class OnePassTranscriber:
             )))  # fmt: skip
 
         def told(number: int, found: Recognized) -> None:
-            assert spans is not None, "it is called only where somebody listens"
+            assert spans is not None, "called only with a listener"
             spans.add(number, said(number, found), frame=windows[number].end)
             spans.end(number)
 

@@ -1,4 +1,4 @@
-"""How Whisper transcribes one part, by openai-whisper's rules: its language, then its ranges."""
+"""Transcription of one part by Whisper, by openai-whisper's rules: language, then ranges."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from corpus_asr.array_types import Float16
-from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.config.hotwords import Hotword
-from corpus_asr.decoding.phrases import PhraseTrie
+from corpus_asr.config.decoding import DecodingSettings, Hotword
+from corpus_asr.decoding.phrases import HotwordTries, PhraseTrie, as_prompt
 from corpus_asr.decoding.protocols import Search
 from corpus_asr.decoding.tasks import Gather, Steps
 from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.segments import PartTranscript, Segment, Word, speech_without_text
 from corpus_asr.text.words import AFTER_A_WORD, BEFORE_A_WORD
 from corpus_asr.transcription.fallback import Attempt, OpenAIRules, without_last_token
-from corpus_asr.transcription.hotwords import HotwordTries, as_prompt
 from corpus_asr.transcription.long_form import Clock, LongFormRules, TokenSpan, ends_closed
 from corpus_asr.transcription.whisper_prompt import (
     PromptFormat,
@@ -87,7 +85,7 @@ class WhisperTranscriber:
         Where the text is known, they are recognized to find their place in it, and have its words.
 
         Raises:
-            AlignmentError: the text has no words, or is not what is said.
+            AlignmentError: the text has no words, or is not in the audio.
         """
         if part.detect_only:
             language = yield from find_language(part, self._prompt_format, settings)
@@ -103,7 +101,7 @@ class WhisperTranscriber:
 
         words = self._words_of(known_text)
         settings = known_text.clipped(replace(settings, word_timestamps=True))
-        # What is recognized is passed on to nobody, but how far it is.
+        # Discard the recognized text; report only the progress.
         recognized = yield from self._recognize(part.silent(), settings)
         if recognized.elsewhere:
             return recognized
@@ -504,9 +502,9 @@ _EDGE_S = 2.0
 class _WindowTimes:
     start_s: float
     content_end_s: float
-    """Where its audio ends; the window itself may reach further."""
+    """End of its audio; the window may be longer."""
     audio_end_s: float
-    """Where the part ends."""
+    """End of the part."""
     closed: bool
     """Whether the text ended with a timestamp and nothing after it."""
     silence_s: float

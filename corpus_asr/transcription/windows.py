@@ -15,8 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from corpus_asr.array_types import Float, Float16
-from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.config.hotwords import Hotword
+from corpus_asr.config.decoding import DecodingSettings, Hotword
 from corpus_asr.families.registry import PartFeatures
 from corpus_asr.segments import Segment, SpeechSpan, seconds_of, speech_without_text
 from corpus_asr.units import (

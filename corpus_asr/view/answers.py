@@ -15,9 +15,9 @@ from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.errors import ConfigError, FetchError, ItemError
 from corpus_asr.export.write import distinct_names
 from corpus_asr.failure_kinds import REFUSED_FILE, REFUSED_HOST, failure_kind
-from corpus_asr.formats.names import ExportFormat
+from corpus_asr.formats.options import ExportFormat
 from corpus_asr.formats.writers import file_contents
-from corpus_asr.report.html.formatting import visible
+from corpus_asr.report.formatting import visible
 from corpus_asr.segments import SpeakerTurn, channel_name
 from corpus_asr.speakers.turns import Timeline
 from corpus_asr.storage.run_state.corrections import key_of
@@ -25,7 +25,6 @@ from corpus_asr.storage.run_state.placing import Block, Stale
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.stores.uri import without_secrets
 from corpus_asr.units import SAMPLE_RATE_HZ, counted
-from corpus_asr.view.access import RefusedError
 from corpus_asr.view.catalogue import (
     BLOCK_ROWS,
     Catalogue,
@@ -44,13 +43,13 @@ from corpus_asr.view.editing import (
     save_name,
     version_of,
 )
-from corpus_asr.view.query import Query
-from corpus_asr.view.request import Request
+from corpus_asr.view.request import RefusedError, Request
 from corpus_asr.view.search import (
     MAX_PAGE,
     PAGE_ROWS,
     Hit,
     Page,
+    Query,
     State,
     find,
     recordings_page,
@@ -66,7 +65,7 @@ from corpus_asr.view.sound import (
 )
 from corpus_asr.view.texts import said_of
 
-# What openai-whisper writes, too; the rest is for data sets, not for one recording.
+# Formats that openai-whisper writes, too; the rest is for data sets, not for one recording.
 _SAVED = tuple(
     ExportFormat(name)
     for name in ("srt", "vtt", "lrc", "ass", "ttml", "txt", "md", "tsv", "csv", "json")

@@ -56,7 +56,7 @@ KEPT = 4  # transcripts in memory
 _OUTCOMES = """
 select distinct name from parts join objects using (object) where recording_id = $id
 """
-# Rows of an object lie in the order of its outcomes, whether these count or not.
+# Rows of an object are in the order of its outcomes, whether these count or not.
 _PLACES = """
 with mine as (
   select id, object from parts where recording_id = $id and segments_written > 0)
@@ -72,7 +72,7 @@ _numbers = itertools.count()
 
 
 class GoneError(Exception):
-    """The recording that somebody is about to change is not there any more."""
+    """Raised if the recording to change is gone."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -131,7 +131,7 @@ class View:
     searchable: bool = False
     """Whether the texts have been read."""
     corrections: Corrections
-    """What people said of segments; the texts have it."""
+    """People's corrections of segments; already applied to the texts."""
     given: SpeakerNames
     """Names of speakers, as people gave them."""
     voices: SpeakerNames
@@ -139,9 +139,9 @@ class View:
     version: int
     """Higher with each change."""
     rows_read: int = 0
-    """Of the texts, while they are read."""
+    """Rows of the texts read so far."""
     problem: str | None = None
-    """Why the folder could not be refreshed."""
+    """Reason why the folder could not be refreshed."""
 
     @cached_property
     def names(self) -> SpeakerNames:

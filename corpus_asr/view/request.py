@@ -1,13 +1,26 @@
-"""Parameters of a page's request, parsed from its URL."""
+"""A page's request: its parameters, parsed from its URL, and whether it is allowed.
+
+Requests need the token in the server's URL, new at each start.
+
+Source: OWASP, Cross-Site Request Forgery.
+"""
 
 import math
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from hmac import compare_digest
 from typing import Any
+from urllib.parse import urlsplit
+
+from aiohttp import web
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.view.query import Query, parse_query
-from corpus_asr.view.search import Filters, Order, RecordingOrder, State
+from corpus_asr.view.search import Filters, Order, Query, RecordingOrder, State, parse_query
+
+TOKEN_BYTES = 16  # as long as a UUID: other users of the machine cannot guess it
+# Browsers send this header cross-site only after a preflight request, which always fails here.
+CHANGE_HEADER = "X-Corpus-ASR"
 
 MAX_CHARS = 2_000
 
@@ -78,3 +91,81 @@ def parse_request(parameters: Mapping[str, str]) -> Request:
         except ValueError:
             raise ConfigError(f"reading {name}: found {text!r}, expected {expected}") from None
     return Request(**values)
+
+
+class RefusedError(Exception):
+    """A refused request, with its HTTP status."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class TokenAccess:
+    """Requires a secret as the first step of each path."""
+
+    def __init__(self) -> None:
+        self.token = secrets.token_urlsafe(TOKEN_BYTES)
+
+    @property
+    def prefix(self) -> str:
+        """Prefix of all paths."""
+        return f"/{self.token}"
+
+    def redacted(self, path: str) -> str:
+        """Return a path with the token hidden, for the log."""
+        return path.replace(self.token, "…")
+
+    def allows(self, request: web.Request) -> bool:
+        """Return whether a request has the token."""
+        token, slash, _ = request.path.removeprefix("/").partition("/")
+        return bool(slash) and compare_digest(token.encode(), self.token.encode())
+
+
+@dataclass(frozen=True, slots=True)
+class PublicUrl:
+    """URL under which people open the server if it differs: behind a proxy, or another name."""
+
+    url: str
+    host: str
+    netloc: str
+
+    @classmethod
+    def parse(cls, url: str) -> "PublicUrl":
+        """Parse --public-url.
+
+        Raises:
+            ConfigError: it is not the URL of a server.
+        """
+        try:
+            parts = urlsplit(url)
+            host, port = (parts.hostname or "").lower(), parts.port
+            more = parts.query or parts.fragment or parts.username or parts.path.strip("/")
+            usable = parts.scheme in ("http", "https") and host and port != 0 and not more
+        except ValueError:
+            usable = False
+        if not usable:
+            raise ConfigError(
+                f"reading --public-url {url}: expected http:// or https:// and a host, perhaps "
+                "a port, and no path, such as https://transcripts.example.org; correct it"
+            )
+        return cls(f"{parts.scheme}://{parts.netloc}/", host, parts.netloc.lower())
+
+
+def check_change(request: web.Request, public: PublicUrl | None) -> None:
+    """Raise an error for a change request that may come from another site's page (CSRF).
+
+    Raises:
+        RefusedError: the header is missing, or the browser reports another site.
+    """
+    hosts = {request.host.lower()} | ({public.netloc} if public is not None else set())
+    origin = request.headers.get("Origin")
+    try:
+        foreign = origin is not None and urlsplit(origin).netloc.lower() not in hosts
+    except ValueError:  # an unclosed bracket
+        raise RefusedError(400, "expected the Origin of a page, such as http://localhost") from None
+    site = request.headers.get("Sec-Fetch-Site", "same-origin")
+    if foreign or site not in ("same-origin", "none"):
+        raise RefusedError(403, "only pages of this server may change something")
+    if request.headers.get(CHANGE_HEADER) != "1" or request.content_type != "application/json":
+        raise RefusedError(403, f"expected Content-Type: application/json and {CHANGE_HEADER}: 1")

@@ -25,12 +25,18 @@ from aiohttp import web
 from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError, ItemError
 from corpus_asr.failure_kinds import NOT_FOUND
 from corpus_asr.logs import event
-from corpus_asr.report.html.formatting import shared, visible
-from corpus_asr.view.access import PublicUrl, RefusedError, TokenAccess, check_change
+from corpus_asr.report.formatting import shared, visible
 from corpus_asr.view.answers import Answers, NotFoundError
 from corpus_asr.view.catalogue import GoneError
 from corpus_asr.view.editing import ConflictError
-from corpus_asr.view.request import Request, parse_request
+from corpus_asr.view.request import (
+    PublicUrl,
+    RefusedError,
+    Request,
+    TokenAccess,
+    check_change,
+    parse_request,
+)
 from corpus_asr.view.sound import Playable
 
 _LOG = logging.getLogger(__name__)

@@ -48,9 +48,9 @@ _SAMPLE_BYTES = 2
 # A WAV's sizes have 32 bits: 37 hours.
 MAX_SAMPLES = (2**32 - 1 - _WAV_HEADER_BYTES) // _SAMPLE_BYTES
 PEAKS_PER_S = 50
-# Where there is no seeking, the picture of the sound ends here: nobody waits for hours of decoding.
+# Without seeking, the waveform ends here, since decoding hours would take too long.
 _MAX_SKIPPED_S = 600
-# Lengths that are decoded at a time: the first is short, for somebody waits for it.
+# Lengths decoded at a time: the first is short, since a person waits for it.
 _EXCERPTS_S = (2, 4, 8, 16)
 
 # By suffix: media type, and the codecs in it that browsers play.
@@ -91,7 +91,7 @@ class ExcerptRequest:
 
 
 FULL_PEAK = 255
-"""Of full scale: peaks are single bytes."""
+"""Value of full scale: peaks are single bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +111,7 @@ class Sound:
     uri: str
     """Its present one."""
     etag: str | None
-    """Of what was transcribed, as is the size."""
+    """ETag of the transcribed content, as is the size."""
     size_bytes: int | None
     duration_s: float
     codec: str | None
@@ -164,7 +164,7 @@ class Sounds:
 
     `moved` are prefixes of URIs with their replacements, `storage` what the run did not record of
     their store's options. Of this machine, only what this user's own runs read, replacements, and
-    what lies in `folders` is opened.
+    objects in `folders` are opened.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.export.recordings import WORD_COLUMNS
-from corpus_asr.report.html.formatting import visible
+from corpus_asr.report.formatting import visible
 from corpus_asr.storage.run_state.confidences import gathered
 from corpus_asr.storage.run_state.corrections import Corrections
 from corpus_asr.storage.run_state.duplicates import read_pairs
@@ -31,7 +31,7 @@ from corpus_asr.storage.run_state.placing import Block, Made, place
 from corpus_asr.storage.run_state.result_rows import SEGMENT_ROWS
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore, projected
-from corpus_asr.view.query import folded_lines
+from corpus_asr.view.search import folded_lines
 
 _SEGMENT_COLUMNS = ("start_s", "end_s", "channel", "language", "confidence", "text")
 _SHOWN = """
@@ -104,7 +104,7 @@ union all by name from arriving
 _FIRST_EDIT = 1 << 60
 
 Places = tuple[tuple[str, int, int], ...]
-"""Where a recording's rows lie: by object, the first of its segments and the one after."""
+"""Positions of a recording's rows: object, first segment, and the one after the last."""
 _BY_TIME = [(name, "ascending") for name in ("start_s", "channel", "part", "segment")]
 
 
@@ -176,7 +176,7 @@ def _folded(texts: list[str]) -> pa.Array:
 
 @dataclass(frozen=True, slots=True)
 class Edits:
-    """What is put over the texts, in place of all before but that of some recordings."""
+    """Corrections to apply to the texts, in place of all earlier ones but those of `kept`."""
 
     rows: pa.Table
     kept: Sequence[int]

@@ -20,8 +20,7 @@ from corpus_asr.cli import main as cli
 from corpus_asr.cli.inputs import inputs_of
 from corpus_asr.cli.output_files import Layout, OutputFiles
 from corpus_asr.export.speakers import read_segments
-from corpus_asr.formats.cue_rules import CueRules
-from corpus_asr.formats.names import WordStyle
+from corpus_asr.formats.options import CueRules, WordStyle
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.segments import SpeakerTurn
 from corpus_asr.storage.model_files import checkpoint_version

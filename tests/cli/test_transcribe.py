@@ -18,8 +18,7 @@ from corpus_asr.cli import main as cli
 from corpus_asr.cli.inputs import inputs_of
 from corpus_asr.cli.output_files import Layout, OutputFiles
 from corpus_asr.errors import CheckpointError, DecodeError, EngineError, ItemError
-from corpus_asr.formats.cue_rules import CueRules
-from corpus_asr.formats.names import WordStyle
+from corpus_asr.formats.options import CueRules, WordStyle
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.runtime.shutdown import ended_by_signals
 from corpus_asr.segments import Segment

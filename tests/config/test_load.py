@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
 from corpus_asr.config import load
-from corpus_asr.config.cluster import ray_address
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.extraction import SpeakerSettings
 from corpus_asr.config.finetune import FinetuneConfig
@@ -24,6 +23,7 @@ from corpus_asr.config.load import (
     load_config,
     load_finetune,
     name_hint,
+    ray_address,
     resolved,
     settings_of,
     yaml_value,

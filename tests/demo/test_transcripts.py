@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
 from corpus_asr.config.run import PseudoLabelConfig
-from corpus_asr.formats.names import FormatName
+from corpus_asr.formats.options import FormatName
 from corpus_asr.pipelines.evaluate import evaluate
 from corpus_asr.pipelines.pseudo_label import label
 from corpus_asr.runtime.transcriber import Transcriber
@@ -25,8 +25,7 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.text.normalize import numbers_in_figures
 from corpus_asr.units import SAMPLE_RATE_HZ
 from corpus_asr.view.catalogue import Library
-from corpus_asr.view.query import parse_query
-from corpus_asr.view.search import Filters, find
+from corpus_asr.view.search import Filters, find, parse_query
 from tests.support.audio import read_clip
 from tests.support.cluster import ray_session
 from tests.support.logs import logging_put_back

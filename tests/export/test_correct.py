@@ -11,7 +11,7 @@ from corpus_asr.cli import main as cli
 from corpus_asr.export.recordings import Selection
 from corpus_asr.export.speakers import read_segments
 from corpus_asr.export.write import ExportOptions, export
-from corpus_asr.formats.names import ExportFormat
+from corpus_asr.formats.options import ExportFormat
 from corpus_asr.storage.run_state.corrections import read_saved, save_correction
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id

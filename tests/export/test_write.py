@@ -25,9 +25,9 @@ from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
 from corpus_asr.export.recordings import Selection, open_selection, recordings
 from corpus_asr.export.speakers import name_speaker, read_segments, register_segments
 from corpus_asr.export.write import ExportOptions, distinct_names, export
-from corpus_asr.formats.names import ExportFormat, WordStyle
-from corpus_asr.report.accuracy.scoring import read_references
+from corpus_asr.formats.options import ExportFormat, WordStyle
 from corpus_asr.report.run import load_report
+from corpus_asr.report.scoring import read_references
 from corpus_asr.runtime.complete_recordings import find_speakers_of_run
 from corpus_asr.schemas import SEGMENTS
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME

@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.formats.cue_rules import CueRules
 from corpus_asr.formats.cues import cues_of
-from corpus_asr.formats.names import SubtitlePreset
+from corpus_asr.formats.options import CueRules, SubtitlePreset
 from corpus_asr.text.line_breaks import columns
 from tests.support.tables import recording, segment
 

@@ -17,7 +17,7 @@ from ttconv.imsc import reader as imsc_reader
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.formats import documents
-from corpus_asr.formats.names import ExportFormat, FormatName, WordStyle
+from corpus_asr.formats.options import ExportFormat, FormatName, WordStyle
 from corpus_asr.formats.pieces import one_line
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.formats.writers import check_formats

@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.formats.cue_rules import FRAME_S, CueRules
 from corpus_asr.formats.cues import Cue, cues_of
-from corpus_asr.formats.names import ExportFormat, SubtitlePreset, WordStyle
+from corpus_asr.formats.options import FRAME_S, CueRules, ExportFormat, SubtitlePreset, WordStyle
 from corpus_asr.formats.subtitles import lrc_text, srt_text, vtt_text
 from corpus_asr.formats.writers import file_contents
 from corpus_asr.segments import Segment, Word

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.formats.names import ExportFormat
+from corpus_asr.formats.options import ExportFormat
 from corpus_asr.formats.subtitles import SUBTITLES
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.segments import MissingWord, Segment, SpeakerTurn

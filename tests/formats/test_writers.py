@@ -18,9 +18,8 @@ from whisper.utils import get_writer
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.export.recordings import Recording
-from corpus_asr.formats.cue_rules import CueRules
 from corpus_asr.formats.cues import Transcribed, cues_of
-from corpus_asr.formats.names import ExportFormat, SubtitlePreset, WordStyle
+from corpus_asr.formats.options import CueRules, ExportFormat, SubtitlePreset, WordStyle
 from corpus_asr.formats.subtitles import check_words, lrc_text, srt_text, vtt_text
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.formats.writers import file_contents

@@ -27,7 +27,7 @@ from corpus_asr.labelling.selection import (
     rate,
 )
 from corpus_asr.labelling.summary import Written, summarize
-from corpus_asr.report.accuracy.scoring import Errors, aligned
+from corpus_asr.report.scoring import Errors, aligned
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.runs import correct_segment, passage, run_of, says, spoken

@@ -17,8 +17,8 @@ from corpus_asr.config.load import load_config
 from corpus_asr.config.run import RunConfig, RunOptions
 from corpus_asr.errors import EngineError, FetchError
 from corpus_asr.pipelines import driver
-from corpus_asr.report.html import page
-from corpus_asr.report.html.page import write_page_at_the_end
+from corpus_asr.report import page
+from corpus_asr.report.page import write_page_at_the_end
 from corpus_asr.report.run import load_report, render
 from corpus_asr.runtime.local import run_local
 from corpus_asr.storage.run_state.lock import LOCK_NAME, Holder, ProcessName

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from benchmarks.tables import drawn, environment
 from corpus_asr.cli import main as cli
 from corpus_asr.errors import install_words
-from corpus_asr.formats.names import JSON_LINES, ExportFormat
+from corpus_asr.formats.options import JSON_LINES, ExportFormat
 from corpus_asr.runtime import speeds
 from corpus_asr.transcription.pace import Pace
 

@@ -18,8 +18,6 @@ TEXT_SUFFIXES = {"", ".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".ipynb", "
 
 MAX_LINES = 700
 MIN_LINES = 60
-# `lazy` is to be merged when its neighbors are next touched.
-SHORT_WITH_ONE_USER = {"models.lazy"}
 
 # Places that exist on somebody's machine only, written so that this file passes too. Tests may
 # name a temporary file that need not exist.
@@ -82,14 +80,9 @@ def test_a_short_module_has_two_users():
     short = {
         f"{name} ({lengths[name]} lines, used by {', '.join(sorted(users)) or 'none'})"
         for name, users in importers_of(modules).items()
-        if lengths[name] < MIN_LINES
-        and len(users) < 2
-        and name.removeprefix("corpus_asr.") not in SHORT_WITH_ONE_USER
+        if lengths[name] < MIN_LINES and len(users) < 2
     }
-    assert sorted(short) == [], (
-        "merge each into its user or a neighbor; the only exceptions are "
-        + ", ".join(sorted(SHORT_WITH_ONE_USER))
-    )
+    assert sorted(short) == [], "merge each into its user or a neighbor"
 
 
 def test_no_exception_is_swallowed():

@@ -9,10 +9,9 @@ import duckdb
 import pytest
 
 from corpus_asr.confidence import LOW_CONFIDENCE
-from corpus_asr.report.history import output_numbers
 from corpus_asr.report.nightly import findings_of
 from corpus_asr.report.numbers import RunNumbers
-from corpus_asr.report.run import Report, counted_run
+from corpus_asr.report.run import Report, counted_run, output_numbers
 from corpus_asr.report.samples import Details, Sampler
 from corpus_asr.storage.run_state.run_files import RUN_NAME
 from tests.support.runs import ManualRun

@@ -6,8 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from corpus_asr.report.failures import FailureExample, FailureGroup
-from corpus_asr.report.history import NightNumbers
 from corpus_asr.report.nightly import (
     Archive,
     Night,
@@ -20,7 +18,8 @@ from corpus_asr.report.nightly import (
     over_limit,
     warnings_of,
 )
-from corpus_asr.report.numbers import ClassShare
+from corpus_asr.report.numbers import ClassShare, FailureExample, FailureGroup
+from corpus_asr.report.run import NightNumbers
 from tests.support.nightly import night, past
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from corpus_asr.errors import DecodeError, EngineError
 from corpus_asr.report import samples
-from corpus_asr.report.html.page import write_page
 from corpus_asr.report.nightly import findings_of
+from corpus_asr.report.page import write_page
 from corpus_asr.report.run import counted_run
 from corpus_asr.report.samples import (
     CLIP_LIMIT_S,

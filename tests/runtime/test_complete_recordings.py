@@ -21,7 +21,7 @@ from corpus_asr.export.speakers import (
     speakers_of,
 )
 from corpus_asr.export.write import MissingWords, missing_words_of
-from corpus_asr.report.html.page import write_page
+from corpus_asr.report.page import write_page
 from corpus_asr.report.run import as_data, load_report, render
 from corpus_asr.runtime import complete_recordings
 from corpus_asr.runtime.complete_recordings import find_speakers_of_run, place_words_once

@@ -23,9 +23,8 @@ from corpus_asr.runtime.coordinator import (
 )
 from corpus_asr.runtime.progress import ENOUGH_ALIKE, Progress
 from corpus_asr.runtime.ray_cluster import Cluster
-from corpus_asr.runtime.ray_commits import Commits
 from corpus_asr.runtime.ray_dataset import run_on_ray
-from corpus_asr.runtime.ray_workers import own_error
+from corpus_asr.runtime.ray_workers import Commits, own_error
 from corpus_asr.runtime.resources import resolve_resources
 from corpus_asr.runtime.shutdown import RunStoppedError
 from corpus_asr.storage.run_state.tables import OutputStore

@@ -10,7 +10,7 @@ from corpus_asr.audio.parts import PartCutter
 from corpus_asr.audio.silero import SileroDetector
 from corpus_asr.audio.vad import DEFAULT_CRITERIA
 from corpus_asr.segments import Segment, SpeakerTurn, Word
-from corpus_asr.speakers.embeddings import SpeakerEmbedder
+from corpus_asr.speakers.networks import SpeakerEmbedder
 from corpus_asr.speakers.turns import (
     Diarization,
     SpeechWindows,

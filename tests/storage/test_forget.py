@@ -17,7 +17,7 @@ from corpus_asr.cli import main as cli
 from corpus_asr.config.run import OutputSettings
 from corpus_asr.errors import FetchError
 from corpus_asr.export.speakers import find_speakers
-from corpus_asr.report.html.page import write_page_at_the_end
+from corpus_asr.report.page import write_page_at_the_end
 from corpus_asr.report.run import load_report
 from corpus_asr.schemas import DUPLICATES, SPEAKERS, VOICES
 from corpus_asr.storage.run_state import forget as forgetting

@@ -18,7 +18,7 @@ import pytest
 from benchmarks.measure import find_recordings
 from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError, FetchError
-from corpus_asr.report.accuracy.scoring import read_references
+from corpus_asr.report.scoring import read_references
 from corpus_asr.storage import listing
 from corpus_asr.storage import manifest as manifest_module
 from corpus_asr.storage.listing import FileListing

@@ -120,7 +120,7 @@ def test_a_condition_chooses_what_is_done_again(
     assert sum(sums.audio_s for sums in plan.known.values()) == 10 * len(expected)
     assert not finished.store.exists(REDO_NAME), "a plan asks for nothing"
     if not expected:
-        assert plan.notes() == ["--redo: no recording matches; nothing is done again"]
+        assert plan.notes() == ["--redo: no recording matches; nothing is redone"]
 
 
 @pytest.mark.parametrize(

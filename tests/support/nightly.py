@@ -14,11 +14,11 @@ from corpus_asr.errors import EngineError
 from corpus_asr.families.registry import FAMILIES
 from corpus_asr.pipelines import driver
 from corpus_asr.pipelines import nightly as pipeline
-from corpus_asr.report.history import NightNumbers
-from corpus_asr.report.html import page
+from corpus_asr.report import page
 from corpus_asr.report.nightly import Archive as ArchiveCounts
 from corpus_asr.report.nightly import Night, NightState
 from corpus_asr.report.numbers import RunNumbers
+from corpus_asr.report.run import NightNumbers
 from corpus_asr.runtime.checkpoints import Checkpoint
 from corpus_asr.runtime.commit import Committer, tally_of
 from corpus_asr.runtime.progress import Progress

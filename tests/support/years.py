@@ -369,9 +369,14 @@ class Year(LivingArchive):
         """Return complete recordings as an export has them, also of a killed run."""
         found = {}
         for each in self._export():
-            texts = (segment.text.removeprefix("corrected ") for segment in each.segments)
+            texts = [self._as_taken(segment.text) for segment in each.segments]
             found[each.uri] = tuple(sorted((int(text.split()[1]), text) for text in texts))
         return found
+
+    def _as_taken(self, text: str) -> str:
+        """Return a text with the present take if corrected: it shows the take that a person saw."""
+        words = text.removeprefix("corrected ")
+        return words if words == text else f"{words.rpartition(' ')[0]} {self.take}"
 
     def _export(self) -> list[Recording]:
         selection = Selection(partial=True)

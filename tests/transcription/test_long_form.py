@@ -11,8 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.config.hotwords import Hotword
+from corpus_asr.config.decoding import DecodingSettings, Hotword
 from corpus_asr.decoding.protocols import Search, WindowJob, WindowResult
 from corpus_asr.decoding.tasks import Gather
 from corpus_asr.segments import Segment

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from corpus_asr.report.accuracy.scoring import normalized
+from corpus_asr.report.scoring import normalized
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.storage.model_files import PACKAGED_FOLDER
 from corpus_asr.units import SAMPLE_RATE_HZ

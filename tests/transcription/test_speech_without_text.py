@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import WindowJob, WindowResult
-from corpus_asr.report.accuracy.scoring import normalized
+from corpus_asr.report.scoring import normalized
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.segments import Segment, SpeechSpan, seconds_of, speech_without_text
 from corpus_asr.transcription.whisper import WhisperTranscriber

@@ -15,13 +15,12 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.view.answers import Answers
 from corpus_asr.view.catalogue import Library, Transcripts, View
-from corpus_asr.view.query import parse_query
-from corpus_asr.view.search import Filters, Hit, Order, Page, find
+from corpus_asr.view.search import Filters, Hit, Order, Page, find, parse_query
 from corpus_asr.view.server import ViewServer
 from corpus_asr.view.sound import Sounds, Waveforms
-from tests.report.html.conftest import browser as browser
-from tests.report.html.conftest import complaints as complaints
-from tests.report.html.conftest import open_page as open_page
+from tests.report.conftest import browser as browser
+from tests.report.conftest import complaints as complaints
+from tests.report.conftest import open_page as open_page
 from tests.support.audio import encode, tone, wav_bytes
 from tests.support.pages import asked, fetch
 from tests.support.runs import of_file, passage, run_of, spoken

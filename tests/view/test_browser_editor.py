@@ -10,7 +10,7 @@ import pytest
 from corpus_asr.storage.run_state.corrections import read_saved
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.view.server import ViewServer
-from tests.report.html.conftest import OpenPage
+from tests.report.conftest import OpenPage
 from tests.support.audio import noise, wav_bytes
 from tests.support.pages import look, wait_for
 from tests.support.runs import correct_segment, of_file, passage, run_of, says, spoken, write_tones

@@ -13,13 +13,17 @@ from corpus_asr.schemas import DUPLICATES
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.view.catalogue import Library
-from corpus_asr.view.query import Query, folded, folded_lines, parse_query, places
 from corpus_asr.view.search import (
     PAGE_ROWS,
     Filters,
     Order,
+    Query,
     RecordingOrder,
     State,
+    folded,
+    folded_lines,
+    parse_query,
+    places,
     recordings_page,
 )
 from tests.support.runs import passage, spoken

@@ -16,7 +16,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.errors import FetchError
-from corpus_asr.view.query import MAX_QUERY_CHARS
+from corpus_asr.view.search import MAX_QUERY_CHARS
 from corpus_asr.view.server import _PAGES, _play
 from corpus_asr.view.sound import Playable, Sounds
 from tests.support.pages import asked, fetch

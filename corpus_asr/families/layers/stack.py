@@ -35,7 +35,7 @@ def sinusoids(length: int, width: int) -> Float[Tensor, "pos width"]:
 class Stack(nn.Module):
     """Blocks and a final norm; training may drop blocks, or recompute activations.
 
-    A family subclasses it as a network that is saved and loaded by itself, too.
+    A family subclasses it as a network that can be saved and loaded alone.
     """
 
     layers: nn.ModuleList

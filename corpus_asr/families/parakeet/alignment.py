@@ -17,7 +17,7 @@ import torch
 
 from corpus_asr.array_types import Float16, Float32
 from corpus_asr.decoding.device import free_cached_memory, out_of_memory_by_name
-from corpus_asr.decoding.forced_alignment import WILDCARD, align_tokens
+from corpus_asr.decoding.emissions import WILDCARD, align_tokens
 from corpus_asr.decoding.recognizer import RecognizedWord
 from corpus_asr.families.parakeet.features import ParakeetPartFeatures
 from corpus_asr.families.parakeet.model import ParakeetCTC

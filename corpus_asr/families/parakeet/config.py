@@ -74,7 +74,7 @@ class ParakeetEncoderConfig(ModelConfig):
 
 @dataclass(kw_only=True, init=False)
 class ParakeetConfig(ModelConfig):
-    """What the configs of all heads have: the encoder's, which is one of its own."""
+    """Config shared by all heads: the encoder's, which is one of its own."""
 
     encoder_config: ParakeetEncoderConfig = field(default_factory=ParakeetEncoderConfig)
     vocab_size: Size = 1025

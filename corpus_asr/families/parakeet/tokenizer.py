@@ -14,8 +14,8 @@ from tokenizers.decoders import DecodeStream
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.library_tokenizer import LibraryTokenizer, read_tokenizer_file
-from corpus_asr.families.token_roles import ROLES
 from corpus_asr.families.tokenizer import (
+    ROLES,
     SETTINGS_NAME,
     SPECIAL_NAME,
     TOKENIZER_NAME,

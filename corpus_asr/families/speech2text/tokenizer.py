@@ -14,7 +14,12 @@ from typing import Any
 from tokenizers import AddedToken
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.saved_files import optional_object, read_json_object, write_json_object
+from corpus_asr.families.saved_files import (
+    optional_object,
+    read_json_object,
+    vocabulary_paths,
+    write_json_object,
+)
 from corpus_asr.families.speech2text.vocabulary import (
     AddedTokens,
     SentencePieces,
@@ -22,16 +27,15 @@ from corpus_asr.families.speech2text.vocabulary import (
     token_flags,
 )
 from corpus_asr.families.tensors import BatchEncoding
-from corpus_asr.families.token_roles import ROLES
 from corpus_asr.families.tokenizer import (
     ADDED_NAME,
     OTHER_SPECIAL,
+    ROLES,
     SETTINGS_NAME,
     SPECIAL_NAME,
     VOCAB_NAME,
     PretrainedTokenizer,
     added_token,
-    vocabulary_paths,
 )
 from corpus_asr.families.truncation_padding import NO_LIMIT, EncodeOptions, decode_each, text_pairs
 

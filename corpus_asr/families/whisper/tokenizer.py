@@ -15,18 +15,22 @@ from tokenizers import Tokenizer, pre_tokenizers
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.library_tokenizer import LibraryTokenizer, read_tokenizer_file
-from corpus_asr.families.saved_files import optional_object, read_json_object, write_json_object
+from corpus_asr.families.saved_files import (
+    optional_object,
+    read_json_object,
+    vocabulary_paths,
+    write_json_object,
+)
 from corpus_asr.families.tensors import as_tensors
-from corpus_asr.families.token_roles import ROLES
 from corpus_asr.families.tokenizer import (
     ADDED_NAME,
     MERGES_NAME,
+    ROLES,
     SETTINGS_NAME,
     SPECIAL_NAME,
     TOKENIZER_NAME,
     VOCAB_NAME,
     added_token,
-    vocabulary_paths,
 )
 from corpus_asr.families.truncation_padding import NO_LIMIT, decode_each
 from corpus_asr.families.whisper.timestamps import (
@@ -65,7 +69,7 @@ class WhisperTokenizer(LibraryTokenizer):
         language: code or name of the language in labels; None leaves its token out.
         task: `transcribe` or `translate` in labels; None leaves its token out.
         predict_timestamps: whether labels hold timestamps, and no `<|notimestamps|>`.
-        errors: what becomes of bytes that are no UTF-8, as `bytes.decode` has it.
+        errors: handling of bytes that are not UTF-8, as in `bytes.decode`.
 
     Raises:
         CheckpointError: a file is missing or broken, or the vocabulary lacks a control token.

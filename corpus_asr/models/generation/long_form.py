@@ -16,8 +16,7 @@ from corpus_asr.families.whisper.config import GenerationConfig
 from corpus_asr.families.whisper.tokenizer import TASKS
 from corpus_asr.languages import resolve_language
 from corpus_asr.models.generation.inputs import Row
-from corpus_asr.models.generation.processors import search_of
-from corpus_asr.models.generation.settings import Settings, end_rules
+from corpus_asr.models.generation.settings import Settings, end_rules, search_of
 from corpus_asr.transcription.fallback import Attempt
 from corpus_asr.transcription.long_form import LongFormRules, TokenSpan
 from corpus_asr.transcription.windows import Language, Window

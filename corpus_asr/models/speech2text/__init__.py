@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from corpus_asr.models.lazy import lazy_names
+from corpus_asr.models import lazy_names
 
 if TYPE_CHECKING:
     from corpus_asr.families.generation_config import GenerationConfig

@@ -1,4 +1,4 @@
-"""How sure a model was: the segments of a run, read once and summed by recording.
+"""Confidences of a run's segments, read once and summed by recording.
 
 A recording's confidence is the mean of its segments over time; of a classification, that of its
 windows by their likeliest label. Of each object and part rows are summed in a table that goes to

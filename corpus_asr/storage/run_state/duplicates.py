@@ -50,7 +50,7 @@ _MOST_NEAR, _LEAST_NEAR = 0.25, 8
 _BREAK_EVEN, _DROP = 0.3, 3.2
 # A recording is a copy of another that has this share of it.
 MOSTLY = 0.5
-# A word at the edge of a copy is alike while most of its seconds are.
+# A word at the edge of a copy counts as equal if most of its seconds are equal.
 _EDGE_S = 0.35 * SPAN_S
 # Pieces of one copy, which parts or a pause divide.
 _GAP_S, _SHIFT_S = 5.0, 0.5
@@ -221,7 +221,7 @@ def _different(
 
 
 class _Index:
-    """Where each word is in some recordings."""
+    """Index of word positions in recordings."""
 
     def __init__(self, parts: Iterable[PartPrint]) -> None:
         self._parts = sorted(parts, key=_order)

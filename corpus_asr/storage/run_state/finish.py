@@ -73,7 +73,7 @@ _Places = Mapping[str, np.ndarray]
 
 @dataclass(slots=True, kw_only=True)
 class OutcomeCounts:
-    """What a finished run leaves: `listed == ok + no_speech + failed + remaining`."""
+    """Counts of a finished run: `listed == ok + no_speech + failed + remaining`."""
 
     listed: int
     ok: int = 0
@@ -88,7 +88,7 @@ class OutcomeCounts:
     processed_failed: int = 0
     recordings: int = 0  # rows of the recordings table
     gone: int = 0
-    """Of these, recordings that are not listed any more."""
+    """Number of these that are no longer listed."""
     segments: int = 0
     audio_s: float = 0.0
     speech_s: float = 0.0

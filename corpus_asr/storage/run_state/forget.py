@@ -72,7 +72,7 @@ _MOST_COMPARED = 100_000  # addresses, for the nearest to one that is not there
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForgottenContents:
-    """What an output folder holds of recordings that are to be forgotten."""
+    """Contents of an output folder for recordings to forget."""
 
     recordings: Mapping[str, str]
     """Address by `recording_id`."""
@@ -357,7 +357,7 @@ def _rewrite_plans(store: OutputStore, recordings: Mapping[str, str]) -> None:
         files = store.read_table(name, FILES)
         kept_files = files.filter(pc.invert(pc.is_in(files["recording_id"], value_set=ids)))
         if kept_files.num_rows < files.num_rows:
-            # Of a finished run: original URIs are no longer needed.
+            # The run is finished: original URIs are no longer needed.
             store.write_table(name, without_credentials(kept_files))
 
 

@@ -1,4 +1,4 @@
-"""Which recording an address is of: one keeps the ID of the address where it was first seen.
+"""IDs of recordings by URI: a recording keeps the ID of the URI where it was first seen.
 
 In come listed files, and recordings that moved; out come the IDs of files, and present addresses.
 Held are the addresses of recordings that moved, and of files that came to an address which another

@@ -1,4 +1,4 @@
-"""Which new files are recordings that were moved: those of the same content.
+"""Detection of moved recordings: new files with the content of recordings that are gone.
 
 A file is taken for a recording that is committed under another address if that one is not listed
 any more, nor still there for another source, nothing is committed of the file's own address, and
@@ -81,7 +81,7 @@ on contents.size_bytes = gone.size_bytes and content = gone.{} order by all
 
 
 class Arrivals:
-    """What a listing names, as it comes, and the files of which nothing is committed."""
+    """Collects a listing as it arrives, and its files without committed results."""
 
     def __init__(self, tables: RunTables) -> None:
         self._tables = tables

@@ -22,12 +22,11 @@ import pyarrow.compute as pc
 
 from corpus_asr.config.run import SourceSettings
 from corpus_asr.logs import event
-from corpus_asr.storage.braces import expanded
 from corpus_asr.storage.listing import first_magic
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.host_allowlist import FileRules
 from corpus_asr.storage.stores.members import member_address
-from corpus_asr.storage.stores.uri import LOCAL, normalize, parent, public, scheme_of
+from corpus_asr.storage.stores.uri import LOCAL, expanded, normalize, parent, public, scheme_of
 
 _LOG = logging.getLogger(__name__)
 

@@ -238,7 +238,7 @@ class Plan:
     def redo_words(self) -> str:
         """Return the number of recordings reprocessed, of those that --redo selects."""
         if not self.num_matched:
-            return "no recording matches; nothing is done again"
+            return "no recording matches; nothing is redone"
         words = f"{counted(self.num_matched, 'recording')} to be done again"
         missing = self.num_matched - self.num_redone
         return f"{words}, {missing:,} of them once they are listed" if missing > 0 else words

@@ -138,7 +138,7 @@ def _calibrated(
 def _models(
     language: pa.ChunkedArray, model: ModelName, by_language: Mapping[str, ModelName]
 ) -> dict[str, pa.Array]:
-    """Return by what each part was transcribed; those in some languages name a model of theirs."""
+    """Return the model of each part; parts in some languages have a model of their own."""
     which = pc.index_in(language, value_set=pa.array(list(by_language), pa.string()))
     which = pc.fill_null(which, len(by_language)).combine_chunks()
     names = [*by_language.values(), model]

@@ -1,4 +1,4 @@
-"""Rows of recordings that go: whatever has some of them is written anew.
+"""Removal of rows of recordings: objects that have some of them are rewritten.
 
 In come the IDs of recordings; why they go, this does not know. Safe to be killed anywhere and
 to be repeated: a replacement is put before what it replaces is removed, under a name that says of
@@ -115,7 +115,7 @@ def holding(store: OutputStore, ids: pa.Array) -> list[str]:
 def rewrite_commits(
     store: OutputStore, ids: pa.Array, change: Callable[[pa.Table], pa.Table]
 ) -> None:
-    """Write the commits and tables anew that have parts of recordings.
+    """Rewrite the commits and tables that have parts of recordings.
 
     `change` is given rows of outcomes, and those of segments or labels, which go along.
     """

@@ -111,7 +111,7 @@ _MOST_THREADS = 4  # each takes memory of its own for what it sorts
 
 
 class RowPlace(IntEnum):
-    """Where a committed row belongs once a run has finished."""
+    """Place of a committed row after a finish."""
 
     nowhere = 0
     tables = 1

@@ -78,7 +78,7 @@ def beside(name: str, folder: str) -> str:
 
 
 class WriteGuard(Protocol):
-    """What lets a run write into its output folder; picklable."""
+    """Permission of a run to write into its output folder; picklable."""
 
     @property
     def run_id(self) -> str:

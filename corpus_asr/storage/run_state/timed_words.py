@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-# What a person vouches for. Scores of the model are those of its own text.
+# A person vouches for it. The model's scores apply to the model's text.
 CORRECTED_CONFIDENCE = 1.0
 # Inserted words for which there is no pause borrow time from a neighbor.
 _SHORTEST_WORD_S = 0.02

@@ -15,7 +15,7 @@ _FIRST_COLUMNS = (
 
 
 class RemainingReason(IntEnum):
-    """Why a listed recording is left to be done."""
+    """Reason why a listed recording remains to be processed."""
 
     new = 0
     changed = 1  # only other versions of it are committed

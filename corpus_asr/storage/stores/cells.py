@@ -56,7 +56,7 @@ def audio_table(file: io.BufferedReader, column: str | None) -> "Iterator[AudioT
     Raises:
         StoreError: kind `bad_archive`; it is none, or has no such column, also of later reads.
     """
-    # Of no use to who reads plain files.
+    # Imported late, since plain files need none of it.
     from corpus_asr.storage.parquet import DAMAGED, AudioTable
 
     try:

@@ -41,12 +41,12 @@ _MOST_PLACES = 50_000
 
 
 class MemberAddress(NamedTuple):
-    """What the address of a member consists of."""
+    """Parsed address of an archive's member."""
 
     container: str
     name: str
     place: str | None
-    """Where it lies, if a listing said so ..."""
+    """Position of the member, if the listing has it ..."""
     of: str | None
     """... of a container with this digest of its version."""
     may_move: bool = False
@@ -222,7 +222,7 @@ def _unique(name: str, taken: set[str]) -> str:
 
 
 class _HeaderReader:
-    # What tarfile reads from: whole reads, of no more than a header has.
+    # File object for tarfile: complete reads of at most a header.
 
     def __init__(self, file: ContainerFile) -> None:
         self._file = file
@@ -259,7 +259,7 @@ class _MemberPosition:
         return f"{self.offset}+{self.size_bytes}"
 
 
-# Where members lie that were found or passed on the way, of archives that were looked through.
+# Positions of members read so far, by archive.
 _PLACES: OrderedDict[str, _MemberPosition] = OrderedDict()
 _PLACES_LOCK = threading.Lock()
 

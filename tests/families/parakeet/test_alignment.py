@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from corpus_asr.decoding.forced_alignment import WILDCARD, align_tokens
+from corpus_asr.decoding.emissions import WILDCARD, align_tokens
 from corpus_asr.decoding.recognizer import RecognizedWord
 from corpus_asr.errors import AlignmentError, ItemError
 from corpus_asr.families.parakeet import alignment

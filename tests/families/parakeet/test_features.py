@@ -11,8 +11,12 @@ from hypothesis import strategies as st
 from transformers import ParakeetFeatureExtractor
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.parakeet.features import ParakeetPartFeatures
-from corpus_asr.features.nemo_mel import NemoAnalysis, log_mel, normalized
+from corpus_asr.families.parakeet.features import (
+    NemoAnalysis,
+    ParakeetPartFeatures,
+    log_mel,
+    normalized,
+)
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ
 from tests.support.audio import made_sounds, read_clip
 

@@ -7,7 +7,7 @@ import pytest
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.view.access import PublicUrl
+from corpus_asr.view.request import PublicUrl
 from corpus_asr.view.server import ViewServer
 from tests.support.pages import fetch, sent
 from tests.support.runs import passage, run_of, spoken

@@ -8,7 +8,7 @@ import pytest
 
 from corpus_asr.confidence import ConfidenceModel, SegmentEvidence
 from corpus_asr.errors import ConfigError
-from corpus_asr.report.accuracy.calibration import (
+from corpus_asr.report.calibration import (
     MIN_SEGMENTS,
     SegmentOutcome,
     area_under_curve,

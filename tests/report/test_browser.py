@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from corpus_asr.report import samples
-from corpus_asr.report.html.page import write_page, write_page_at_the_end
+from corpus_asr.report.page import write_page, write_page_at_the_end
 from corpus_asr.storage.run_state.run_files import PAGE_NAME, write_snapshot
-from tests.report.html.conftest import OpenPage
-from tests.report.html.test_page import ATTACKS, hostile_output, moment
+from tests.report.conftest import OpenPage
+from tests.report.test_page import ATTACKS, hostile_output, moment
 from tests.support.pages import look, parsed, wait_for
 from tests.support.runs import ManualRun, of_file, passage, run_of, spoken, write_tones
 from tests.support.tables import snapshot

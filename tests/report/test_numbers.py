@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from corpus_asr.config.run import SourceSettings
 from corpus_asr.failure_kinds import failure_kind
-from corpus_asr.report.failures import (
+from corpus_asr.report.numbers import (
     CSV_COLUMNS,
     collect_failures,
     failure_examples,

@@ -1,16 +1,68 @@
-"""Limits of subtitle cues, set individually or by a broadcaster's preset.
+"""Options of exported files: formats, styles, and limits of cues, by themselves or by a preset.
 
-Source: Netflix, Timed Text Style Guide: General Requirements, Subtitle Timing Guidelines, and the
-guides of languages; BBC Subtitle Guidelines, 3.1 (line length), 4.1 (minimum timing), 4.5 (gaps).
+A command line knows these before it imports what writes files.
+
+Source of the presets: Netflix, Timed Text Style Guide: General Requirements, Subtitle Timing
+Guidelines, and the guides of languages; BBC Subtitle Guidelines, 3.1 (line length), 4.1 (minimum
+timing), 4.5 (gaps).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from enum import StrEnum
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.formats.names import SubtitlePreset
+
+FormatName = Literal[
+    "srt", "vtt", "lrc", "ass", "ttml", "txt", "md", "docx", "tsv", "csv", "json",
+    "whisperx", "nemo", "rttm", "ctm", "textgrid", "eaf",
+]  # fmt: skip
+
+
+JSON_LINES = "jsonl"
+"""A line of JSON per transcript: of `transcribe` alone, as `--single` makes it of exports."""
+
+
+class ExportFormat(StrEnum):
+    """Formats of exported files."""
+
+    srt = "srt"
+    vtt = "vtt"
+    lrc = "lrc"
+    ass = "ass"
+    ttml = "ttml"
+    txt = "txt"
+    md = "md"
+    docx = "docx"
+    tsv = "tsv"
+    csv = "csv"
+    json = "json"
+    whisperx = "whisperx"
+    nemo = "nemo"
+    rttm = "rttm"
+    ctm = "ctm"
+    textgrid = "textgrid"
+    eaf = "eaf"
+
+
+class WordStyle(StrEnum):
+    """Style of the word being spoken in subtitles, if words have times."""
+
+    plain = "plain"
+    highlight = "highlight"  # one cue per word, in which it is underlined, as openai-whisper's
+    karaoke = "karaoke"  # times within the cue, of WebVTT and LRC
+
+
+class SubtitlePreset(StrEnum):
+    """Broadcasters whose published guides set the limits of subtitles, and `none` for none."""
+
+    none = "none"
+    netflix = "netflix"
+    netflix_children = "netflix-children"
+    bbc = "bbc"
+
 
 FRAME_S = 1 / 24
 """Minimum duration of a cue in seconds."""

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from corpus_asr.report.accuracy.scoring import Hypothesis, Reference, score
-from corpus_asr.report.accuracy.speaker_errors import (
+from corpus_asr.report.scoring import (
+    Hypothesis,
+    Reference,
     SpokenSpan,
     TurnErrors,
     assignment,
     paired_errors,
+    score,
     turn_errors,
 )
 from tests.support.diarization import diarization_errors

@@ -8,9 +8,8 @@ from typing import Any
 import faster_whisper
 import pytest
 
-from corpus_asr.config import other_names as module
-from corpus_asr.config.options import OPTION_NAMES, CallSettings, options_from
-from corpus_asr.config.other_names import translated
+from corpus_asr.config import options as module
+from corpus_asr.config.options import OPTION_NAMES, CallSettings, options_from, translated
 from corpus_asr.errors import ConfigError
 from corpus_asr.text.words import AFTER_A_WORD, BEFORE_A_WORD
 

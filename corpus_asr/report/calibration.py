@@ -20,7 +20,7 @@ from corpus_asr.confidence import (
     segment_evidence,
 )
 from corpus_asr.errors import ConfigError
-from corpus_asr.report.accuracy.scoring import aligned, normalized, units
+from corpus_asr.report.scoring import aligned, normalized, units
 from corpus_asr.report.text import rounded, text_template
 from corpus_asr.segments import Segment
 from corpus_asr.storage.stores.uri import redact_uri
@@ -30,7 +30,7 @@ FOLDS = 5
 MIN_SEGMENTS = 200
 MIN_ERRORS = 20
 _BINS = 10
-# How far a fit may leave the model it starts from: the weight of that model, in words.
+# Weight of the prior model in a fit, in words.
 PRIOR_WORDS = 20.0
 _MAX_STEPS = 100
 
@@ -47,7 +47,7 @@ class SegmentOutcome:
     missed: int
     """Deleted words of the reference that follow one of the segment's."""
     confidence: float
-    """Of its row."""
+    """Confidence in its row."""
 
     @property
     def has_error(self) -> bool:
@@ -61,17 +61,17 @@ class Calibration:
 
     model: ConfidenceModel
     address: str
-    """Where it was written."""
+    """URI of the calibration file."""
     recordings: int
     before: "Reliability"
-    """Of the confidences in the run's tables."""
+    """Reliability of the confidences in the run's tables."""
     after: "Reliability"
-    """Of models fitted to the other recordings."""
+    """Reliability of models fitted to the other recordings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reliability:
-    """How well confidences agree with outcomes."""
+    """Agreement of confidences with outcomes."""
 
     segments: int
     words: int

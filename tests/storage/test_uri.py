@@ -6,8 +6,8 @@ import pytest
 from braceexpand import braceexpand
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.storage import braces
-from corpus_asr.storage.braces import expanded
+from corpus_asr.storage.stores import uri as uri_module
+from corpus_asr.storage.stores.uri import expanded
 
 
 def of(uri: str) -> list[str]:
@@ -52,6 +52,6 @@ def test_a_file_of_the_very_name_comes_first(tmp_path: Path) -> None:
 def test_what_is_written_as_elsewhere_is_refused_with_what_to_write(
     uri: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(braces, "_MOST", 30)
+    monkeypatch.setattr(uri_module, "_MOST_EXPANDED", 30)
     with pytest.raises(ConfigError, match=rf"reading source\.uri: .*{message}"):
         of(uri)

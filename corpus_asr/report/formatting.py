@@ -40,8 +40,8 @@ _LETTERS_OF_PATHS = "/~!$&'()*+,;=:@"
 
 @cache
 def shared(name: str) -> str:
-    """Return the content of a style sheet or script in this folder."""
-    return resources.files(__package__).joinpath(name).read_text("utf-8")
+    """Return the content of a style sheet or script in the folder `html`."""
+    return resources.files(__package__).joinpath("html", name).read_text("utf-8")
 
 
 def visible(text: str) -> str:
@@ -71,7 +71,7 @@ def link(uri: str, *, folder: str | None) -> tuple[str, str | None]:
     """
     target = None
     if scheme_of(uri) in ("http", "https"):
-        # What is quoted already stays so.
+        # Already quoted characters stay quoted.
         target = quote(public(uri), safe=f"%?{_LETTERS_OF_PATHS}", errors="replace")
     elif scheme_of(uri) == LOCAL and folder is not None:
         # A colon in the first step would be taken for a scheme.
