@@ -140,11 +140,11 @@ def test_the_commands_answer_as_the_guide_says(archive: Living) -> None:
 
 def backdate(store: OutputStore, age: datetime.timedelta) -> None:
     """Let recordings have been gone for so much longer."""
-    [name] = store.names("recordings")
-    rows = store.read_table(name, RECORDINGS)
-    at = rows.schema.get_field_index("gone_since")
-    before = pc.subtract(rows["gone_since"], pa.scalar(age, pa.duration("ms")))
-    store.write_table(name, rows.set_column(at, rows.schema.field(at), before))
+    for name in store.names("recordings"):
+        rows = store.read_table(name, RECORDINGS)
+        at = rows.schema.get_field_index("gone_since")
+        before = pc.subtract(rows["gone_since"], pa.scalar(age, pa.duration("ms")))
+        store.write_table(name, rows.set_column(at, rows.schema.field(at), before))
 
 
 EVERYTHING = """

@@ -40,6 +40,7 @@ from corpus_asr.storage.run_state.run_files import (
     safe_config,
 )
 from corpus_asr.storage.run_state.run_tables import NOTED, RowPlace, RunTables, in_utc
+from corpus_asr.storage.run_state.settled import RENEWED, SETTLING
 from corpus_asr.storage.run_state.source_listings import other_listings
 from corpus_asr.storage.run_state.tables import (
     COMMITS_FOLDER,
@@ -52,7 +53,6 @@ from corpus_asr.storage.run_state.tables import (
     projected,
     time_ns_of,
 )
-from corpus_asr.storage.run_state.what_counts import SETTLING
 from corpus_asr.storage.stores.store import may_be_same
 from corpus_asr.units import MEBIBYTE
 
@@ -219,13 +219,6 @@ def _last_work(store: OutputStore, run: RunRecord) -> dict[str, Any] | None:
     return {name: last_run[name] for name in names if name in last_run}
 
 
-# What a finish writes anew of settled recordings.
-_RENEWED = """
-select recording_id, number, newest as metadata, since as gone_since
-from (select *, if(listed and $has_columns, listed_metadata, metadata) as newest,
-        if(gone, coalesce(gone_since, $now::timestamp), null)::timestamp_ms as since from resting)
-where newest is distinct from metadata or since is distinct from gone_since
-"""
 _RENEWED_COLUMNS = ("recording_id", "metadata", "gone_since")
 
 
@@ -253,7 +246,7 @@ def write_recordings(
         else:
             written.put(rows)
     new, latest = pa.concat_tables(waiting), f"{RECORDINGS_FOLDER}/{store.stem()}{SUFFIX}"
-    renewed = tables.table(_RENEWED, has_columns=has_columns, now=in_utc(started_at))
+    renewed = tables.table(RENEWED, has_columns=has_columns, now=in_utc(started_at))
     changed = {*renewed["number"].to_pylist()}
     values = conform(renewed.drop_columns("number"), projected(RECORDINGS, _RENEWED_COLUMNS))
     kept = tables.num_settled()

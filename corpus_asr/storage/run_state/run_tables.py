@@ -47,7 +47,13 @@ from corpus_asr.scratch import scratch_folder
 from corpus_asr.storage.parquet import BATCH_ROWS, conform
 from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.result_rows import PART_ROWS_FOLDERS, without_credentials
-from corpus_asr.storage.run_state.settled import COUNTED_COLUMNS, SETTLED_COLUMNS, read_settled
+from corpus_asr.storage.run_state.settled import (
+    COUNTED,
+    COUNTED_COLUMNS,
+    SETTLED_COLUMNS,
+    UNSETTLED,
+    read_settled,
+)
 from corpus_asr.storage.run_state.tables import (
     OUTCOMES_FOLDER,
     OutputStore,
@@ -58,7 +64,6 @@ from corpus_asr.storage.run_state.tables import (
 from corpus_asr.storage.run_state.what_counts import (
     AGAIN,
     COMPLETE,
-    COUNTED,
     COUNTING,
     FIRST,
     FITS,
@@ -69,7 +74,6 @@ from corpus_asr.storage.run_state.what_counts import (
     RECORDED,
     SMALL_TABLES,
     SUM,
-    UNSETTLED,
     VERSIONS,
 )
 from corpus_asr.storage.stores.members import REST

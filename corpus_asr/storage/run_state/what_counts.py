@@ -138,54 +138,6 @@ create or replace view failing as
 select * from outcomes semi join (select id from standing where failing) using (id);
 """
 
-# What something was committed of, is asked to be done again, moved (`arriving`), or is to adopt the
-# version of the listing (`finish`).
-UNSETTLED = """
-delete from settled where recording_id in (
-  select recording_id from outcomes union all select recording_id from redo
-  union all select recording_id from arriving
-  union all select recording_id from settled join listing using (recording_id)
-  where case when settled.etag is not distinct from listing.etag or listing.etag is null
-        then false else fits(settled.etag, listing.etag) end)
-"""
-
-# Recordings of which a finish leaves one version, whole and without a failure, that never moved.
-SETTLING = """
-create or replace table settling as
-select recording_id from outcomes join standing using (id)
-where place != 0
-  and recording_id in (select recording_id from recordings where complete and status != 'failed')
-  and recording_id not in (select recording_id from redo)
-  and recording_id not in (select recording_id from arriving)
-group by recording_id having bool_and(counts) and count(distinct (etag, size_bytes)) = 1
-"""
-
-# A settled recording has one version: it is the present one, or another is listed.
-COUNTED = """
-create or replace table resting as
-with placed as (
-  select settled.*, listing.recording_id is not null as listed,
-    listing.metadata as listed_metadata,
-    case when listing.recording_id is null or settled.etag is not distinct from listing.etag
-         then true
-         else fits(settled.etag, listing.etag) end
-      and coalesce(listing.recording_id is null or settled.size_bytes = listing.size_bytes, true)
-      as current
-  from settled left join listing using (recording_id))
-select placed.*, true as complete, false as failed_since, listed and not current as earlier,
-  not listed and theirs is not null as elsewhere,
-  not listed and theirs is null and not {unread} as gone
-from placed left join (select distinct recording_id as theirs from elsewhere)
-  on theirs = recording_id;
-
-create or replace view counted as
-select {counted} from recordings union all select {counted} from resting
-""".replace(
-    "{counted}",
-    "recording_id, run_id, status, segments, duration_s, speech_s, complete, listed, current, "
-    "failed_since, earlier, elsewhere, gone",
-)
-
 # Channels transcribed separately cover the same span of time; mixed ones, and a recording that
 # failed before its channels were known, have no number. What only some parts know (a failed one has
 # no codec) comes from the first of those. What a part that failed says is not known to be missing.
