@@ -50,7 +50,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 ROWS_PER_COMMIT = 350  # of six minutes: 4 MB in memory, `output.commit_mb`
 SEGMENTS = 5
 NIGHTS = 10
-ROWS_PER_NIGHT = 600
+ROWS_PER_NIGHT = 1_000
 ROWS_PER_NIGHTLY_COMMIT = 100
 LIMIT_MIB = 8_000  # of a driver for `FITTED` recordings
 FITTED = 10_000_000
@@ -64,8 +64,8 @@ LEAST = {"cpu_s": 1.0, "requests": 30, "objects": 5}  # below, differences mean 
 LINEAR, CONSTANT = "linear", "constant"
 REQUESTS = ("info", "read_range", "write", "create", "swap", "move", "remove")
 
-# Orders of processor time and of requests. A night reads the whole listing, and all that counts,
-# with as many requests as if the archive were small.
+# Orders of processor time and of requests. A night reads the whole listing, and one row of each
+# recording that is done, with as many requests as if the archive were small.
 STEPS: Final = {
     "list_manifest": (LINEAR, CONSTANT),
     "plan": (LINEAR, LINEAR),

@@ -329,9 +329,8 @@ RECORDINGS = _schema(
     _field("missing_words", pa.int32(), "number of them that are not in the audio; null without "
            "`decoding.align`, and where a part failed"),
     *_LABEL,
-    _field("listed_at", pa.timestamp("ms", tz="UTC"), "start of the last run that listed it"),
-    _field("gone", pa.bool_(), "whether the last run did not list it any more; false where the "
-           "archive that it is in could not be read"),
+    _field("gone_since", pa.timestamp("ms", tz="UTC"), "start of the first run that did not list "
+           "it any more; null while it is listed, or in an archive that could not be read"),
 )  # fmt: skip
 
 SPEAKERS = _schema(

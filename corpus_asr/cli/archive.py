@@ -158,8 +158,8 @@ def _gone_words(gone: "GoneRecordings") -> str:
     from corpus_asr.units import counted
 
     corrections = f", {counted(gone.corrections, 'correction')}" if gone.corrections else ""
-    listed = "never" if gone.listed_at is None else f"{gone.listed_at:%Y-%m-%d}"
-    return f"{gone.uri}: {counted(gone.segments, 'segment')}{corrections}, last listed {listed}"
+    since = "ever" if gone.gone_since is None else f"since {gone.gone_since:%Y-%m-%d}"
+    return f"{gone.uri}: {counted(gone.segments, 'segment')}{corrections}, not listed {since}"
 
 
 def _erase_recordings(

@@ -19,7 +19,7 @@ from corpus_asr.config.run import ModelSettings, OutputSettings, RunConfig, Sour
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.schemas import RESULTS, SEGMENT_FIELDS, SPEAKERS
 from corpus_asr.segments import Segment
-from corpus_asr.storage.run_state.finish import recordings_rows
+from corpus_asr.storage.parquet import BATCH_ROWS
 from corpus_asr.storage.run_state.lock import SUCCESS_NAME
 from corpus_asr.storage.run_state.own_sources import record_sources
 from corpus_asr.storage.run_state.recording_rows import put_rows
@@ -107,7 +107,7 @@ class KeptRun:
             put_rows(self._store, SPEAKERS_FOLDER, rows, stem=stem)
         with RunTables(self._store, names=[name]) as tables:
             now_utc = datetime.datetime.now(datetime.UTC)
-            for recording in recordings_rows(tables, now_utc):
+            for recording in tables.complete(now_utc, rows=BATCH_ROWS):
                 put_rows(self._store, RECORDINGS_FOLDER, recording, stem=stem)
 
     def forget(self, stems: Sequence[str]) -> None:

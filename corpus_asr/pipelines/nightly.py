@@ -260,6 +260,6 @@ def count_tries(store: OutputStore) -> pa.Table:
     noted = _FAILING.empty_table()
     if store.exists(FAILING_NAME):
         noted = store.read_table(FAILING_NAME, _FAILING)
-    with RunTables(store, columns=(*VERSION_COLUMNS, "uri")) as tables:
+    with RunTables(store, columns=(*VERSION_COLUMNS, "uri"), from_base=True) as tables:
         tables.add("noted", noted)
         return tables.table(_LATEST).cast(_FAILING)

@@ -119,7 +119,7 @@ def recordings_left(
     """
     names = dict.fromkeys([*store.commit_names(), *names])
     recordings: list[RetriedRecording] = []
-    with RunTables(store, columns=VERSION_COLUMNS, names=names) as tables:
+    with RunTables(store, columns=VERSION_COLUMNS, names=names, from_base=True) as tables:
         failed = tables.table(_FAILED_NOW, run_id=run_id)["recording_id"].combine_chunks()
         for pack in packs:
             files = pa.Table.from_struct_array(pc.list_flatten(pack["files"])).select(FILES.names)

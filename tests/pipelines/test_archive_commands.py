@@ -60,7 +60,7 @@ class Typed(Archive):
     def gone(self) -> str:
         """Return the names of what is gone, in order."""
         return "".join(sorted(Path(row["uri"]).stem for row in self.read("recordings")
-                              if row["gone"]))  # fmt: skip
+                              if row["gone_since"]))  # fmt: skip
 
     def other_source(self, *names: str) -> Path:
         """Return another folder of recordings."""

@@ -125,8 +125,8 @@ def test_what_is_deleted_is_marked_and_pruned(archive: Archive) -> None:
     [summary] = archive.output.glob("nights/*.md")
     assert ", with 1 recording not listed any more." in summary.read_text()
     assert "0 remaining; 1 not listed any more" in command("status", archive.output)
-    gone = {Path(row["uri"]).stem: row["gone"] for row in archive.read("recordings")}
-    assert gone == {"a": False, "b": True, "c": False}
+    gone = {Path(row["uri"]).stem: row["gone_since"] for row in archive.read("recordings")}
+    assert [name for name, since in gone.items() if since] == ["b"]
     assert load_report(OutputStore(str(archive.output))).accounting.problems == ()
     assert "nothing to remove" in command("remove", archive.output, "--gone", "--older-than", "30d")
     assert "1 recording of 3 is gone; nothing was changed" in command(
@@ -148,7 +148,7 @@ def test_what_people_corrected_is_pruned_only_if_that_is_said(archive: Archive) 
     archive.remove("a")
     archive.run()
     gone = ("remove", archive.output, "--gone")
-    assert "/a.wav: 2 segments, 1 correction, last listed" in command(*gone)
+    assert "/a.wav: 2 segments, 1 correction, not listed since" in command(*gone)
     kept = command(*gone, "--yes")
     assert "1 with corrections, which only --with-corrections removes; nothing was" in kept
     assert len(read_saved(store)) == 1

@@ -20,7 +20,7 @@ COMPARED = {
     "outcomes": ("uri", "part", "last_part", "size_bytes", "etag", "status", "error_kind",
                  "duration_s", "segments_written"),
     "recordings": ("uri", "size_bytes", "etag", "metadata", "status", "error_kind", "parts",
-                   "segments", "duration_s", "gone"),
+                   "segments", "duration_s", "gone_since"),
     "segments": ("uri", "part", "segment", "start_s", "end_s", "language"),
 }  # fmt: skip
 MANIFEST_DAYS = ("add", "name_late", "unname", "change_column", "change_text", "correct", "forget",
@@ -146,6 +146,8 @@ def rows_by_uri(year: Year, name: str) -> dict[str, list[Any]]:
     rows: dict[str, list[Any]] = {}
     for row in year.read(name):
         text = plain(((0, row["text"]),)) if "text" in row else ()
+        if "gone_since" in row:  # in another run
+            row["gone_since"] = row["gone_since"] is not None
         rows.setdefault(row["uri"], []).append((*(row[each] for each in COMPARED[name]), text))
     return {uri: sorted(own, key=repr) for uri, own in rows.items()}
 

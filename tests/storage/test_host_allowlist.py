@@ -219,9 +219,10 @@ def test_the_note_of_tables_leads_to_nothing_outside(tmp_path: Path) -> None:
     store = OutputStore(str(tmp_path / "out"))
     commit(store, results(part("a", 0, texts=["x"])))
     for name in ("../victim.parquet", "outcomes/../../victim.parquet", "/victim.parquet"):
-        store.write_json(TABLES_NAME, {"tables": [name], "merged": [name], "taken_over": {}})
+        noted = {"tables": [name], "merged": [name], "taken_over": {}, "settled": [name]}
+        store.write_json(TABLES_NAME, noted)
         with suppress(CorpusAsrError):  # which says that it leads out of the folder
-            with RunTables(store) as tables:
+            with RunTables(store, from_base=True) as tables:
                 settle(store, tables, None)
             store.remove_leftovers()
     assert victim.read_bytes() == b"mine"

@@ -134,7 +134,7 @@ def test_what_left_a_source_for_another_is_gone_once_that_lists_it_no_more(tmp_p
         if job.plan.num_new:
             job.commit("new/c.wav", segments=[text("c")])
         job.finish()
-    gone = [row["uri"] for row in rows_of(job.store.recordings()) if row["gone"]]
+    gone = [row["uri"] for row in rows_of(job.store.recordings()) if row["gone_since"]]
     assert gone == [str(job.source / "new/a.wav")]
 
 
@@ -145,7 +145,7 @@ def test_what_is_gone_stays_where_it_was_seen_last(tmp_path: Path) -> None:
     (job.source / "c.wav").unlink()
     for _ in range(2):
         run_over(job)
-        gone = [row["uri"] for row in rows_of(job.store.recordings()) if row["gone"]]
+        gone = [row["uri"] for row in rows_of(job.store.recordings()) if row["gone_since"]]
         assert gone == [str(job.source / "c.wav")]
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from corpus_asr.config.run import RunOptions
@@ -334,42 +333,25 @@ def test_what_is_to_be_done_again_is_known_though_a_run_was_killed_after_noting_
     assert {Path(row["uri"]).name for row in complete(job.store)} == {"b.wav", "c.wav"}
 
 
-def test_when_a_listing_last_named_a_recording(tmp_path: Path) -> None:
+def test_since_when_no_listing_names_a_recording(tmp_path: Path) -> None:
     job = done(tmp_path, "a.wav", "b.wav")
-    first = datetime.datetime.fromisoformat(job.run.started_at)
 
-    def presence() -> dict[str, tuple[datetime.datetime, bool]]:
-        return {
-            Path(row["uri"]).name: (row["listed_at"], row["gone"])
-            for row in rows_of(job.store.recordings())
-        }
+    def gone_since() -> dict[str, datetime.datetime | None]:
+        return {Path(row["uri"]).name: row["gone_since"] for row in rows_of(job.store.recordings())}
 
-    assert presence() == {"a.wav": (first, False), "b.wav": (first, False)}
+    assert gone_since() == {"a.wav": None, "b.wav": None}
     (job.source / "a.wav").unlink()
+    began = list[datetime.datetime]()
     for _ in range(2):
         job.begin()
         job.finish()
-        now = datetime.datetime.fromisoformat(job.run.started_at)
-        assert presence() == {"a.wav": (first, True), "b.wav": (now, False)}
+        began.append(datetime.datetime.fromisoformat(job.run.started_at))
+        assert gone_since() == {"a.wav": began[0], "b.wav": None}
     put(job, "a.wav")
     job.begin()
     job.commit("a.wav", segments=[text("again")])
     job.finish()
-    assert presence()["a.wav"] == (datetime.datetime.fromisoformat(job.run.started_at), False)
-
-
-def test_a_table_of_an_older_version_was_listed_when_it_was_transcribed(tmp_path: Path) -> None:
-    job = done(tmp_path, "a.wav")
-    began = datetime.datetime.fromisoformat(job.run.started_at).replace(microsecond=0)
-    [name] = job.store.names("recordings")
-    older = pq.read_table(job.store.address(name)).drop_columns(["listed_at", "gone"])
-    pq.write_table(older, job.store.address(name))
-    (job.source / "a.wav").unlink()
-    job.begin()
-    job.finish()
-    [row] = rows_of(job.store.recordings())
-    assert row["gone"]
-    assert abs(row["listed_at"] - began) <= datetime.timedelta(seconds=1)
+    assert gone_since() == {"a.wav": None, "b.wav": None}
 
 
 def test_versions_that_are_not_known_move_nothing(memory: str) -> None:

@@ -188,7 +188,13 @@ def test_what_travels_to_workers_does_not_grow_with_the_tables(tmp_path: Path) -
     sizes = []
     for count in (1, 10_000):
         tables = [f"outcomes/{number:020d}.parquet" for number in range(count)]
-        store.write_json(TABLES_NAME, {"tables": tables, "merged": [], "taken_over": {}})
+        noted: dict[str, object] = {
+            "tables": tables,
+            "merged": [],
+            "taken_over": {},
+            "settled": None,
+        }
+        store.write_json(TABLES_NAME, noted)
         sizes.append(len(pickle.dumps(frozen(store, 1, print))))
     assert sizes[0] == sizes[1]
 

@@ -285,7 +285,7 @@ def check(
     rows = folder.read("recordings")
     complete = bool(rows) and rows[0]["status"] == "ok"
     assert complete or not had_text
-    assert [row["gone"] for row in rows] == [not listing.num_rows] * len(rows)
+    assert [row["gone_since"] is not None for row in rows] == [not listing.num_rows] * len(rows)
     if complete:
         assert [text.split()[1] for text in said] == ["0", "1", "2"]
         assert counts.ok + counts.earlier >= listing.num_rows

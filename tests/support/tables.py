@@ -17,8 +17,8 @@ from corpus_asr.export.recordings import Recording
 from corpus_asr.schemas import FILES, PACKS, PARTS, RESULTS
 from corpus_asr.segments import Segment, Word
 from corpus_asr.stages.parts import one_row
+from corpus_asr.storage.parquet import BATCH_ROWS
 from corpus_asr.storage.run_state import tables
-from corpus_asr.storage.run_state.finish import recordings_rows
 from corpus_asr.storage.run_state.moved import read_digests
 from corpus_asr.storage.run_state.part_rows import part_rows
 from corpus_asr.storage.run_state.result_rows import SEGMENT_ROWS, PartRows, commit_rows, nested
@@ -58,7 +58,7 @@ def remaining(
 def complete(store: OutputStore) -> list[dict[str, Any]]:
     """Return the recordings that are complete, as a finish would write them."""
     with RunTables(store) as run:
-        rows = recordings_rows(run, datetime.datetime.now(datetime.UTC))
+        rows = run.complete(datetime.datetime.now(datetime.UTC), rows=BATCH_ROWS)
         return [row for some in rows for row in some.to_pylist()]
 
 

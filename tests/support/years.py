@@ -410,7 +410,7 @@ class Year(LivingArchive):
         for uri, row in complete.items():
             # What another source listed, here of a project by its old name, is not gone.
             if Path(uri).is_relative_to(self.source):
-                assert row["gone"] == (uri not in listed), uri
+                assert (row["gone_since"] is not None) == (uri not in listed), uri
             assert row["segments"] == len(said[uri]), uri
         good = {uri: tuple(sorted(said[uri])) for uri, row in complete.items()
                 if row["status"] != "failed"}  # fmt: skip

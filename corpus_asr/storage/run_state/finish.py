@@ -18,9 +18,11 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
+from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SCHEMA_VERSION
+from corpus_asr.storage.parquet import conform
 from corpus_asr.storage.run_state.lock import SUCCESS_NAME
-from corpus_asr.storage.run_state.manifest_columns import join_columns
+from corpus_asr.storage.run_state.manifest_columns import join_noted
 from corpus_asr.storage.run_state.part_rows import part_rows
 from corpus_asr.storage.run_state.plan import retire_plans
 from corpus_asr.storage.run_state.redo import forget_done
@@ -32,7 +34,8 @@ from corpus_asr.storage.run_state.result_rows import (
     nested,
 )
 from corpus_asr.storage.run_state.run_files import RUN_NAME, RunRecord, code_versions, safe_config
-from corpus_asr.storage.run_state.run_tables import NOTED, RowPlace, RunTables
+from corpus_asr.storage.run_state.run_tables import NOTED, RowPlace, RunTables, in_utc
+from corpus_asr.storage.run_state.settled import RENEWED, SETTLING
 from corpus_asr.storage.run_state.source_listings import other_listings
 from corpus_asr.storage.run_state.tables import (
     COMMITS_FOLDER,
@@ -42,6 +45,7 @@ from corpus_asr.storage.run_state.tables import (
     OutputStore,
     beside,
     is_commit,
+    projected,
     time_ns_of,
 )
 from corpus_asr.storage.stores.store import may_be_same
@@ -102,7 +106,7 @@ _COUNTS = """
 with tried as (
   select *, listed and current as here, failed_since and recording_id in (
       select recording_id from failing where run_id = $run_id) as failed_now
-  from recordings)
+  from counted)
 select count(*) filter (here and status = 'ok'), count(*) filter (here and status = 'no_speech'),
   count(*) filter (here and status = 'failed' or failed_since), count(*) filter (earlier),
   count(*) filter (here and run_id = $run_id or failed_now),
@@ -142,7 +146,11 @@ def finish(
     """
     store.remove(SUCCESS_NAME)
     listings_elsewhere = other_listings(store, plan_name)
-    with RunTables(store, listing=listing, elsewhere=listings_elsewhere) as tables:
+    # Words of known texts are placed by all parts of a recording.
+    from_base = not config.decoding.align
+    with RunTables(
+        store, listing=listing, elsewhere=listings_elsewhere, from_base=from_base
+    ) as tables:
         if tables.num_listed != num_listed:
             logger.warning("listing rows=%d, expected %d", tables.num_listed, num_listed)
         num_listed = max(num_listed, tables.num_listed)
@@ -158,12 +166,14 @@ def finish(
             adopt_versions(store, tables)
             tables.reread(store)
         forget_done(store, tables)
-        join_columns(store, tables, listed=config.source.has_columns)
+        tables.note(noted_rows(store, tables))
+        join_noted(tables, listed=config.source.has_columns)
         counts = OutcomeCounts.of(tables, num_listed, run_id=run.run_id)
-        write_recordings(store, tables, datetime.datetime.fromisoformat(run.started_at))
+        write_empty_tables(store, kind)
+        started_at = datetime.datetime.fromisoformat(run.started_at)
+        write_recordings(store, tables, started_at, has_columns=config.source.has_columns)
         plans_elsewhere = tables.plans_elsewhere
     store.remove_leftovers()
-    write_empty_tables(store, kind)
     made = before_success()
     store.note_tables()
     store.write_json(
@@ -204,32 +214,97 @@ def _last_work(store: OutputStore, run: RunRecord) -> dict[str, Any] | None:
     return {name: last_run[name] for name in names if name in last_run}
 
 
-def write_recordings(store: OutputStore, tables: RunTables, listed_at: datetime.datetime) -> None:
-    """Replace the recordings table: one row per complete recording, sorted by ID."""
-    old = store.names(RECORDINGS_FOLDER)
-    stem = store.stem()
-    noted = (rows for _, rows in store.read_tables(old, NOTED))
-    for number, rows in enumerate(recordings_rows(tables, listed_at, noted)):
-        store.write_table(f"{RECORDINGS_FOLDER}/{stem}-{number:05d}{SUFFIX}", rows)
-    # Last: readers briefly see rows twice, but never miss one.
-    store.remove_all(old)
+_RENEWED_COLUMNS = ("recording_id", "metadata", "gone_since")
 
 
-def recordings_rows(
-    tables: RunTables, listed_at: datetime.datetime, noted: Iterable[pa.Table] = ()
-) -> Iterator[pa.Table]:
-    """Yield the RECORDINGS rows of complete recordings, sorted, one object's at a time.
+def write_recordings(
+    store: OutputStore, tables: RunTables, started_at: datetime.datetime, *, has_columns: bool
+) -> None:
+    """Let the recordings table have one row per complete recording, sorted by ID in each object.
+
+    New rows that are settled go to the objects of such rows, of which those are written anew in
+    which a row changed; rows that are not settled have an object that every finish writes anew.
 
     Args:
-        listed_at: time of the listing.
-        noted: `NOTED` rows of the existing table.
+        store: the output folder.
+        tables: its tables, with what is noted of recordings.
+        started_at: of the run.
+        has_columns: whether the listing has the columns of a manifest.
     """
-    has_rows = False
-    for rows in tables.complete(listed_at, noted, rows=RECORDINGS_PER_OBJECT):
-        has_rows = True
-        yield rows
-    if not has_rows:
-        yield RECORDINGS.empty_table()  # an empty table if there are no recordings
+    tables.execute(SETTLING, tables.identities.present().select(["recording_id"]))
+    is_settling = "recording_id in (select recording_id from settling)"
+    written, most = _Recordings(store), RECORDINGS_PER_OBJECT
+    waiting = [RECORDINGS.empty_table()]
+    for rows in tables.complete(started_at, rows=most, which=is_settling):
+        if 2 * len(rows) < most:  # to be merged, as small objects are
+            waiting.append(rows)
+        else:
+            written.put(rows)
+    new, latest = pa.concat_tables(waiting), f"{RECORDINGS_FOLDER}/{store.stem()}{SUFFIX}"
+    renewed = tables.table(RENEWED, has_columns=has_columns, now=in_utc(started_at))
+    changed = {*renewed["number"].to_pylist()}
+    values = conform(renewed.drop_columns("number"), projected(RECORDINGS, _RENEWED_COLUMNS))
+    kept = tables.num_settled()
+    stale = {name for number, (name, count) in enumerate(tables.base.items())
+             if kept[name] < count or number in changed}  # fmt: skip
+    if len(new):
+        kept[latest] = len(new)
+        stale.add(latest)
+    groups = groups_to_merge(kept, most, stale)
+    for names in groups:
+        rows = pa.concat_tables([
+            new if name == latest else _settled_rows(store, tables, name, values) for name in names
+        ])  # fmt: skip
+        written.put(rows.sort_by("recording_id"))
+    settled = {*kept, *written.names}.difference(*groups)
+    for rows in tables.complete(started_at, rows=most, which=f"not {is_settling}"):
+        written.put(rows)
+    if not settled and not written.names:
+        written.put(RECORDINGS.empty_table(), is_empty=True)
+    old = {*store.names(RECORDINGS_FOLDER)} - settled - {*written.names}
+    store.replace(old, written.names, settled=settled)
+
+
+class _Recordings:
+    """Objects of recordings, as they are written."""
+
+    def __init__(self, store: OutputStore) -> None:
+        self._store, self._stem = store, store.stem()
+        self.names: list[str] = []
+
+    def put(self, rows: pa.Table, *, is_empty: bool = False) -> None:
+        """Write rows as an object; none if there are none, unless `is_empty`."""
+        if len(rows) or is_empty:
+            self.names.append(f"{RECORDINGS_FOLDER}/{self._stem}-{len(self.names):05d}{SUFFIX}")
+            self._store.write_table(self.names[-1], rows)
+
+
+def _settled_rows(store: OutputStore, tables: RunTables, name: str, values: pa.Table) -> pa.Table:
+    """Return the rows of an object that are settled still, with new values of some columns."""
+    rows, number = store.read_table(name, RECORDINGS), [*tables.base].index(name)
+    ids = tables.table("select recording_id from settled where number = $number", number=number)
+    rows = rows.filter(pc.is_in(rows["recording_id"], value_set=ids["recording_id"]))
+    at = pc.index_in(rows["recording_id"], value_set=values["recording_id"])
+    for column in _RENEWED_COLUMNS[1:]:
+        place = RECORDINGS.get_field_index(column)
+        chosen = pc.if_else(pc.is_valid(at), values[column].take(at), rows[column])
+        rows = rows.set_column(place, RECORDINGS.field(place), chosen)
+    return rows
+
+
+def noted_rows(store: OutputStore, tables: RunTables) -> Iterator[pa.Table]:
+    """Yield NOTED rows of those objects of recordings in which some are not settled any more.
+
+    An object that cannot be read is left out, with a warning.
+    """
+    for name in store.names(RECORDINGS_FOLDER):
+        if name not in tables.base or tables.num_settled()[name] < tables.base[name]:
+            try:
+                yield store.read_table(name, NOTED)
+            except FetchError:
+                raise
+            except (CorpusAsrError, ValueError) as error:
+                logger.warning("recordings not known: name=%s found=%s", name, error)
 
 
 def write_empty_tables(store: OutputStore, kind: PartRows) -> None:

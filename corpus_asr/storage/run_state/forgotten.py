@@ -27,9 +27,9 @@ CONTENT: Final = "content:"
 _SALT_BYTES = _HASH_BYTES = 16
 # Possibly blocked files that are new at their URI.
 _NEW = """
-select position, uri, etag, size_bytes from doubtful anti join known
-on doubtful.recording_id = known.recording_id and fits(known.etag, doubtful.etag)
-  and coalesce(known.size_bytes = doubtful.size_bytes, true)
+select position, uri, etag, size_bytes from doubtful anti join committed
+on doubtful.recording_id = committed.recording_id and fits(committed.etag, doubtful.etag)
+  and coalesce(committed.size_bytes = doubtful.size_bytes, true)
 """
 
 

@@ -28,14 +28,17 @@ where outcomes.metadata is distinct from shard.metadata
 """
 
 
-def join_columns(
-    store: OutputStore, tables: RunTables, table: str = "recordings", *, listed: bool = False
-) -> None:
-    """Replace a table's metadata by that of the last finish; if `listed`, by the listing's."""
+def join_columns(store: OutputStore, tables: RunTables, table: str = "recordings") -> None:
+    """Replace a table's metadata by that of the last finish."""
     for batch in store.recordings(("recording_id", "metadata")):
         tables.execute(_NEWEST.format(table=table, newest="arriving"), pa.table(batch))
+
+
+def join_noted(tables: RunTables, *, listed: bool) -> None:
+    """Replace the metadata of recordings by what is noted; if `listed`, by the listing's."""
+    tables.execute(_NEWEST.format(table="recordings", newest="noted"))
     if listed:
-        tables.execute(_NEWEST.format(table=table, newest="listing"))
+        tables.execute(_NEWEST.format(table="recordings", newest="listing"))
 
 
 def columns_of(tables: RunTables, ids: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -14,6 +14,7 @@ from itertools import compress
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.schemas import FILES
@@ -57,6 +58,10 @@ _CONTENTS = pa.schema([("size_bytes", pa.int64()), ("content", pa.string())])
 Moves = Mapping[str, Move]
 """By `recording_id`."""
 
+_MAY_BE_GONE = """
+select recording_id from settled anti join listed using (recording_id)
+where size_bytes in (select size_bytes from arrived)
+"""
 # Versions of recordings that are gone, and new files that may be of one of their contents.
 _GONE = """
 create or replace table gone as
@@ -86,7 +91,7 @@ class Arrivals:
         """Add listed FILES rows; `new` are those that seem to have no commits."""
         self._tables.list_also(files)
         self._tables.execute(
-            "insert into arrived from arriving anti join known using (recording_id) "
+            "insert into arrived from arriving anti join committed using (recording_id) "
             "where size_bytes is not null",
             new.select(_ARRIVED.names),
         )
@@ -131,6 +136,7 @@ class Arrivals:
 
     def _arrived(self, options: StoreOptions) -> dict[_Content, dict[str, _Version]]:
         """Return the new files of each candidate content, with digest and version."""
+        self._tables.unsettle(self._tables.table(_MAY_BE_GONE)["recording_id"])
         self._tables.execute(_GONE)
         files = self._tables.rows(_CANDIDATES)
         versions = [has_etag and content_version(uri, etag) for uri, etag, _, has_etag in files]
@@ -182,7 +188,7 @@ def still_there(uris: Mapping[str, str], options: StoreOptions) -> list[str]:
 
 def addresses(store: OutputStore, ids: Collection[str]) -> Iterator[tuple[str, str]]:
     """Yield `recording_id` and address of those of some recordings that are committed."""
+    wanted = pa.array(ids, pa.string())
     for rows in store.outcomes(["recording_id", "uri"]):
-        for name, uri in zip(*(column.to_pylist() for column in rows.columns), strict=True):
-            if name in ids:
-                yield name, uri
+        named = rows.filter(pc.is_in(rows["recording_id"], value_set=wanted))
+        yield from zip(*(column.to_pylist() for column in named.columns), strict=True)

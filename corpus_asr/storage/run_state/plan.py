@@ -46,7 +46,6 @@ from corpus_asr.storage.run_state.run_tables import (
     PART_COLUMNS,
     REMAINING,
     VERSION_COLUMNS,
-    RemainingReason,
     RunTables,
 )
 from corpus_asr.storage.run_state.source_listings import (
@@ -61,6 +60,7 @@ from corpus_asr.storage.run_state.tables import (
     OutputStore,
     time_ns_of,
 )
+from corpus_asr.storage.run_state.what_counts import RemainingReason
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.members import located
 from corpus_asr.storage.stores.uri import redact_uri
@@ -283,7 +283,7 @@ def make_plan(
         columns = tuple(dict.fromkeys((*columns, "metadata")))
     with (
         scratch_folder() as folder,
-        RunTables(committed, columns=columns) as tables,
+        RunTables(committed, columns=columns, from_base=columns == VERSION_COLUMNS) as tables,
     ):
         if options.redo is not None:
             rows = LABEL_ROWS if config.pipeline == CLASSIFY_AUDIO else SEGMENT_ROWS
@@ -294,7 +294,7 @@ def make_plan(
                 plan.redo = tables.do_again(redo_rows)
         scratch = str(folder / "remaining.parquet")
         identities = Identities.read(store) if committed is None else tables.identities
-        committed_ids = "select distinct recording_id from known"
+        committed_ids = "select distinct recording_id from committed"
         plan.identities = identities.checked(store, lambda: tables.table(committed_ids)[0])
         if plan.identities.is_changed:
             tables.place(plan.identities)
@@ -315,7 +315,7 @@ def make_plan(
         plan.source_change = describe_change(store, config.source)
         if arrivals is not None:
             [(plan.num_unlisted,)] = tables.rows(
-                "select count(distinct recording_id) from known anti join listed "
+                "select count(distinct recording_id) from committed anti join listed "
                 "using (recording_id)"
             )
         plan.num_remaining = len(sizes)

@@ -41,8 +41,8 @@ class GoneRecordings:
     segments: int
     """Or of labels."""
     audio_s: float
-    listed_at: datetime.datetime | None
-    """Start time of the last run that listed it, in UTC."""
+    gone_since: datetime.datetime | None
+    """When it was seen to be gone; of another source's, when that was last listed. In UTC."""
     corrections: int
     """Number of corrections saved by people."""
 
@@ -75,12 +75,14 @@ def find_gone(store: OutputStore, *, older_than: datetime.timedelta) -> Archive:
     Raises:
         ConfigError: no run has listed the source of this folder.
     """
+    now = datetime.datetime.now(datetime.UTC)
     with _listed_tables(store) as tables:
         [(recordings,)] = tables.rows("select count(*) from recordings")
         sources = {root: tables.rows(_BELOW, root=root)[0][0] for root in read_roots(store)}
-        rows = tables.gone(rows for _, rows in store.read_tables(
-            store.names(RECORDINGS_FOLDER), NOTED))  # fmt: skip
-    latest = datetime.datetime.now(datetime.UTC) - older_than
+        noted = (rows for _, rows in store.read_tables(store.names(RECORDINGS_FOLDER), NOTED))
+        tables.note(noted)
+        rows = tables.gone(now)
+    latest = now - older_than
     corrections = Counter(name.split("/")[1] for name in store.all_names(CORRECTIONS_FOLDER))
     gone = []
     for row in rows:
@@ -88,7 +90,7 @@ def find_gone(store: OutputStore, *, older_than: datetime.timedelta) -> Archive:
         if row.pop("elsewhere") and not older_than:
             continue
         # A row without a time has no evidence of a recent listing.
-        if row["listed_at"] is None or row["listed_at"] <= latest:
+        if row["gone_since"] is None or row["gone_since"] <= latest:
             gone.append(GoneRecordings(**row, corrections=corrections[row["recording_id"]]))
     return Archive(recordings=recordings, gone=gone, sources=sources)
 

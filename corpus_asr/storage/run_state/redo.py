@@ -19,8 +19,8 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import shortened
 
 ALL = "all"
-# These columns of a listing are unknown before there is one.
-_RECORDINGS = tuple(name for name in RECORDINGS.names if name not in ("listed_at", "gone"))
+# That column is unknown before there is a listing.
+_RECORDINGS = tuple(name for name in RECORDINGS.names if name != "gone_since")
 _MODEL_COLUMNS = ("model", "model_revision")
 # If a recording's newer version failed, the text is of an earlier one, the error of the newer.
 _ERROR = ("error_stage", "error_kind", "error_message", "retryable")

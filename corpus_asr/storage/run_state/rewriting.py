@@ -151,7 +151,10 @@ def rewrite_table(
                 store.read_table(name, schema)
             )  # fmt: skip
             stem = store.stem(time_ns_of(name), mark=_mark_of(name))
-            store.write_table(f"{name.rpartition('/')[0]}/{stem}{SUFFIX}", change(rows))
+            changed = f"{name.rpartition('/')[0]}/{stem}{SUFFIX}"
+            store.write_table(changed, change(rows))
+            if folder == RECORDINGS_FOLDER:
+                store.replace([name], [changed])
         store.remove(name)
 
 

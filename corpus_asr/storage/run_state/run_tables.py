@@ -12,19 +12,23 @@ Relations, for `RunTables.sql`:
   and `etag` are those of the recording's present address;
 - `objects`: commits (`is_commit`) and objects of outcomes, by `name`;
 - `versions`: of recordings, with `rank` and whether they are `listed` and `fresh` (the listed one);
+- `settled`: recordings whose outcomes are left out, since their row in the recordings table stands
+  for them (`settled`); `committed`: the versions of all;
 - `redo`: REDO rows, and `generations`: the newest generation of the recordings that have any;
 - `winners`: of each version the rows that count if it does;
 - `standing`: whether the row `counts`, is `failing`, and its `place` after a finish;
 - `parts`: the outcomes that count, one for each part of a recording;
 - `failing`: failures of a version in whose place an earlier one counts;
-- `recordings`: one row for each recording with any part, see `_RECORDINGS`; its `separate` channels
-  cover the same span of time, by which the time of a part is to be divided.
+- `recordings`: one row for each recording with any part, see `RECORDED`; its `separate` channels
+  cover the same span of time, by which the time of a part is to be divided;
+- `counted`: these and the settled ones, as far as a finish counts them.
 """
 
 import datetime
+import logging
 import os
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import IntEnum
 from pathlib import Path
@@ -43,6 +47,13 @@ from corpus_asr.scratch import scratch_folder
 from corpus_asr.storage.parquet import BATCH_ROWS, conform
 from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.result_rows import PART_ROWS_FOLDERS, without_credentials
+from corpus_asr.storage.run_state.settled import (
+    COUNTED,
+    COUNTED_COLUMNS,
+    SETTLED_COLUMNS,
+    UNSETTLED,
+    read_settled,
+)
 from corpus_asr.storage.run_state.tables import (
     OUTCOMES_FOLDER,
     OutputStore,
@@ -50,12 +61,28 @@ from corpus_asr.storage.run_state.tables import (
     is_commit,
     projected,
 )
+from corpus_asr.storage.run_state.what_counts import (
+    AGAIN,
+    COMPLETE,
+    COUNTING,
+    FIRST,
+    FITS,
+    GONE,
+    LEFT,
+    LISTED,
+    RANKS,
+    RECORDED,
+    SMALL_TABLES,
+    SUM,
+    VERSIONS,
+)
 from corpus_asr.storage.stores.members import REST
-from corpus_asr.storage.stores.store import KINDS
 from corpus_asr.storage.stores.uri import redact_uri
 
 if TYPE_CHECKING:
     import duckdb
+
+logger = logging.getLogger(__name__)
 
 _DONE_PARTS = pa.field("done_parts", pa.list_(pa.int32()))
 _REASON = pa.field("reason", pa.int8())
@@ -70,7 +97,9 @@ _LARGE = (
 )  # fmt: skip
 PART_COLUMNS = tuple(name for name in OUTCOMES.names if name not in _LARGE)
 # What is kept of a recordings table that is written again; moments are in UTC.
-NOTED = pa.schema([("recording_id", pa.string()), ("listed_at", pa.timestamp("ms"))])
+NOTED = pa.schema([
+    ("recording_id", pa.string()), ("gone_since", pa.timestamp("ms")), ("metadata", pa.string()),
+])  # fmt: skip
 _INSERTED_ROWS = 65_536  # at once; commits have some hundreds
 _PARTS_AT_ONCE = 100_000  # some hundred MB while they are folded
 REDO_NAME = "_run/redo.parquet"
@@ -78,25 +107,11 @@ REDO = pa.schema([("recording_id", pa.string()), ("earlier_runs", pa.list_(pa.st
 """Each row asks for a recording to be done again; what these runs committed came before."""
 _ID, _ROW = pa.field("id", pa.int64()), pa.field("row", pa.int32())
 _OBJECT = pa.field("object", pa.int32())
-# The same in every part; what only some parts know (a failed one has no codec) comes from those.
-_FIRST_COLUMNS = (
-    "uri", "size_bytes", "etag", "metadata", "codec", "sample_rate_hz", "channels",
-    "header_duration_s", "audio_track", "audio_tracks",
-)  # fmt: skip
+_HELD = pa.schema([_OBJECT, _ROW, ("recording_id", pa.string())])
 MEMORY_VARIABLE = "CORPUS_ASR_TABLES_MB"
 _MEMORY_MB = 512  # beside one worker's, on the smallest machines that transcribe
 _SORTING_MB = 128
 _MOST_THREADS = 4  # each takes memory of its own for what it sorts
-
-
-class RemainingReason(IntEnum):
-    """Reason why a listed recording remains to be processed."""
-
-    new = 0
-    changed = 1  # only other versions of it are committed
-    retried = 2  # it failed, and is to be done again
-    continued = 3  # some of its parts are committed, not all
-    redone = 4  # it is done, and is to be done again
 
 
 class RowPlace(IntEnum):
@@ -105,225 +120,6 @@ class RowPlace(IntEnum):
     nowhere = 0
     tables = 1
     waiting = 2  # a part of a new version that is not complete, while an earlier one counts
-
-
-# What is unknown fits any version, and so does what is of another kind: it cannot be compared.
-_FITS = f"""
-create macro kind_of(version) as coalesce(regexp_extract(version, '^({"|".join(KINDS)}):', 1), '');
-create macro plain(version) as if(kind_of(version) = '', version, split_part(version, '@', 1));
-create macro fits(one, other) as
-  coalesce(plain(one) = plain(other) or kind_of(one) != kind_of(other), true)
-"""
-# The same sum in whatever order, so that tables do not depend on threads: to the nanosecond.
-_SUM = "create macro exact_sum(x) as sum(try_cast(x as decimal(38, 9)))::double"
-
-# Runs are named by the time that they began, also where rows were put into another object.
-_LISTED = """
-create table listed (recording_id varchar, etag varchar, size_bytes bigint, metadata varchar);
-create table unread (prefix varchar);
-create table elsewhere (recording_id varchar, plan varchar);
-"""
-_SMALL_TABLES = """
-create or replace table objects (object integer, name varchar, is_commit boolean);
-create or replace table origins (error_kind varchar, retryable boolean, origin varchar);
-"""
-_VERSIONS = """
-create or replace table generations as
-select recording_id, count(*) as generation from redo group by all;
-
-create or replace table live as
-with later as (
-  select id, count(*) as generation from outcomes join redo using (recording_id)
-  where not list_contains(earlier_runs, run_id) group by id)
-select id, recording_id, plain(etag) as etag, size_bytes, coalesce(generation, 0) as generation,
-       part, last_part,
-       status = 'failed' as failed, coalesce(segments_written, 0) > 0 as written, origin,
-       row_number() over (order by coalesce(generation, 0), run_id, id) as age
-from outcomes left join later using (id)
-left join origins on outcomes.error_kind is not distinct from origins.error_kind
-  and outcomes.retryable is not distinct from origins.retryable;
-
-create or replace table known as
-select min(age) as version, recording_id, etag, size_bytes, generation, max(age) as newest
-from live group by all;
-
-create or replace table winners as
-select version, id, part, last_part, failed, written, origin
-from known join live using (recording_id, generation)
-where (live.etag is null or live.etag = known.etag)
-  and (live.size_bytes is null or live.size_bytes = known.size_bytes)
-qualify row_number() over (partition by version, part
-                           order by failed, if(failed, -id, id)) = 1;
-"""
-
-# Complete: all parts up to the first that was a last one; parts may lie beyond it, where that one
-# failed. A version is included in another one that has its rows as well: where it is less complete,
-# it has since been gone on with in the place of a failure of theirs.
-_RANKS = """
-create or replace table ranks as
-with reach as (
-  select *, min(part) filter (last_part) over (partition by version) as until from winners),
-held as (
-  select version, coalesce(count(*) filter (part <= until) = any_value(until) + 1, false) as whole,
-         bool_or(failed) as failed, bool_or(written) as written
-  from reach group by version),
-included as (
-  select distinct one.version
-  from (select * from known where etag is null or size_bytes is null) one
-  join known other on one.recording_id = other.recording_id and one.version != other.version
-   and one.generation = other.generation
-   and (one.etag is null or one.etag = other.etag)
-   and (one.size_bytes is null or one.size_bytes = other.size_bytes))
-select known.*, held.whole, held.failed, included.version is not null as included,
-       case when whole and not held.failed then 2
-            when whole and written and included.version is null then 1 else 0 end as rank
-from known join held using (version) left join included using (version);
-"""
-
-# For recordings that are not listed, the newest version stands for the listing. Of equals a
-# listed version is better, then one that is not included, then a newer.
-_COUNTING = """
-create or replace table versions as
-with newest as (select recording_id, max_by({etag: etag, size: size_bytes}, newest) as v
-                from ranks group by all)
-select ranks.*, listing.recording_id is not null as listed,
-       fits(ranks.etag, if(listing.recording_id is null, v.etag, listing.etag))
-   and coalesce(ranks.size_bytes = if(listing.recording_id is null, v.size, listing.size_bytes),
-                true)
-   and ranks.generation = coalesce(generations.generation, 0) as fresh
-from ranks join newest using (recording_id) left join listing using (recording_id)
-left join generations using (recording_id);
-
-create or replace table chosen as
-select recording_id, any_value(listed) as listed,
-       arg_max(version, (rank, fresh, not included, newest)) as counting,
-       arg_max(version, (rank, not included, newest)) filter (fresh) as present,
-       max(rank) > 0 as has_text
-from versions group by recording_id;
-
-create or replace table standing as
-with mine as (select id from winners join chosen on version = counting),
-theirs as (select id, failed from winners join chosen on version = present)
-select live.id, mine.id is not null as counts,
-       mine.id is null and coalesce(theirs.failed, false) as failing,
-       case when mine.id is not null or theirs.failed then 1
-            when theirs.id is not null then 2 else 0 end as place
-from live left join mine using (id) left join theirs using (id);
-
-create or replace view parts as
-select * from outcomes semi join (select id from standing where counts) using (id);
-
-create or replace view failing as
-select * from outcomes semi join (select id from standing where failing) using (id);
-"""
-
-# Channels transcribed separately cover the same span of time; mixed ones, and a recording that
-# failed before its channels were known, have no number. What only some parts know (a failed one has
-# no codec) comes from the first of those. What a part that failed says is not known to be missing.
-_RECORDINGS = """
-with mine as (select * from parts where hash(recording_id) % {slices} = {index}),
-spoken as (
-  select recording_id, list(language order by speech_s desc, language) as languages
-  from (select recording_id, language, exact_sum(coalesce(speech_s, duration_s, 0)) as speech_s
-        from mine where language is not null and segments_written > 0 group by all)
-  group by all),
-likely as (
-  select recording_id, label, exact_sum(probability * coalesce(label_weight_s, 0)) as weighted
-  from (select recording_id, label_weight_s, unnest(label_means, recursive := true) from mine)
-  group by all),
-labelled as (
-  select recording_id,
-         arg_min({{label: label, weighted: weighted}}, (-weighted, label)) as likeliest
-  from likely group by all),
-folded as (
-  select recording_id, max(run_id) as run_id,
-    {first},
-    arg_min({{stage: error_stage, kind: error_kind, message: error_message,
-             retryable: retryable}}, part) filter (status = 'failed') as error,
-    bool_or(status = 'failed') as failed, bool_or(status != 'failed') as succeeded,
-    max(decode_errors) as decode_errors, max(time_corrections) as time_corrections,
-    max(clock_restarts) as clock_restarts,
-    greatest(count(distinct channel), 1) as separate,
-    exact_sum(duration_s) / separate as duration_s,
-    exact_sum(speech_s) / separate as speech_s,
-    exact_sum(speech_without_text_s) / separate as speech_without_text_s,
-    max(part_end_s) as end_s, exact_sum(decode_s) as decode_s,
-    exact_sum(transcribe_s) as transcribe_s,
-    count(*) as parts, sum(segments_written) as segments, max(text_words) as text_words,
-    if(failed, null, max(text_words) - sum(text_found)) as missing_words,
-    exact_sum(label_weight_s) as label_weight_s
-  from mine group by recording_id)
-select folded.* exclude (error, label_weight_s), coalesce(languages, []) as languages,
-  case when failed then 'failed' when segments > 0 then 'ok' else 'no_speech' end as status,
-  error.stage as error_stage, error.kind as error_kind, error.message as error_message,
-  error.retryable as retryable, likeliest.label as label,
-  likeliest.weighted / nullif(label_weight_s, 0) as label_probability,
-  own.whole as complete, listed,
-  not listed and theirs is not null as elsewhere,
-  not listed and theirs is null
-    and not exists (from unread where starts_with(uri, prefix)) as gone,
-  own.whole and counting is not distinct from present as current,
-  coalesce(listed and latest.whole and counting != present, false) as failed_since,
-  listed and has_text and counting is distinct from present as earlier
-from folded join chosen using (recording_id)
-join (select version, whole from versions) own on own.version = counting
-left join (select version, whole from versions) latest on latest.version = present
-left join spoken using (recording_id) left join labelled using (recording_id)
-left join (select distinct recording_id as theirs from elsewhere) on theirs = folded.recording_id
-"""
-_FIRST = ",\n    ".join(f"arg_min({name}, part) as {name}" for name in _FIRST_COLUMNS)
-
-# Of one that is not listed, what the table said before; else the time of the run that committed it.
-_LISTED_AT = """
-select {columns}, if(listed, $now::timestamp,
-  coalesce(noted.listed_at, try_strptime(run_id[:16], '%Y%m%dT%H%M%SZ'))) as listed_at
-from recordings
-left join (select recording_id, max(listed_at) as listed_at from noted group by all) noted
-  using (recording_id)
-where {which} order by {order}
-"""
-
-# What a run is to do of some files: the best of the versions that fit each, without what is tried
-# again. A failure that ended an incomplete recording may come again: its place has to be free.
-_REMAINING = """
-with asked as (
-  select position, recording_id, version
-  from files join versions using (recording_id) left join generations using (recording_id)
-  where versions.generation = coalesce(generations.generation, 0)
-    and fits(versions.etag, files.etag)
-    and coalesce(versions.size_bytes = files.size_bytes, true)
-  qualify row_number() over (partition by position
-                             order by rank desc, included, newest desc) = 1),
-held as (
-  select position, part, last_part, failed,
-         failed and origin in (select unnest($tried))
-           and (origin = 'environment' or recording_id not in (select unnest($spared))) as again
-  from asked join winners using (version)),
-reach as (
-  select *, min(part) filter (last_part) over (partition by position) as until from held),
-state as (
-  select position, bool_or(again) as due,
-         list(part order by part) filter (not again and not (failed and last_part)) as kept,
-         coalesce(count(*) filter (part <= until) = any_value(until) + 1, false) as whole
-  from reach group by position)
-select files.* exclude (position), coalesce(kept, []) as done_parts,
-       case when due then {retried} when state.position is not null then {continued}
-            when recording_id in (
-              select recording_id from generations
-              anti join versions using (recording_id, generation)) then {redone}
-            when recording_id in (select recording_id from versions) then {changed}
-            else {new} end as reason
-from files left join state using (position)
-where state.position is null or due or not whole
-order by position
-""".format(**{reason.name: int(reason) for reason in RemainingReason})
-
-
-_AGAIN = """
-insert into redo
-select recording_id, list(distinct run_id order by run_id)
-from outcomes semi join arriving using (recording_id) group by all
-"""
 
 
 class RunTables:
@@ -337,6 +133,7 @@ class RunTables:
         names: Iterable[str] | None = None,
         listing: Iterable[pa.RecordBatch] = (),
         elsewhere: Iterable[pa.Table] = (),
+        from_base: bool = False,
     ) -> None:
         """Read the committed outcomes of a folder; empty without one.
 
@@ -345,7 +142,9 @@ class RunTables:
             names: outcomes objects to read; default: all.
             listing: FILES batches of the present listing.
             elsewhere: listings of other sources (`source_listings.other_listings`).
+            from_base: leave out the outcomes of `settled` recordings.
         """
+        self._store = store
         self._uri = "nothing" if store is None else redact_uri(store.uri)
         self._schema = projected(OUTCOMES, columns)
         self._scratch = ExitStack()
@@ -360,6 +159,7 @@ class RunTables:
                 self._insert("elsewhere", rows)
             if names is None:
                 names = () if store is None else store.commit_names()
+            self._read_base(store if from_base else None)
             self._read(store, list(names))
         except BaseException:
             self.close()
@@ -387,39 +187,138 @@ class RunTables:
         """Reread the committed outcomes; the listing stays."""
         self._read(store, store.commit_names())
 
+    def _read_base(self, store: OutputStore | None) -> None:
+        columns = SETTLED_COLUMNS
+        if self._has_parts:
+            columns += COUNTED_COLUMNS
+            # Addresses tell only what may be in archives that could not be read.
+            columns += ("uri",) if self.rows("from unread limit 1") else ()
+        self.base, rows = read_settled(store, columns)  # how many rows each object had
+        self.add("settled", rows)
+
+    @property
+    def _has_parts(self) -> bool:
+        return {*PART_COLUMNS} <= {*self._schema.names}
+
     def _read(self, store: OutputStore | None, names: list[str]) -> None:
-        schema = self._schema
-        number = {name: index for index, name in enumerate(names)}
-        counts = dict.fromkeys(names, 0)
-        placed = schema.append(_ID).append(_OBJECT).append(_ROW)
-        put = self.add  # the first ones make the table
-        waiting: list[pa.Table] = []
-        num_waiting = first = 0
-        for name, rows in () if store is None else store.committed(schema.names, names):
-            places = (
-                pa.array(np.arange(first, first + len(rows))),
-                pa.repeat(pa.scalar(number[name], pa.int32()), len(rows)),
-                pa.array(np.arange(counts[name], counts[name] + len(rows), dtype=np.int32)),
-            )
-            waiting.append(pa.table([*rows.columns, *places], schema=placed))
-            counts[name] += len(rows)
-            first += len(rows)
-            num_waiting += len(rows)
-            if num_waiting >= _INSERTED_ROWS:
-                put("outcomes", pa.concat_tables(waiting))
-                put, waiting, num_waiting = self._insert, [], 0
-        put("outcomes", pa.concat_tables([placed.empty_table(), *waiting]))
-        if store is not None:
-            _check_whole(store, {name for name in names if not is_commit(name)})
         objects = [
             {"object": index, "name": name, "is_commit": is_commit(name)}
-            for name, index in number.items()
+            for index, name in enumerate(names)
         ]
-        self.execute(_SMALL_TABLES)
+        self.execute(SMALL_TABLES)
         self._insert("objects", pa.Table.from_pylist(objects))
+        self._number = {name: index for index, name in enumerate(names)}
+        self._num_rows = dict.fromkeys(names, 0)
+        placed = self._schema.append(_ID).append(_OBJECT).append(_ROW)
+        self.add("outcomes", placed.empty_table())
+        self.add("redo", REDO.empty_table() if store is None else read_redo(store))
+        identities = Identities() if store is None else Identities.read(store)
+        if store is not None:
+            _check_whole(store, {name for name in names if not is_commit(name)})
+        if self.base:
+            self._load(filter(is_commit, names))
+            # Also what moved: its rows have another version now.
+            self.execute(UNSETTLED, identities.present().select(["recording_id"]))
+            self._load_unsettled()
+        else:
+            self._load(names)
+        self.place(identities)
+        if self._has_parts:
+            # In slices: what groups have of text and lists stays in memory until all are made.
+            [(num_parts,)] = self.rows("select count(*) from outcomes")
+            slices = 1 + num_parts // _PARTS_AT_ONCE
+            for index in range(slices):
+                query = RECORDED.format(first=FIRST, slices=slices, index=index)
+                begin = "insert into" if index else "create or replace table"
+                self.execute(f"{begin} recordings {'' if index else 'as'} {query}")
+            self.add("noted", NOTED.empty_table())
+            unread = "exists (from unread where starts_with(uri, prefix))"
+            has_unread = self.base and self.rows("from unread limit 1")
+            self.execute(COUNTED.format(unread=unread if has_unread else "false"))
+
+    def _load(self, names: Iterable[str], rows: Mapping[str, np.ndarray] | None = None) -> None:
+        """Read outcomes of objects; with `rows` those of these numbers, by name, in order."""
+        if self._store is None:
+            return
+        placed = self._schema.append(_ID).append(_OBJECT).append(_ROW)
+        starts: dict[str, int] = {}
+        waiting: list[pa.Table] = []
+        num_waiting = 0
+        for name, table in self._store.committed(self._schema.names, names):
+            start = starts.get(name, 0)
+            starts[name] = start + len(table)
+            numbers = np.arange(start, start + len(table), dtype=np.int64)
+            if rows is not None:
+                numbers = numbers[np.isin(numbers, rows[name])]
+                table = table.take(pa.array(numbers - start))
+            number = self._number[name]
+            places = (
+                pa.array(numbers + (number << 32)),
+                pa.repeat(pa.scalar(number, pa.int32()), len(table)),
+                pa.array(numbers.astype(np.int32)),
+            )
+            waiting.append(pa.table([*table.columns, *places], schema=placed))
+            num_waiting += len(table)
+            if num_waiting >= _INSERTED_ROWS:
+                self._insert("outcomes", pa.concat_tables(waiting))
+                waiting, num_waiting = [], 0
+        if waiting:
+            self._insert("outcomes", pa.concat_tables(waiting))
+        self._num_rows |= starts
+
+    def _load_unsettled(self) -> None:
+        """Read the outcomes in tables of recordings that are not settled, or not any more."""
+        assert self._store is not None
+        self.add("held", _HELD.empty_table())
+        starts: dict[str, int] = {}
+        ids = projected(OUTCOMES, ("recording_id",))
+        finished = [name for name in self._number if not is_commit(name)]
+        for name, table in self._store.read_tables(finished, ids):
+            start = starts.get(name, 0)
+            starts[name] = start + len(table)
+            numbers = np.arange(start, starts[name], dtype=np.int32)
+            number = pa.repeat(pa.scalar(self._number[name], pa.int32()), len(table))
+            columns = [number, pa.array(numbers), table["recording_id"]]
+            self._insert("held", pa.table(columns, schema=_HELD))
+        self._num_rows |= starts
+        [(num_held,)] = self.rows(
+            "select count(*) from held semi join settled using (recording_id)"
+        )
+        [(num_settled,)] = self.rows("select coalesce(sum(parts), 0) from settled")
+        if num_held != num_settled:
+            logger.warning(
+                "recordings folded again: found=%d parts of them, expected=%d", num_held,
+                num_settled,
+            )  # fmt: skip
+            self.base = {}
+            self.execute("delete from settled")
+        rows = self.rows(
+            """select name, list(row order by row)
+               from held anti join settled using (recording_id) anti join outcomes
+               using (object, row) join objects using (object) group by name order by name"""
+        )
+        self._load([name for name, _ in rows], {name: np.array(numbers) for name, numbers in rows})
+        self.execute("drop table held")
+
+    def num_settled(self) -> dict[str, int]:
+        """Return how many rows of each object of the base are of settled recordings still."""
+        numbers = dict(self.rows("select number, count(*) from settled group by number"))
+        return {name: numbers.get(number, 0) for number, name in enumerate(self.base)}
+
+    def unsettle(self, recording_ids: pa.Array | pa.ChunkedArray) -> None:
+        """Fold settled recordings from their outcomes, since something changes of them."""
+        table = pa.table({"recording_id": recording_ids})
+        self.add("touched", table)
+        if self.rows("from settled semi join touched using (recording_id) limit 1"):
+            self.execute(UNSETTLED, table)
+            self._load_unsettled()
+            self._count()
+
+    def _count(self) -> None:
         # By kind: what `retryable` says is of the version of this program that wrote it.
         kinds = self.rows(
-            "select distinct error_kind, retryable from outcomes where status = 'failed'"
+            "select distinct error_kind, retryable from outcomes where status = 'failed' "
+            "except select error_kind, retryable from origins"
         )
         origins = [
             {"error_kind": kind, "retryable": retryable,
@@ -427,18 +326,7 @@ class RunTables:
             for kind, retryable in kinds
         ]  # fmt: skip
         self._insert("origins", pa.Table.from_pylist(origins))
-        self.add("redo", REDO.empty_table() if store is None else read_redo(store))
-        self.place(Identities() if store is None else Identities.read(store))
-        if set(PART_COLUMNS) <= set(schema.names):
-            # In slices: what groups have of text and lists stays in memory until all are made.
-            slices = 1 + sum(counts.values()) // _PARTS_AT_ONCE
-            for index in range(slices):
-                query = _RECORDINGS.format(first=_FIRST, slices=slices, index=index)
-                begin = "insert into" if index else "create or replace table"
-                self.execute(f"{begin} recordings {'' if index else 'as'} {query}")
-
-    def _count(self) -> None:
-        for statements in (_VERSIONS, _RANKS, _COUNTING):
+        for statements in (VERSIONS, RANKS, COUNTING):
             self.execute(statements)
 
     def redo(self) -> pa.Table:
@@ -447,7 +335,8 @@ class RunTables:
 
     def do_again(self, ids: pa.Array) -> pa.Table:
         """Request reprocessing of recordings; return all REDO rows, which are not saved yet."""
-        self.execute(_AGAIN, pa.table({"recording_id": ids}))
+        self.unsettle(ids)
+        self.execute(AGAIN, pa.table({"recording_id": ids}))
         self._count()
         return self.redo()
 
@@ -456,6 +345,7 @@ class RunTables:
         self.identities = identities
         present = identities.present()
         if present.num_rows:
+            self.unsettle(present["recording_id"])
             same = "outcomes.content_digest = arriving.content_digest"
             uri = "uri = arriving.uri, " if "uri" in self._schema.names else ""
             self.execute(
@@ -477,7 +367,7 @@ class RunTables:
             self._insert("unread", pa.table({"prefix": prefixes}))
 
     def _list(self, listing: Iterable[pa.RecordBatch]) -> None:
-        self.execute(_LISTED)
+        self.execute(LISTED)
         for batch in listing:
             self.list_also(batch)
         self.execute(
@@ -551,54 +441,45 @@ class RunTables:
         query = f"select recording_id from recordings where {condition} order by all"
         return self.table(query)["recording_id"].combine_chunks()
 
-    def complete(
-        self, listed_at: datetime.datetime, noted: Iterable[pa.Table], *, rows: int
-    ) -> Iterator[pa.Table]:
-        """Yield the RECORDINGS rows of complete recordings, sorted, at most `rows` at a time.
-
-        Args:
-            listed_at: time of the listing.
-            noted: `NOTED` rows of the existing recordings table.
-        """
-        self._note(noted)
-        columns = ", ".join(name for name in RECORDINGS.names if name != "listed_at")
-        query = _LISTED_AT.format(columns=columns, which="complete", order="recording_id")
-        listed_utc = listed_at.astimezone(datetime.UTC).replace(tzinfo=None)
-        for batch in self.batches(query, rows=rows, now=listed_utc):
-            yield conform(batch, RECORDINGS)
-
-    def gone(self, noted: Iterable[pa.Table]) -> list[dict[str, Any]]:
-        """Return recordings with results that no source lists, complete or not, by URI.
-
-        `noted` are `NOTED` rows of the recordings table.
-        """
-        self._note(noted)
-        columns = (
-            "recording_id, uri, coalesce(segments, 0)::bigint as segments, "
-            "coalesce(duration_s, 0.0) as audio_s, elsewhere"
-        )
-        query = _LISTED_AT.format(
-            columns=columns, which="gone or elsewhere", order="uri, recording_id"
-        )
-        rows: list[dict[str, Any]] = self.table(query, now=None).to_pylist()
-        for row in rows:
-            if row["listed_at"] is not None:
-                row["listed_at"] = row["listed_at"].replace(tzinfo=datetime.UTC)
-        return rows
-
-    def _note(self, noted: Iterable[pa.Table]) -> None:
+    def note(self, noted: Iterable[pa.Table]) -> None:
+        """Add NOTED rows of the existing recordings table, of what is no longer settled."""
         self.add("noted", NOTED.empty_table())
         for table in noted:
             self.execute(
-                "insert into noted from arriving semi join (select recording_id from recordings "
-                "where not listed) using (recording_id)", table,
-            )  # fmt: skip
+                "insert into noted from arriving semi join recordings using (recording_id)", table
+            )
+
+    def complete(
+        self, started_at: datetime.datetime, *, rows: int, which: str = "true"
+    ) -> Iterator[pa.Table]:
+        """Yield RECORDINGS rows of complete recordings, sorted, once what is known is noted.
+
+        Args:
+            started_at: of the run that listed what is not gone.
+            rows: the most at a time.
+            which: a condition in SQL on `recordings`.
+        """
+        columns = ", ".join(name for name in RECORDINGS.names if name != "gone_since")
+        query = COMPLETE.format(columns=columns, which=which)
+        for batch in self.batches(query, rows=rows, now=in_utc(started_at)):
+            yield conform(batch, RECORDINGS)
+
+    def gone(self, now: datetime.datetime) -> list[dict[str, Any]]:
+        """Return recordings with results that no source lists, complete or not, by URI.
+
+        What the recordings table, once noted, lists is gone since `now`.
+        """
+        rows: list[dict[str, Any]] = self.table(GONE, now=in_utc(now)).to_pylist()
+        for row in rows:
+            if row["gone_since"] is not None:
+                row["gone_since"] = row["gone_since"].replace(tzinfo=datetime.UTC)
+        return rows
 
     @property
     def plans_elsewhere(self) -> set[str]:
         """Plans of other sources with results that nothing else lists."""
         query = (
-            "select distinct plan from elsewhere semi join (select recording_id from recordings "
+            "select distinct plan from elsewhere semi join (select recording_id from counted "
             "where elsewhere) using (recording_id)"
         )
         return {plan for (plan,) in self.rows(query)}
@@ -606,7 +487,7 @@ class RunTables:
     @property
     def num_versions(self) -> int:
         """Number of versions of recordings with commits."""
-        [(number,)] = self.rows("select count(*) from versions")
+        [(number,)] = self.rows("select count(*) from committed")
         return int(number)
 
     @property
@@ -618,12 +499,16 @@ class RunTables:
     def places(self) -> dict[str, np.ndarray]:
         """Return the `RowPlace` of each row of the objects in which some lie elsewhere, by name."""
         places_of_objects = self.rows(
-            """select name, list(coalesce(place, 0) order by row)
+            """select name, list(row order by row), list(coalesce(place, 0) order by row)
                from outcomes join objects using (object) left join standing using (id)
                group by name, is_commit
                having bool_or(coalesce(place, 0) != if(is_commit, 2, 1)) order by name"""
         )
-        return {name: np.array(places, dtype=np.int8) for name, places in places_of_objects}
+        places_by_name = {}
+        for name, rows, places in places_of_objects:
+            places_by_name[name] = np.full(self._num_rows[name], RowPlace.tables, dtype=np.int8)
+            places_by_name[name][rows] = places  # those of settled recordings stay
+        return places_by_name
 
     def remaining(
         self, files: pa.RecordBatch, retry: Retry | None = Retry.environment,
@@ -640,7 +525,12 @@ class RunTables:
         tried = [str(origin) for origin in Origin if retry is not None and retry.includes(origin)]
         parameters = {"tried": tried, "spared": list(leave_alone)}
         with self._asking():
-            return conform(db.sql(_REMAINING, params=parameters).to_arrow_table(), REMAINING)
+            return conform(db.sql(LEFT, params=parameters).to_arrow_table(), REMAINING)
+
+
+def in_utc(moment: datetime.datetime) -> datetime.datetime:
+    """Return a moment in UTC, without its zone."""
+    return moment.astimezone(datetime.UTC).replace(tzinfo=None)
 
 
 def read_redo(store: OutputStore) -> pa.Table:
@@ -674,8 +564,8 @@ def _connect(scratch: Path) -> "duckdb.DuckDBPyConnection":
         },
     )
     db.execute("set enable_external_access = false")
-    db.execute(_SUM)
-    db.execute(_FITS)
+    db.execute(SUM)
+    db.execute(FITS)
     return db
 
 

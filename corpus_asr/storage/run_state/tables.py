@@ -93,13 +93,13 @@ IDENTITIES_NAME: Final = "_run/identities.parquet"
 """Addresses of recordings that moved (`identities`)."""
 PLANS_FOLDER: Final = "_run/plan"
 FINISHED_FOLDERS = (OUTCOMES_FOLDER, *PART_ROWS_FOLDERS)
-"""Tables of which those objects count that `TABLES_NAME` names."""
+"""Tables of parts; of these and of recordings those objects count that `TABLES_NAME` names."""
 TABLES_OF_RUNS = (
     COMMITS_FOLDER, *FINISHED_FOLDERS, RECORDINGS_FOLDER, SPEAKERS_FOLDER, VOICES_FOLDER,
     DUPLICATES_FOLDER, HOOKS_FOLDER,
 )  # fmt: skip
 _REMOVE = "restore it, or remove it to count all tables of the folder"
-_NOTED = {"tables", "merged", "taken_over"}
+_NOTED = {"tables", "merged", "taken_over", "settled"}
 _TIME_DIGITS = 20
 _BY_RUN = re.compile(r"(_run/|hooks/)?[a-z0-9_]+/\d+-(?P<run_id>.+)-[0-9a-f]{12}(-\d{5})?\.parquet")
 
@@ -114,6 +114,9 @@ class _Names(NamedTuple):
     """Commits whose rows these hold, so that they do not count any more."""
     taken_over: Mapping[str, frozenset[str]] = MappingProxyType({})
     """Runs whose lock was taken over, each with what it had put until then."""
+    settled: frozenset[str] | None = None
+    """Objects of recordings whose rows stand for their outcomes (`settled`); None: outcomes have
+    changed since."""
 
     def is_late(self, name: str) -> bool:
         """Tell whether a run put an object after its lock was taken over."""
@@ -198,12 +201,16 @@ class OutputStore:
         tables = {name for folder in TABLES_OF_RUNS for name in self._counting(folder, names)}
         return frozenset((*tables, *filter(self.exists, [IDENTITIES_NAME])))
 
-    def replace(self, old: Collection[str], new: Collection[str]) -> None:
+    def replace(
+        self, old: Collection[str], new: Collection[str], *, settled: Collection[str] | None = None
+    ) -> None:
         """Let tables and commits count in place of others, in one step; then remove these.
 
         Args:
-            old: commits, and objects of outcomes, with which those beside them go.
+            old: commits, objects of outcomes, with which those beside them go, and objects of
+                recordings.
             new: what was written in their place.
+            settled: objects of recordings whose rows stand for their outcomes from here on.
 
         Raises:
             EngineError: the folder belongs to another run by now.
@@ -214,8 +221,11 @@ class OutputStore:
         beside_old = {
             beside(name, folder) for name in {*old} - commits for folder in FINISHED_FOLDERS
         }
-        gone = tables & beside_old
-        self._note(names._replace(tables=(tables - gone).union(new), merged=names.merged | commits))
+        gone = tables & {*old, *beside_old}
+        merged = names.merged | commits
+        is_settled = None if settled is None else frozenset(settled)
+        tables = (tables - gone).union(new)
+        self._note(names._replace(tables=tables, merged=merged, settled=is_settled))
         self.remove_all([*sorted(commits), *sorted(gone)])
 
     def _names(self) -> _Names:
@@ -233,19 +243,21 @@ class OutputStore:
                 )
             tables, merged = (frozenset(noted[name]) for name in ("tables", "merged"))
             late = {run_id: frozenset(put) for run_id, put in noted["taken_over"].items()}
+            settled = None if noted["settled"] is None else frozenset(noted["settled"])
         except (ValueError, TypeError, AttributeError) as error:
             raise CorpusAsrError(
                 f"reading {redact_uri(uri)}: found it damaged ({error!r}); {_REMOVE}"
             ) from error
-        return _Names(content, tables, merged, late)
+        return _Names(content, tables, merged, late, settled)
 
     def _note(self, names: _Names) -> None:
         # Rows of parts without their outcomes are of a finish that was killed.
         lost = {name for name in names.tables if name.partition("/")[0] in PART_ROWS_FOLDERS
                 and beside(name, OUTCOMES_FOLDER) not in names.tables}  # fmt: skip
         late = {run_id: sorted(put) for run_id, put in names.taken_over.items()}
+        settled = None if names.settled is None else sorted(names.settled)
         value = {"tables": sorted(names.tables - lost), "merged": sorted(names.merged),
-                 "taken_over": late}  # fmt: skip
+                 "taken_over": late, "settled": settled}  # fmt: skip
         data = (json.dumps(value, indent=2) + "\n").encode()
         uri = self.address(TABLES_NAME)
         self.check()
@@ -349,6 +361,11 @@ class OutputStore:
         """Return the URI of an object in this folder."""
         return within(self.uri, name)
 
+    def settled_names(self) -> list[str] | None:
+        """Return the objects of recordings whose rows stand for their outcomes; None: unknown."""
+        settled = self._names().settled
+        return None if settled is None else sorted(settled)
+
     def commit_names(self) -> list[str]:
         """Return by time the names of commits and objects of outcomes that count at one moment."""
         names = self._names()
@@ -373,7 +390,7 @@ class OutputStore:
 
     def _counting(self, folder: str, names: _Names) -> dict[str, int]:
         sizes = {name: size or 0 for name, size in self._listed(folder) if _is_table(name)}
-        if folder in FINISHED_FOLDERS and names.content is not None:
+        if folder in (*FINISHED_FOLDERS, RECORDINGS_FOLDER) and names.content is not None:
             named = {name for name in names.tables if name.startswith(f"{folder}/")}
             hidden = named - sizes.keys()
             return {name: sizes.get(name, 0) for name in named - self.missing(hidden)}
