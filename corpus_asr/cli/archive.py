@@ -245,7 +245,7 @@ def _erase_speakers(store: "OutputStore", names: Sequence[str], *, yes: bool, st
 
 def _continue_killed(store: "OutputStore", *, yes: bool, steal: bool) -> dict[str, Any]:
     """Continue what a killed command had begun, or report it; return its arguments."""
-    from corpus_asr.storage.run_state.change_note import read_change
+    from corpus_asr.storage.run_state.lock import read_change
 
     noted = read_change(store)
     if noted is None:

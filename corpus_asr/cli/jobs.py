@@ -49,11 +49,11 @@ if TYPE_CHECKING:
 
 
 class Job(StrEnum):
-    """Kind of job."""
+    """Kind of job: values of the key `pipeline`."""
 
-    transcribe = "transcribe"
-    classify = "classify"
-    pseudo_label = "pseudo-label"
+    transcribe = "transcribe_corpus"
+    classify = "classify_audio"
+    pseudo_label = "pseudo_label"
 
 
 _DEFAULT_MODELS = {
@@ -62,11 +62,6 @@ _DEFAULT_MODELS = {
     Job.classify: "small",
     # Labels are no better than their model.
     Job.pseudo_label: "large-v3",
-}
-_PIPELINES = {
-    Job.transcribe: "transcribe_corpus",
-    Job.classify: "classify_audio",
-    Job.pseudo_label: "pseudo_label",
 }
 
 
@@ -101,7 +96,7 @@ def init(
         }
         if pipeline is Job.pseudo_label:
             chosen["dataset.uri"] = f"{chosen['output.uri'].rstrip('/')}-dataset"
-        _write(file, _PIPELINES[pipeline], chosen, full=full)
+        _write(file, pipeline.value, chosen, full=full)
         typer.echo(f"{file}: written")
         if model is None:
             typer.echo(_model_line(pipeline))
@@ -506,9 +501,10 @@ def _counts(found: "Plan", output_uri: str) -> Iterator[str]:
         yield f"redo       {found.redo_words()}"
     if found.num_realigned:
         yield f"manifest   {counted(found.num_realigned, 'other text')} to be aligned"
+    batches = "1 task batch" if found.num_packs == 1 else f"{found.num_packs:,} task batches"
     yield (
         f"to do      {counted(found.num_remaining, 'file')}, {_size(found.num_remaining_bytes)}, "
-        f"in {counted(found.num_packs, 'pack')}"
+        f"in {batches}"
     )
 
 

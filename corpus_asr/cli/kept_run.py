@@ -20,6 +20,7 @@ from corpus_asr.formats.transcript import Transcript
 from corpus_asr.schemas import RESULTS, SEGMENT_FIELDS, SPEAKERS
 from corpus_asr.segments import Segment
 from corpus_asr.storage.run_state.finish import recordings_rows
+from corpus_asr.storage.run_state.lock import SUCCESS_NAME
 from corpus_asr.storage.run_state.own_sources import record_sources
 from corpus_asr.storage.run_state.recording_rows import put_rows
 from corpus_asr.storage.run_state.result_rows import commit_rows
@@ -27,7 +28,6 @@ from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,
     FINGERPRINT_NAME,
     KEPT_RUN_FOLDER,
-    SUCCESS_NAME,
     fingerprint,
     result_settings,
     safe_config,

@@ -126,8 +126,8 @@ class ModelSettings(Settings):
     revision: str | None = None
     """Branch, tag or commit on the Hub; null: the main branch."""
     recognizer: str | None = None
-    """Your own model, in place of Whisper and the other families: a class package.module:Class (a
-    subclass of corpus_asr.Recognizer), or the name of one of an installed package. It receives
+    """Your own model, in place of Whisper and the other families: a class package.module:Class
+    (a subclass of corpus_asr.Recognizer), or the name of one of an installed package. It gets
     `checkpoint` unchanged."""
     by_language: dict[str, str] = Field(default_factory=dict)
     """Checkpoints by language code, of any family; `checkpoint`, a multilingual Whisper, detects

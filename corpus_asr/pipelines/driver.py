@@ -37,16 +37,16 @@ from corpus_asr.runtime.resources import (
 from corpus_asr.runtime.terminal import Stream, line_writer
 from corpus_asr.stages.measures import check_measures
 from corpus_asr.stages.transcribe import load_engine
-from corpus_asr.storage.run_state.change_note import read_change
 from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
 from corpus_asr.storage.run_state.forgotten import Forgotten
-from corpus_asr.storage.run_state.lock import Lock
+from corpus_asr.storage.run_state.lock import Lock, read_change
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing, read_packs
 from corpus_asr.storage.run_state.portions import LostPortion
 from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.run_files import (
     RUN_NAME,
     RunRecord,
+    archived_by,
     begin_run,
     calibration_for,
     fingerprint,
@@ -245,7 +245,8 @@ class CorpusRun:
             self._calibration = calibration_for(
                 config, store, model_revision=revision, family=self.checkpoint.family_name
             )
-        if read_change(store) is not None or Forgotten.read(store).entries:
+        # begin_run resumes a killed --new-run, if these are its settings.
+        if archived_by(store) is None and (read_change(store) or Forgotten.read(store).entries):
             from corpus_asr.storage.run_state.forget import finish_killed
 
             finish_killed(store)

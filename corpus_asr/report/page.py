@@ -53,6 +53,7 @@ from corpus_asr.report.status import (
     load_status,
 )
 from corpus_asr.report.text import clock, duration, now
+from corpus_asr.storage.run_state.own_sources import source_options
 from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,
     EVALUATION_NAME,
@@ -60,7 +61,6 @@ from corpus_asr.storage.run_state.run_files import (
     RUN_NAME,
     ProgressSample,
     failures_name,
-    source_options,
 )
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem

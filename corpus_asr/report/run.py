@@ -23,13 +23,13 @@ from corpus_asr.report.samples import Sampler
 from corpus_asr.report.status import activity_values
 from corpus_asr.report.text import duration, text_template
 from corpus_asr.storage.run_state.confidences import CONFIDENCE_BINS, read_confidences
+from corpus_asr.storage.run_state.lock import SUCCESS_NAME
 from corpus_asr.storage.run_state.plan import latest_plan
 from corpus_asr.storage.run_state.result_rows import LABEL_ROWS, SEGMENT_ROWS
 from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,
     FINGERPRINT_NAME,
     RUN_NAME,
-    SUCCESS_NAME,
     Snapshot,
     Speed,
     outcomes_names,

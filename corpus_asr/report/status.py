@@ -13,12 +13,11 @@ from corpus_asr.config.run import CLASSIFY_AUDIO
 from corpus_asr.errors import ConfigError
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.report.text import duration, text_template
-from corpus_asr.storage.run_state.lock import USUAL, Holder, read_holder
+from corpus_asr.storage.run_state.lock import SUCCESS_NAME, USUAL, Holder, read_holder
 from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,
     RUN_NAME,
     RUNNING,
-    SUCCESS_NAME,
     TRANSCRIBED,
     Snapshot,
     read_snapshot,

@@ -21,8 +21,8 @@ from corpus_asr.report.formatting import visible
 from corpus_asr.segments import SpeakerTurn, channel_name
 from corpus_asr.speakers.turns import Timeline
 from corpus_asr.storage.run_state.corrections import key_of
-from corpus_asr.storage.run_state.placing import Block, Stale
 from corpus_asr.storage.run_state.run_tables import RunTables
+from corpus_asr.storage.run_state.seen_segments import Block, Stale
 from corpus_asr.storage.stores.uri import without_secrets
 from corpus_asr.units import SAMPLE_RATE_HZ, counted
 from corpus_asr.view.catalogue import (

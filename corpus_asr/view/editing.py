@@ -18,7 +18,8 @@ from corpus_asr.storage.run_state.corrections import (
     EditedSegment,
     correct,
 )
-from corpus_asr.storage.run_state.placing import MARGIN_S, Made, Stale, words_within
+from corpus_asr.storage.run_state.seen_segments import MARGIN_S, Made, Stale
+from corpus_asr.storage.run_state.transcript_words import words_within
 from corpus_asr.view.catalogue import Library, Transcript, Transcripts, View
 
 # Overlapping speech exists; a longer overlap with a neighbor is a mistake.

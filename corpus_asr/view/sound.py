@@ -25,7 +25,7 @@ from corpus_asr.errors import FetchError
 from corpus_asr.failure_kinds import CHANGED
 from corpus_asr.segments import place_of
 from corpus_asr.stages.isolation import IsolatedGenerator
-from corpus_asr.storage.run_state.run_files import source_options
+from corpus_asr.storage.run_state.own_sources import source_options
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import RangeFile

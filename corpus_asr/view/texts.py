@@ -27,9 +27,9 @@ from corpus_asr.storage.run_state.confidences import gathered
 from corpus_asr.storage.run_state.corrections import Corrections
 from corpus_asr.storage.run_state.duplicates import read_pairs
 from corpus_asr.storage.run_state.part_rows import counting_rows, part_rows_at
-from corpus_asr.storage.run_state.placing import Block, Made, place
 from corpus_asr.storage.run_state.result_rows import SEGMENT_ROWS
 from corpus_asr.storage.run_state.run_tables import RunTables
+from corpus_asr.storage.run_state.seen_segments import Block, Made, place
 from corpus_asr.storage.run_state.tables import OutputStore, projected
 from corpus_asr.view.search import folded_lines
 

@@ -1,6 +1,8 @@
 """Every command of the guides to an archive runs, in their order, on a folder that a run made."""
 
+import contextlib
 import datetime
+import io
 import json
 import re
 import shlex
@@ -127,9 +129,17 @@ def test_the_commands_answer_as_the_guide_says(archive: Living) -> None:
             assert "What a person hears." in shown
             changed = archive.do("run archive.yaml --set decoding.beam_size=2", code=2)
             assert re.search(r"decoding\.beam_size: was .*, now 2; .*--redo all", changed)
-            [query] = re.findall(r"^```sql\n(.*?)^```$", GUIDE, re.M | re.S)
-            gone = duckdb.connect().sql(archive.local(query)).to_arrow_table()
-            assert [Path(uri).name for uri in gone["uri"].to_pylist()] == ["deleted.mp3"]
+            queries = re.findall(r"^```sql\n(.*?)^```$", GUIDE, re.M | re.S)
+            gone, named = (
+                duckdb.connect().sql(archive.local(query)).to_arrow_table()["uri"].to_pylist()
+                for query in queries
+            )
+            assert [Path(uri).name for uri in gone] == ["deleted.mp3"]
+            assert named == [], "no manifest names a guest"
+            [code] = re.findall(r"^```python\n(.*?)^```$", GUIDE, re.M | re.S)
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                exec(archive.local(code), {})
+            assert printed.getvalue() == f"--uri '{archive.source}/renamed/ada.mp3'\n"
             with Lock(store, "another"):
                 assert "in use by run another" in archive.do("run archive.yaml", code=2)
     assert "forgotten  1 file" in archive.do("plan archive.yaml --set decoding.beam_size=2")

@@ -184,7 +184,7 @@ def test_plan_counts_what_is_to_do_and_leaves_nothing_behind(
 ) -> None:
     result = call("plan", DEMO, *job)
     assert "# listed     2 files, 3.0 kB" in result.stdout
-    assert "# to do      2 files, 3.0 kB, in 1 pack" in result.stdout
+    assert "# to do      2 files, 3.0 kB, in 1 task batch" in result.stdout
     assert "# audio      unknown: no header of 2 recordings has a duration; 2 not_audio" in (
         result.stdout
     )

@@ -21,8 +21,8 @@ from corpus_asr.report import page
 from corpus_asr.report.page import write_page_at_the_end
 from corpus_asr.report.run import load_report, render
 from corpus_asr.runtime.local import run_local
-from corpus_asr.storage.run_state.lock import LOCK_NAME, Holder, ProcessName
-from corpus_asr.storage.run_state.run_files import PAGE_NAME, SUCCESS_NAME
+from corpus_asr.storage.run_state.lock import LOCK_NAME, SUCCESS_NAME, Holder, ProcessName
+from corpus_asr.storage.run_state.run_files import PAGE_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.engines import EXTRACTOR, script, scripted_engine
 from tests.support.killing import killable_job

@@ -106,6 +106,15 @@ def test_the_index_has_every_guide():
     assert [page for page in GUIDES if page != index and page.resolve() not in listed] == []
 
 
+def test_concepts_are_at_most_fifty_five_and_name_the_files_where_they_live():
+    page = (REPOSITORY / "docs/background/concepts.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+?) \| .+ \| `(.+?)` \|$", page, re.MULTILINE)
+    concepts = [concept for concept, _ in rows]
+    assert len(concepts) == len(set(concepts)) == page.count("\n| ") - page.count("| Concept |")
+    assert len(concepts) <= 55
+    assert [name for _, name in rows if not (REPOSITORY / "corpus_asr" / name).is_file()] == []
+
+
 def tree() -> list[tuple[int, str]]:
     """Return (depth, name) of each entry in the annotated tree of the repository."""
     (body,) = (

@@ -21,9 +21,9 @@ pytestmark = pytest.mark.long
 DOCS = Path(__file__).parents[2] / "docs"
 QUERIES = {
     name: query
-    for guide in ("how-to/alignment.md", "reference/definitions.md", "how-to/report.md")
+    for guide in ("how-to/alignment", "reference/definitions", "how-to/report", "how-to/watching")
     for name, query in re.findall(
-        r"^```sql\n-- (.*?)\n(.*?)^```$", (DOCS / guide).read_text(), re.M | re.S
+        r"^```sql\n-- (.*?)\n(.*?)^```$", (DOCS / f"{guide}.md").read_text(), re.M | re.S
     )
 }
 
@@ -187,3 +187,23 @@ def test_lists_of_recordings(job: ManualRun, told: Told) -> None:
     num_segments = sum(share.segments for share in told[0].statistics.languages)
     assert sum(words for _, words in ask(job, "words")) == num_segments  # each says "Hi."
     assert {missing for _, missing, _ in ask(job, "missing words")} == {None}
+
+
+def test_segments_of_a_run_that_works(tmp_path: Path) -> None:
+    job = ManualRun(tmp_path, ["a.wav", "b.wav", "c.wav"])
+    job.begin()
+    job.commit("a.wav", segments=[segment(0, 0.5), segment(1, 0.75, text=" And you?")])
+    job.commit("b.wav", segments=[segment(0, 0.25)])
+    job.fail("c.wav")
+    with duckdb.connect() as db:
+        query = QUERIES["segments of a run that works"].replace("output/demo", job.store.uri)
+        working = db.sql(query).to_arrow_table().to_pylist()
+        job.finish()
+        finished = db.sql(f"FROM '{job.store.uri}/segments/*.parquet'").to_arrow_table()
+    columns = ("recording_id", "part", "segment", "text", "start_s", "end_s", "confidence")
+    rows, expected = (
+        sorted(tuple(row[name] for name in columns) for row in table)
+        for table in (working, finished.to_pylist())
+    )
+    assert rows == expected
+    assert len(rows) == 3

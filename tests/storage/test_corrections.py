@@ -22,7 +22,7 @@ from corpus_asr.storage.run_state.corrections import (
     save_correction,
 )
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.run_state.timed_words import timed_words
+from corpus_asr.storage.run_state.transcript_words import timed_words
 
 ID = "0123456789abcdef"
 

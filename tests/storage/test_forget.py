@@ -21,20 +21,19 @@ from corpus_asr.report.page import write_page_at_the_end
 from corpus_asr.report.run import load_report
 from corpus_asr.schemas import DUPLICATES, SPEAKERS, VOICES
 from corpus_asr.storage.run_state import forget as forgetting
-from corpus_asr.storage.run_state.change_note import CHANGE_NAME
 from corpus_asr.storage.run_state.corrections import read_saved
 from corpus_asr.storage.run_state.forget_voices import forget_voices
 from corpus_asr.storage.run_state.forgotten import FORGOTTEN_NAME, Forgotten
-from corpus_asr.storage.run_state.lock import LOCK_NAME, Lock
+from corpus_asr.storage.run_state.lock import CHANGE_NAME, LOCK_NAME, SUCCESS_NAME, Lock
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.rewriting import (
     FAILING_NAME,
     NAMES_NAME,
 )
-from corpus_asr.storage.run_state.run_files import PAGE_NAME, SUCCESS_NAME
+from corpus_asr.storage.run_state.run_files import PAGE_NAME
 from corpus_asr.storage.run_state.run_tables import REDO
-from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.run_state.tables import TABLES_NAME, OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.uri import recording_id
@@ -75,7 +74,7 @@ def job(tmp_path: Path) -> ManualRun:
     earlier = "_earlier/before-20260101T000000Z-abcdef"
     names = [name for folder in ("outcomes", "segments", "recordings", "_run/plan")
              for name in job.store.all_names(folder)]  # fmt: skip
-    for name in [*names, "report.html", "run.json", "_run/config.json"]:
+    for name in [*names, "report.html", "run.json", "_run/config.json", TABLES_NAME]:
         data = filesystem.read_bytes(job.store.address(name))
         job.store.write_bytes(f"{earlier}/{name}", data)
     job.begin()
@@ -500,8 +499,8 @@ class Refusing:
         self._number, self._count = number, 0
         self._remove, self._write = filesystem.remove, filesystem.write_atomic
         self._refused = False
-        self.changed: list[str] = []
-        """What was changed after it."""
+        self.written: list[str] = []
+        """What was written after it; objects that count no more are removed several at once."""
         patches.setattr(filesystem, "remove", self.remove)
         patches.setattr(filesystem, "write_atomic", self.write)
 
@@ -510,16 +509,12 @@ class Refusing:
         if self._count == self._number:
             self._refused = True
             raise FetchError(f"removing {uri}: 403", uri=uri, kind="access_denied", retryable=False)
-        self._note(uri)
         self._remove(uri, *rest)
 
     def write(self, uri: str, *rest: Any, **options: Any) -> None:
-        self._note(uri)
-        self._write(uri, *rest, **options)
-
-    def _note(self, uri: str) -> None:
         if self._refused and not uri.endswith(LOCK_NAME):
-            self.changed.append(uri)
+            self.written.append(uri)
+        self._write(uri, *rest, **options)
 
 
 @EACH
@@ -548,7 +543,7 @@ def test_a_store_that_refuses_any_removal_says_what_is_left_and_what_to_do(
         assert refused.exit_code == 2, refused.output
         words_of_it = r"found removing .*: 403, expected .*; left (is|are) .*run the same command"
         assert re.search(words_of_it, refused.stderr), refused.stderr
-        assert store.changed == []
+        assert store.written == []
         again = command(job, *words, "--yes")
         assert again.exit_code == 0, again.output
         assert (speaking(job.store) if "--speaker" in words else

@@ -13,9 +13,9 @@ from corpus_asr.errors import FetchError
 from corpus_asr.failure_kinds import REFUSED_FILE, REFUSED_HOST
 from corpus_asr.storage.run_state import own_sources
 from corpus_asr.storage.run_state.forget import summaries_of
-from corpus_asr.storage.run_state.own_sources import OWN_SOURCES_FOLDER
+from corpus_asr.storage.run_state.own_sources import OWN_SOURCES_FOLDER, source_options
 from corpus_asr.storage.run_state.plan import make_plan, read_listing
-from corpus_asr.storage.run_state.run_files import CONFIG_NAME, begin_run, source_options
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, begin_run
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import StoreOptions, read_bytes
 from tests.support.stores import web_server

@@ -12,9 +12,10 @@ from corpus_asr.config.run import RunConfig, RunOptions
 from corpus_asr.errors import ConfigError
 from corpus_asr.report.run import load_report
 from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
+from corpus_asr.storage.run_state.forget import finish_killed
+from corpus_asr.storage.run_state.lock import CHANGE_NAME
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.run_files import (
-    ARCHIVE_NOTE_NAME,
     FINGERPRINT_NAME,
     RunRecord,
     begin_run,
@@ -272,28 +273,25 @@ def test_a_new_run_killed_anywhere_loses_nothing_and_goes_on() -> None:
     while store := killed_new_run(moments):
         everywhere = sorted(texts_anywhere(store))
         assert everywhere == ENGLISH, "nothing is lost or doubled at any moment"
-        if store.exists(ARCHIVE_NOTE_NAME):
+        if store.exists(CHANGE_NAME):
             with pytest.raises(ConfigError, match="stopped while it moved"):
                 begin(store, OLD)
-        run = begin(store, OTHER, new_run=moments % 2 == 0 or not store.exists(ARCHIVE_NOTE_NAME))
+        run = begin(store, OTHER, new_run=moments % 2 == 0 or not store.exists(CHANGE_NAME))
         complete(store, OTHER, run)
         [earlier] = aside(store)
         assert (texts(store), texts(earlier)) == (GERMAN, ENGLISH)
         assert earlier.exists("_SUCCESS")
         assert earlier.read_json("run.json")["config"]["decoding"]["language"] == "en"
         assert earlier.read_json("_run/fingerprint.json")["settings"]["decoding.language"] == "en"
-        assert not store.exists(ARCHIVE_NOTE_NAME)
+        assert not store.exists(CHANGE_NAME)
         moments += 1
     assert moments > 12
 
 
 def texts_anywhere(store: OutputStore) -> list[str]:
-    folders = (store, *(store.below(f"_earlier/{name}") for name in earlier_of(store)))
-    return [row["text"] for folder in folders for row in rows_of(stored_segments(folder, ["text"]))]
-
-
-def earlier_of(store: OutputStore) -> list[str]:
-    return sorted({name.split("/")[1] for name in store.all_names("_earlier")})
+    """Return the texts of all tables: a half-moved folder can only be read by its objects."""
+    tables = [name for name in store.all_names("") if name.split("/")[-2:-1] == ["segments"]]
+    return [row["text"] for name in tables for row in rows_of(store.batches(name))]
 
 
 def test_a_killed_new_run_may_be_followed_by_another() -> None:
@@ -303,3 +301,14 @@ def test_a_killed_new_run_may_be_followed_by_another() -> None:
     [earlier] = aside(store)
     assert texts(earlier) == ENGLISH
     assert texts(store) == ["a fr", "b fr", "c fr"]
+
+
+def test_a_killed_new_run_is_continued_by_a_command_that_changes_the_folder() -> None:
+    store = killed_new_run(5)
+    assert store is not None
+    finish_killed(store)
+    assert not store.exists(CHANGE_NAME)
+    [earlier] = aside(store)
+    assert texts(earlier) == ENGLISH
+    assert earlier.exists("_SUCCESS")
+    assert not begin(store, THIRD).continues

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from corpus_asr.errors import CorpusAsrError
+from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.schemas import LABELS, OUTCOMES, RESULTS, SEGMENTS
 from corpus_asr.storage.parquet import conform
 from corpus_asr.storage.run_state.lock import Lock
@@ -204,7 +204,7 @@ def test_what_a_finish_wrote_counts_once_it_is_named_and_in_one_step(store: Outp
 @pytest.mark.parametrize(
     "noted",
     [
-        b"{", b"[]", b'{"tables": 1}',
+        b"{", b"1", b'{"tables": 1, "merged": [], "taken_over": {}}',
         b'{"tables": ["outcomes/x.parquet"], "merged": [], "taken_over": {}}',
     ],
 )  # fmt: skip
@@ -224,6 +224,17 @@ def test_a_note_of_tables_that_is_damaged_or_of_another_folder_is_named(
     commit(store, results(part("b", 0, texts=["y"])))
     assert done(store, files("a", "b")).remaining == 0
     assert sorted(row["text"] for row in rows_of(stored_segments(store))) == ["x", "y"]
+
+
+@pytest.mark.parametrize("noted", [b'["outcomes/x.parquet"]', b'{"tables": [], "merged": []}'])
+def test_a_folder_of_another_version_is_not_called_damaged(
+    store: OutputStore, noted: bytes
+) -> None:
+    commit(store, results(part("a", 0, texts=["x"])))
+    done(store, files("a"))
+    store.write_bytes(TABLES_NAME, noted)
+    with pytest.raises(ConfigError, match="found results of another version of corpus-asr"):
+        store.commit_names()
 
 
 def test_leftovers_of_killed_writes_are_no_tables(tmp_path: Path) -> None:

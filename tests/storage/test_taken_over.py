@@ -15,10 +15,9 @@ import pytest
 from corpus_asr.errors import EngineError
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.run_state import tables
-from corpus_asr.storage.run_state.lock import LOCK_NAME, Holder, Lock, LockKey, Timing
+from corpus_asr.storage.run_state.lock import LOCK_NAME, SUCCESS_NAME, Holder, Lock, LockKey, Timing
 from corpus_asr.storage.run_state.part_rows import part_rows
 from corpus_asr.storage.run_state.result_rows import SEGMENT_ROWS
-from corpus_asr.storage.run_state.run_files import SUCCESS_NAME
 from corpus_asr.storage.run_state.tables import (
     TABLES_NAME,
     OutputStore,
@@ -36,7 +35,7 @@ from tests.support.tables import (
     stored_segments,
 )
 
-CHECKS_OF_A_FINISH = 12
+CHECKS_OF_A_FINISH = 10
 QUICK = Timing(heartbeat_s=0.01, looks=2, settle_s=0.01)
 
 

@@ -77,6 +77,8 @@ class Year(LivingArchive):
         self._sizes: dict[str, int | None] = {}
         """Contents of what `good` has; None of what a manifest names, which stays where it is."""
         self.last_listed: dict[str, float] = {}
+        self._pruned: set[str] = set()
+        """File names of pruned recordings, of which summaries of nights keep earlier addresses."""
         self.redo: str | None = None
         super().__init__(folder, seed=seed, files=files)
 
@@ -152,7 +154,7 @@ class Year(LivingArchive):
             (uri, content) for uri, content in self.files().items()
             if uri in self.good and content not in self.copied and contents[content] == 1
             and content not in self.away and elsewhere[content] <= 1
-            and Path(uri).name not in others and self._is_of(uri, content)
+            and Path(uri).name not in others | self._pruned and self._is_of(uri, content)
         )  # fmt: skip
 
     def _is_of(self, uri: str, content: int) -> bool:
@@ -179,6 +181,7 @@ class Year(LivingArchive):
         for each in found.gone:
             assert self.last_listed.get(each.uri, -1e9) <= now_s - days * DAY_S, each.uri
         uris = [each.uri for each in found.gone]
+        self._pruned |= {Path(uri).name for uri in uris}
         for uri in uris:
             for content in {int(text.split()[0]) for _, text in self.good.get(uri, ())}:
                 self.corrected.pop(content, None)
@@ -366,22 +369,20 @@ class Year(LivingArchive):
                 for name in ("outcomes", "recordings", "segments")}  # fmt: skip
 
     def exported(self) -> dict[str, Lines]:
-        """Return complete recordings as an export has them, also of a killed run."""
+        """Return complete recordings as an export has them, also of a killed run.
+
+        Without corrections: they stay where half of their words agree, as those of a year do.
+        """
         found = {}
-        for each in self._export():
-            texts = [self._as_taken(segment.text) for segment in each.segments]
+        for each in self._export(Corrections({})):
+            texts = (segment.text for segment in each.segments)
             found[each.uri] = tuple(sorted((int(text.split()[1]), text) for text in texts))
         return found
 
-    def _as_taken(self, text: str) -> str:
-        """Return a text with the present take if corrected: it shows the take that a person saw."""
-        words = text.removeprefix("corrected ")
-        return words if words == text else f"{words.rpartition(' ')[0]} {self.take}"
-
-    def _export(self) -> list[Recording]:
+    def _export(self, corrections: Corrections) -> list[Recording]:
         selection = Selection(partial=True)
         with open_selection(self.store, selection) as tables:
-            seen = SeenSegments(self.store, tables, Corrections.load(self.store))
+            seen = SeenSegments(self.store, tables, corrections)
             return list(recordings(seen, tables, selection))
 
     def check(self, *, ended: bool, whole: bool) -> None:
@@ -488,7 +489,8 @@ class Year(LivingArchive):
         if not self.corrected or self.chance.random() > 0.2:
             return
         there = {row["text"] for row in segments}
-        exported = {segment.text for each in self._export() for segment in each.segments}
+        corrected = self._export(Corrections.load(self.store))
+        exported = {segment.text for each in corrected for segment in each.segments}
         for text, words in self.corrected.values():
             if text in there:
                 assert words in exported, words

@@ -15,8 +15,8 @@ from corpus_asr.storage import parquet
 from corpus_asr.storage.run_state import part_rows
 from corpus_asr.storage.run_state.corrections import EditedSegment, correct
 from corpus_asr.storage.run_state.finish import merge
+from corpus_asr.storage.run_state.lock import SUCCESS_NAME
 from corpus_asr.storage.run_state.result_rows import LABEL_ROWS
-from corpus_asr.storage.run_state.run_files import SUCCESS_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.view.catalogue import BLOCK_ROWS, Library, Transcript, Transcripts

@@ -8,7 +8,7 @@ save creates the number after the last one its author saw. With two servers, one
 refused; that server reads the new corrections and retries if they concern other segments, so
 nothing is overwritten unseen. An undo is a save that lists revoked corrections.
 
-`placing` determines their position in a transcript, also in one of another model.
+`seen_segments` determines their position in a transcript, also in one of another model.
 """
 
 import datetime

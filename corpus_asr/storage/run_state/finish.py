@@ -19,6 +19,7 @@ import pyarrow.ipc
 
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SCHEMA_VERSION
+from corpus_asr.storage.run_state.lock import SUCCESS_NAME
 from corpus_asr.storage.run_state.manifest_columns import join_columns
 from corpus_asr.storage.run_state.part_rows import part_rows
 from corpus_asr.storage.run_state.plan import retire_plans
@@ -30,13 +31,7 @@ from corpus_asr.storage.run_state.result_rows import (
     PartRows,
     nested,
 )
-from corpus_asr.storage.run_state.run_files import (
-    RUN_NAME,
-    SUCCESS_NAME,
-    RunRecord,
-    code_versions,
-    safe_config,
-)
+from corpus_asr.storage.run_state.run_files import RUN_NAME, RunRecord, code_versions, safe_config
 from corpus_asr.storage.run_state.run_tables import NOTED, RowPlace, RunTables
 from corpus_asr.storage.run_state.source_listings import other_listings
 from corpus_asr.storage.run_state.tables import (

@@ -18,13 +18,18 @@ import pyarrow.compute as pc
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.schemas import FILES, PACKS
-from corpus_asr.storage.run_state.change_note import CHANGE_NAME, AtTheEnd, changing, read_change
 from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER
 from corpus_asr.storage.run_state.forget_voices import FORGET_VOICES, forget_voices
 from corpus_asr.storage.run_state.forgotten import CONTENT, FORGOTTEN_NAME, Forgotten
 from corpus_asr.storage.run_state.identities import Identities, forget_addresses
-from corpus_asr.storage.run_state.late_saves import sweep_late_saves
-from corpus_asr.storage.run_state.lock import LOCK_NAME
+from corpus_asr.storage.run_state.lock import (
+    CHANGE_NAME,
+    LOCK_NAME,
+    SUCCESS_NAME,
+    AtTheEnd,
+    changing,
+    read_change,
+)
 from corpus_asr.storage.run_state.own_sources import (
     OWN_SOURCES_FOLDER,
     forget_sources,
@@ -35,17 +40,21 @@ from corpus_asr.storage.run_state.result_rows import without_credentials
 from corpus_asr.storage.run_state.rewriting import (
     NAMES_NAME,
     folders_of,
+    remove_corrections,
+    remove_names,
     remove_recordings,
+    rewrite_names,
 )
 from corpus_asr.storage.run_state.run_files import (
     CALIBRATION_NAME,
     CONFIG_NAME,
     EARLIER_FOLDER,
     EVALUATION_NAME,
+    NEW_RUN,
     PAGE_NAME,
     RUN_NAME,
-    SUCCESS_NAME,
     SUMMARIES_FOLDER,
+    archive_previous_results,
     failures_name,
 )
 from corpus_asr.storage.run_state.tables import (
@@ -197,9 +206,22 @@ def finish_killed(store: OutputStore, *, at_the_end: AtTheEnd | None = None) -> 
     if noted is not None:
         by_command: dict[str, Callable[..., object]] = {
             FORGET: forget, FORGET_VOICES: forget_voices, PRUNE: prune,
+            NEW_RUN: archive_previous_results,
         }  # fmt: skip
         by_command[noted.command](store, at_the_end=at_the_end, **noted.arguments)
     sweep_late_saves(store)
+
+
+def sweep_late_saves(store: OutputStore) -> None:
+    """Remove corrections of recordings that were forgotten, saved while these were removed."""
+    # A viewer shows an outdated state, and may be killed before it takes its save back.
+    forgotten = Forgotten.read(store)
+    if not forgotten.entries:
+        return
+    saved = {name.split("/")[1] for name in store.all_names(CORRECTIONS_FOLDER)}
+    remove_corrections(store, set(filter(forgotten.has_id, saved)))
+    remove_names(store, lambda recording, _: forgotten.has_id(recording))
+    rewrite_names(store, lambda uri, _: None if forgotten.has(uri) else uri)
 
 
 def forget(

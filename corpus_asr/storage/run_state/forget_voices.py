@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.segments import SpeakerTurn
-from corpus_asr.storage.run_state.change_note import AtTheEnd, changing
 from corpus_asr.storage.run_state.corrections import SPEAKER_LABEL
+from corpus_asr.storage.run_state.lock import AtTheEnd, changing
 from corpus_asr.storage.run_state.prune import refusals_explained
 from corpus_asr.storage.run_state.rewriting import (
     folders_of,
@@ -44,10 +44,10 @@ def forget_voices(
     `names` are the names by which the user selected them.
     """
     speakers = {(recording, speaker) for recording, speaker in speakers}  # JSON notes hold lists
-    noted = {"speakers": sorted(speakers), "names": sorted(names)}
+    noted = sorted(speakers)
     with (
         refusals_explained(store, "erasing voices from", {recording for recording, _ in speakers}),
-        changing(store, FORGET_VOICES, at_the_end, **noted),
+        changing(store, FORGET_VOICES, at_the_end, speakers=noted, names=sorted(names)),
     ):
         named_speakers = {
             (recording, who) for recording, who in speakers if not SPEAKER_LABEL.fullmatch(who)

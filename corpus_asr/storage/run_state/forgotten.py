@@ -7,14 +7,14 @@ are read. A version replaces an unknown content.
 
 import hashlib
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Final, Self
 
 import pyarrow as pa
 
 from corpus_asr.errors import CorpusAsrError
-from corpus_asr.storage.run_state.moved import read_digests
+from corpus_asr.storage.run_state.moved import addresses, read_digests
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import StoreOptions
@@ -145,3 +145,17 @@ class Forgotten:
 def _columns(files: pa.Table) -> Iterable[tuple[str, str | None, int | None]]:
     names = ("uri", "etag", "size_bytes")
     return zip(*(files.column(name).to_pylist() for name in names), strict=True)
+
+
+def is_there(store: OutputStore, recording_id: str, outcomes_names: Collection[str]) -> bool:
+    """Return whether a recording is still in the folder and not being removed.
+
+    A viewer asks before and after it saves: a removal that starts in between either has an entry,
+    which the second call sees, or sees the save. `outcomes_names` are objects that held its
+    outcomes; others are read only if these are gone.
+    """
+    if Forgotten.read(store).has_id(recording_id):
+        return False
+    if store.missing(outcomes_names) != {*outcomes_names}:
+        return True
+    return any(True for _ in addresses(store, {recording_id}))

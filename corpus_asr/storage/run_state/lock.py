@@ -1,8 +1,11 @@
-"""One run at a time on an output folder: a lock object with a heartbeat.
+"""One command at a time changes an output folder: a lock with a heartbeat, a note of the change.
 
 Liveness is never judged by the holder's clock: a process of this machine is looked up, any other is
 watched for changes of its lock. A lost lock loses no results (tables distinguish the commits of two
 runs): the lock keeps two runs from duplicating work and deleting each other's files.
+
+Its holder notes a change of a finished run's tables before the first step and removes the note
+last, so that the next command resumes it after a kill; `_SUCCESS` is absent meanwhile.
 """
 
 import datetime
@@ -14,10 +17,11 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Final, Self
 
 from corpus_asr.errors import ConfigError, EngineError, FetchError, LockedError
 from corpus_asr.json_values import load, parsed
@@ -30,6 +34,8 @@ from corpus_asr.storage.stores.uri import LOCAL, redact_uri, scheme_of
 logger = logging.getLogger(__name__)
 
 LOCK_NAME = "_run/lock.json"
+CHANGE_NAME: Final = "_run/change.json"
+SUCCESS_NAME = "_SUCCESS"
 # A skipped heartbeat is better than a blocked one, also when the run ends.
 BEAT_POLICY = RetryPolicy(attempts=6, patience_s=10.0, longest_wait_s=2.0, request_timeout_s=10.0)
 _ATTEMPTS = 5  # to acquire a lock that changes hands meanwhile
@@ -334,3 +340,55 @@ def _called(content: bytes) -> str:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+AtTheEnd = Callable[[OutputStore], object]
+"""Called with the folder after its tables were changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeNote:
+    """A command that changes a folder."""
+
+    command: str
+    """Command name and option, as in `corpus-asr remove --gone`."""
+    finished: bool
+    """Whether a run had finished the folder."""
+    arguments: dict[str, Any]
+    """Arguments of the function that makes the change, as JSON."""
+
+
+def read_change(store: OutputStore) -> ChangeNote | None:
+    """Return the note of a running or killed command; None without one."""
+    noted = store.read_json(CHANGE_NAME)
+    return None if noted is None else ChangeNote(**noted)
+
+
+def is_finished(store: OutputStore) -> bool:
+    """Return whether a run has finished the folder, also while a command changes it."""
+    noted = read_change(store)
+    return store.exists(SUCCESS_NAME) or (noted is not None and noted.finished)
+
+
+@contextmanager
+def changing(
+    store: OutputStore,
+    command: str,
+    at_the_end: AtTheEnd | None,
+    *,
+    success_name: str = SUCCESS_NAME,
+    **arguments: Any,
+) -> Iterator[None]:
+    """Keep a change note while the context is open; the caller holds the folder's lock.
+
+    A finished folder's `_SUCCESS` returns as `success_name`.
+    """
+    note = ChangeNote(command=command, finished=is_finished(store), arguments=arguments)
+    store.write_json(CHANGE_NAME, asdict(note))
+    store.remove(SUCCESS_NAME)
+    yield
+    if note.finished:
+        store.write_bytes(success_name, b"")
+    if at_the_end is not None:
+        at_the_end(store)
+    store.remove(CHANGE_NAME)

@@ -14,17 +14,19 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.config.run import SourceSettings
+from corpus_asr.config.storage_options import NO_OPTIONS, StorageOptions
 from corpus_asr.logs import event
 from corpus_asr.storage.listing import first_magic
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.stores.host_allowlist import FileRules
+from corpus_asr.storage.stores.filesystem import StoreOptions
+from corpus_asr.storage.stores.host_allowlist import WEB, FileRules, HostRules, host_of
 from corpus_asr.storage.stores.members import member_address
 from corpus_asr.storage.stores.uri import LOCAL, expanded, normalize, parent, public, scheme_of
 
@@ -44,6 +46,29 @@ class OwnSources:
     """Source of the last run."""
     folders: tuple[str, ...]
     """Folders and single files of all runs, normalized."""
+
+
+def source_options(
+    store: OutputStore, *, allowed: Iterable[str] = (), storage: StorageOptions = NO_OPTIONS
+) -> StoreOptions:
+    """Return the options with which a run accessed the recordings in its tables.
+
+    Local files and hosts reachable only from here are readable if this user's own runs recorded
+    them, or below the `allowed` URIs: settings and tables may be untrusted. So only this user's
+    record provides the endpoint and options; secret options are never stored and come from
+    `storage`.
+    """
+    allowed = tuple(map(normalize, allowed))
+    record = read_own_sources(store)
+    hosts = HostRules(trusted_names=False) if record is None else HostRules.of(record.source)
+    named = tuple(host_of(uri) for uri in allowed if scheme_of(uri) in WEB)
+    return StoreOptions(
+        storage=storage.over(
+            NO_OPTIONS if record is None else record.source.bound_options.public()
+        ),
+        hosts=replace(hosts, own_hosts=(*hosts.own_hosts, *named)),
+        files=FileRules(folders=(*allowed, *(record.folders if record is not None else ()))),
+    )
 
 
 def record_sources(

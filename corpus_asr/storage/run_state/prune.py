@@ -10,10 +10,10 @@ from typing import Final
 import pyarrow as pa
 
 from corpus_asr.errors import ConfigError, FetchError
-from corpus_asr.storage.run_state.change_note import AtTheEnd, changing
 from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER
 from corpus_asr.storage.run_state.finish import OutcomeCounts
 from corpus_asr.storage.run_state.identities import forget_addresses
+from corpus_asr.storage.run_state.lock import AtTheEnd, changing
 from corpus_asr.storage.run_state.plan import SHARD_ROWS, latest_plan
 from corpus_asr.storage.run_state.rewriting import holding, remove_recordings
 from corpus_asr.storage.run_state.run_files import RUN_NAME

@@ -17,15 +17,20 @@ import pyarrow as pa
 from corpus_asr.activity import Activity, Estimate, FailureCount, clock_time, in_hours, rtfx
 from corpus_asr.confidence import FEATURES, ConfidenceModel
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig, SourceSettings
-from corpus_asr.config.storage_options import NO_OPTIONS, StorageOptions
 from corpus_asr.errors import ConfigError
 from corpus_asr.json_values import parsed
 from corpus_asr.logs import event
 from corpus_asr.storage.listing import RECORDS_FOLDER
 from corpus_asr.storage.model_files import full_name
+from corpus_asr.storage.run_state.lock import (
+    CHANGE_NAME,
+    SUCCESS_NAME,
+    AtTheEnd,
+    changing,
+    read_change,
+)
 from corpus_asr.storage.run_state.own_sources import (
     OWN_SOURCES_FOLDER,
-    read_own_sources,
     record_sources,
 )
 from corpus_asr.storage.run_state.run_tables import REDO_NAME
@@ -41,12 +46,9 @@ from corpus_asr.storage.run_state.tables import (
     OutputStore,
 )
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions
-from corpus_asr.storage.stores.host_allowlist import WEB, FileRules, HostRules, host_of
 from corpus_asr.storage.stores.uri import (
-    normalize,
     public,
     redact_uri,
-    scheme_of,
     without_secrets,
 )
 from corpus_asr.units import counted
@@ -355,29 +357,6 @@ def _safe(value: Any) -> Any:
     return value
 
 
-def source_options(
-    store: OutputStore, *, allowed: Iterable[str] = (), storage: StorageOptions = NO_OPTIONS
-) -> StoreOptions:
-    """Return the options with which a run accessed the recordings in its tables.
-
-    Local files and hosts reachable only from here are readable if this user's own runs recorded
-    them, or below the `allowed` URIs: settings and tables may be untrusted. So only this user's
-    record provides the endpoint and options; secret options are never stored and come from
-    `storage`.
-    """
-    allowed = tuple(map(normalize, allowed))
-    record = read_own_sources(store)
-    hosts = HostRules(trusted_names=False) if record is None else HostRules.of(record.source)
-    named = tuple(host_of(uri) for uri in allowed if scheme_of(uri) in WEB)
-    return StoreOptions(
-        storage=storage.over(
-            NO_OPTIONS if record is None else record.source.bound_options.public()
-        ),
-        hosts=replace(hosts, own_hosts=(*hosts.own_hosts, *named)),
-        files=FileRules(folders=(*allowed, *(record.folders if record is not None else ()))),
-    )
-
-
 def code_versions() -> dict[str, str]:
     """Return the versions of this program and of installed dependencies."""
     versions = {"python": platform.python_version()}
@@ -392,7 +371,6 @@ def code_versions() -> dict[str, str]:
 FINGERPRINT_NAME = "_run/fingerprint.json"
 CONFIG_NAME = "_run/config.json"
 RUN_NAME = "run.json"
-SUCCESS_NAME = "_SUCCESS"
 PAGE_NAME = "report.html"
 EVALUATION_NAME = "evaluation.json"
 SUMMARIES_FOLDER = "nights"
@@ -403,7 +381,7 @@ def failures_name(page: str) -> str:
     return f"{page.removesuffix('.html')}.failures.csv"
 
 
-ARCHIVE_NOTE_NAME = "_run/aside.json"
+NEW_RUN: Final = "run --new-run"
 EARLIER_FOLDER = "_earlier"  # ignored by readers of tables
 _ARCHIVED_NAMES = (
     RUN_NAME, PAGE_NAME, failures_name(PAGE_NAME), EVALUATION_NAME, CALIBRATION_NAME,
@@ -481,13 +459,13 @@ def check_fingerprint(
     Results of another fingerprint are allowed for a new run, or for reprocessing.
     """
     stored = store.read_json(FINGERPRINT_NAME)
-    moving = store.read_json(ARCHIVE_NOTE_NAME)
-    if moving is not None:
-        if new_run or moving["fingerprint"] == fingerprint:
+    archiving = archived_by(store)
+    if archiving is not None:
+        if new_run or archiving["fingerprint"] == fingerprint:
             return FolderContents.other
         raise ConfigError(
-            f"beginning a run in {redact_uri(store.uri)}: found {ARCHIVE_NOTE_NAME}, expected "
-            f"none, since a --new-run stopped while it moved results to {moving['folder']}; "
+            f"beginning a run in {redact_uri(store.uri)}: found {CHANGE_NAME}, expected none, "
+            f"since a --new-run stopped while it moved results to {archiving['folder']}; "
             "continue with its settings, or with --new-run"
         )
     # A run over no recordings leaves a table without rows.
@@ -580,7 +558,8 @@ def begin_run(
         continues=earlier in (FolderContents.same, FolderContents.mixed),
     )
     if earlier is FolderContents.other:
-        archive_previous_results(store, run)
+        folder = (archived_by(store) or {}).get("folder", f"{EARLIER_FOLDER}/before-{run.run_id}")
+        archive_previous_results(store, folder=folder, fingerprint=run.fingerprint)
     store.remove(SUCCESS_NAME)
     safe = safe_config(config)
     store.write_json(CONFIG_NAME, safe)
@@ -593,21 +572,22 @@ def begin_run(
     return run
 
 
-def archive_previous_results(store: OutputStore, run: RunRecord) -> None:
-    """Move an output folder's results to `_earlier/`, or resume an interrupted move."""
-    # The note of objects to move is written first and removed last: after a kill the next call
-    # resumes. Nothing is ever deleted.
-    note = store.read_json(ARCHIVE_NOTE_NAME) or {
-        "folder": f"{EARLIER_FOLDER}/before-{run.run_id}",
-        "finished": store.exists(SUCCESS_NAME),
-    }
-    store.write_json(ARCHIVE_NOTE_NAME, {**note, "fingerprint": run.fingerprint})
-    # The mark of a finished run is moved away first and arrives last.
-    store.remove(SUCCESS_NAME)
-    for folder in _ARCHIVED_FOLDERS:
-        store.move_all(list(store.all_names(folder)), note["folder"])
-    store.move_all(filter(store.exists, _ARCHIVED_NAMES), note["folder"])
-    if note["finished"]:
-        store.write_bytes(f"{note['folder']}/{SUCCESS_NAME}", b"")
-    store.remove(ARCHIVE_NOTE_NAME)
-    logger.info("archived folder=%s", note["folder"])
+def archived_by(store: OutputStore) -> dict[str, Any] | None:
+    """Return the arguments of a killed `archive_previous_results`; None without one."""
+    noted = read_change(store)
+    return noted.arguments if noted is not None and noted.command == NEW_RUN else None
+
+
+def archive_previous_results(
+    store: OutputStore, *, folder: str, fingerprint: str, at_the_end: AtTheEnd | None = None
+) -> None:
+    """Move an output folder's results to a folder in it, or resume an interrupted move."""
+    success_name = f"{folder}/{SUCCESS_NAME}"
+    with changing(
+        store, NEW_RUN, at_the_end, success_name=success_name,
+        folder=folder, fingerprint=fingerprint,
+    ):  # fmt: skip
+        for name in _ARCHIVED_FOLDERS:
+            store.move_all(list(store.all_names(name)), folder)
+        store.move_all(filter(store.exists, _ARCHIVED_NAMES), folder)
+    logger.info("archived folder=%s", folder)

@@ -31,7 +31,7 @@ from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar
 import pyarrow as pa
 
 from corpus_asr.config.run import DatasetSettings, OutputSettings
-from corpus_asr.errors import CorpusAsrError, EngineError
+from corpus_asr.errors import ConfigError, CorpusAsrError, EngineError
 from corpus_asr.json_values import load
 from corpus_asr.schemas import OUTCOMES, RECORDINGS
 from corpus_asr.storage.parquet import (
@@ -99,6 +99,7 @@ TABLES_OF_RUNS = (
     DUPLICATES_FOLDER, HOOKS_FOLDER,
 )  # fmt: skip
 _REMOVE = "restore it, or remove it to count all tables of the folder"
+_NOTED = {"tables", "merged", "taken_over"}
 _TIME_DIGITS = 20
 _BY_RUN = re.compile(r"(_run/|hooks/)?[a-z0-9_]+/\d+-(?P<run_id>.+)-[0-9a-f]{12}(-\d{5})?\.parquet")
 
@@ -224,9 +225,15 @@ class OutputStore:
         content = filesystem.read_bytes(uri, self.options)
         try:
             noted = load(content)
+            if isinstance(noted, list) or not noted.keys() >= _NOTED:
+                raise ConfigError(
+                    f"reading {redact_uri(uri)}: found results of another version of corpus-asr, "
+                    "which this one does not read; use that version, or transcribe into another "
+                    "folder"
+                )
             tables, merged = (frozenset(noted[name]) for name in ("tables", "merged"))
             late = {run_id: frozenset(put) for run_id, put in noted["taken_over"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise CorpusAsrError(
                 f"reading {redact_uri(uri)}: found it damaged ({error!r}); {_REMOVE}"
             ) from error

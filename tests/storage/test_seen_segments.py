@@ -16,7 +16,7 @@ from corpus_asr.storage.run_state.corrections import (
     EditedSegment,
     correct,
 )
-from corpus_asr.storage.run_state.placing import Placing, place
+from corpus_asr.storage.run_state.seen_segments import Placing, place
 from corpus_asr.storage.run_state.tables import projected
 
 ID = "0123456789abcdef"

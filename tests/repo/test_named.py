@@ -1,0 +1,155 @@
+"""Guides name only settings and options that exist, and give commands all that they require."""
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from corpus_asr.cli.main import app
+from corpus_asr.config.finetune import FinetuneConfig
+from corpus_asr.config.run import PseudoLabelConfig
+from corpus_asr.config.settings import keys_of
+from tests.repo.sources import REPOSITORY, relative
+
+PAGES = (
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((REPOSITORY / "docs").rglob("*.md")),
+    *(REPOSITORY / name / "README.md" for name in ("benchmarks", "notebooks")),
+)
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
+NAMED_KEY = re.compile(r"(?<![\w./-])([a-z_]+(?:\.[a-z_0-9*]+)+)")
+# Endings of file names, which a section's name may come before: report.html.
+SUFFIXES = {"html", "json", "csv", "log", "md", "parquet", "py", "safetensors", "yaml"}
+# Weights and attributes of a network.
+OF_NETWORKS = {
+    "model.encoder.*", "model.dtype", "model.generate",
+    "model.model.encoder.embed_positions.requires_grad_",
+}  # fmt: skip
+MEASURED = re.compile(r"<!-- measured: .*?<!-- end -->", re.DOTALL)
+# Shown with its answer, which names the option of here.
+REFUSED = "$ corpus-asr transcribe talk.mp3 --num_beams 5"
+JOBS = (PseudoLabelConfig, FinetuneConfig)
+SETTINGS = {key: field for job in JOBS for key, field in keys_of(job)}
+SECTIONS = {key[0] for key in SETTINGS if len(key) > 1}
+# Their keys are of other libraries, or the user's.
+FREE = {
+    ("lora",), ("training",), ("model", "by_language"),
+    *(key for key in SETTINGS if key[-1] == "storage_options"),
+}  # fmt: skip
+
+
+def exists(key: tuple[str, ...]) -> bool:
+    """Tell whether a job's file may have this key."""
+    return key in SETTINGS or any(key[: len(free)] == free for free in FREE)
+
+
+def keys_in(block: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the keys of a block of YAML."""
+    if isinstance(block, Mapping):
+        for name, value in block.items():
+            yield (*above, str(name))
+            yield from keys_in(value, (*above, str(name)))
+
+
+def keys_named(text: str) -> Iterator[tuple[str, ...]]:
+    """Yield the settings that a page names, in blocks of YAML, in commands and in backticks."""
+    for language, body in FENCED.findall(text):
+        for block in yaml.safe_load_all(body) if language == "yaml" else ():
+            if isinstance(block, Mapping) and SECTIONS.intersection(block):
+                yield from keys_in(block)
+    fenced = [body for language, body in FENCED.findall(text) if language != "python"]
+    spans = [*SPAN.findall(FENCED.sub("", text)), *fenced]
+    for name in (name for span in spans for name in NAMED_KEY.findall(span)):
+        section, *names = name.split(".")
+        if section in SECTIONS and names[-1] not in SUFFIXES and name not in OF_NETWORKS:
+            yield (section, *names)
+
+
+def wrong_keys(text: str) -> set[str]:
+    return {".".join(key) for key in keys_named(text) if not exists(key)}
+
+
+def test_every_setting_named_exists() -> None:
+    assert {relative(page): wrong_keys(page.read_text()) for page in PAGES} == {
+        relative(page): set() for page in PAGES
+    }
+
+
+@cache
+def commands() -> Mapping[str, Any]:
+    return typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def calls_named(text: str) -> Iterator[str]:
+    """Yield the calls of commands that a page shows, in consoles and in backticks."""
+    text = MEASURED.sub("", text)
+    for language, body in FENCED.findall(text):
+        if language in ("console", "text"):
+            lines = body.replace("\\\n", " ").splitlines()
+            yield from (line for line in lines if re.search(r"(^|[ /])corpus-asr ", line))
+    for span in SPAN.findall(FENCED.sub("", text)):
+        words = " ".join(span.split())
+        if re.match(r"(\w+=\S+ )*corpus-asr ", words) or words.split()[0] in commands():
+            yield words
+
+
+def problems_of(call: str) -> Iterator[str]:
+    """Yield what the program would refuse in a call before it looks at any value."""
+    words = re.sub(r"(\$ |.*[ /](?=corpus-asr )|\s+#.*| [|>].*)", "", call).split()
+    words = words[words[0] == "corpus-asr" :]
+    while words and words[0].startswith("-"):  # options of all commands
+        words = words[2:]
+    if not words or words[0].isupper():
+        return
+    command = commands().get(words[0])
+    if command is None:
+        yield f"{call}: no such command"
+        return
+    options = [item for item in command.params if item.param_type_name == "option"]
+    known = {name for item in options for name in (*item.opts, *item.secondary_opts)}
+    if words[0] == "transcribe":  # takes the spelling of whisper
+        known |= {name.replace("-", "_").replace("__", "--") for name in known}
+    used = {re.split(r"[=,;:]", word)[0] for word in words[1:] if word.startswith("--")}
+    yield from (f"{call}: {name}" for name in sorted(used - known - {"--help"}))
+    # A call without what it is about is a mention.
+    if len(words) > 1 and not words[1].startswith("-"):
+        for item in options:
+            if item.required and not used.intersection(item.opts):
+                yield f"{call}: lacks {item.opts[0]}"
+
+
+def test_every_command_and_option_named_exists() -> None:
+    for page in PAGES:
+        calls = {*calls_named(page.read_text())} - {REFUSED}
+        assert [text for call in calls for text in problems_of(call)] == [], relative(page)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("```yaml\nsource: {uri: a, endpoint_url: b}\n```", "source.endpoint_url"),
+        ("set `extract.ahead_mb` lower", "extract.ahead_mb"),
+        ("```console\n$ corpus-asr run a.yaml --set model.name=b\n```", "model.name"),
+    ],
+)
+def test_a_setting_that_does_not_exist_is_noticed(text: str, problem: str) -> None:
+    assert wrong_keys(text) == {problem}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("`corpus-asr export out --to edited`", "lacks --format"),
+        ("`corpus-asr forget out`", "no such command"),
+        ("`report --htm`", "--htm"),
+        ("```console\n$ nice corpus-asr view out --hosts a\n```", "--hosts"),
+    ],
+)
+def test_a_call_that_would_be_refused_is_noticed(text: str, problem: str) -> None:
+    [found] = [item for call in calls_named(text) for item in problems_of(call)]
+    assert found.endswith(problem)
