@@ -422,10 +422,12 @@ class CorpusRun:
             return None
         subject = "recordings" if all_tried else "processed recordings"
         rest = "" if all_tried else f", {counted(remaining, 'recording')} remain"
-        reason = shortened(alike.message or failure_kind(alike.kind).advice, 500)
+        # Without the advice for one recording: the kind has that for all.
+        example = alike.message.partition("; ")[0] or ", ".join(alike.examples[:1])
         return EngineError(
             f"running {redact_uri(self.store.uri)}: all {alike.count:,} {subject} failed alike "
-            f"({alike.kind}), expected some to be read{rest}; {reason}"
+            f"({alike.kind}), such as {shortened(example, 500)}, expected some to be read{rest}; "
+            f"{failure_kind(alike.kind).advice}"
         )
 
     def _finish_tables(self, plan: Plan, begun: RunRecord) -> OutcomeCounts:

@@ -194,7 +194,7 @@ def test_plan_checks_output_recording_model_and_memory(
     monkeypatch.setattr("corpus_asr.runtime.resources.memory_limit_bytes", lambda: 300 << 20)
     small = CliRunner().invoke(cli.app, command)
     assert small.exit_code == 2
-    assert "checking memory: found 0.3 GiB here" in small.stderr
+    assert "checking memory: found 0.3 GiB, expected" in small.stderr
 
 
 @pytest.fixture(scope="module")

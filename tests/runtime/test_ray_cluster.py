@@ -181,7 +181,7 @@ def test_a_port_that_is_no_rays_is_refused_in_time(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(ray_cluster, "JOIN_TIMEOUT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        words = rf"{address}' \(RAY_ADDRESS\): something listens .*usually 6379"
+        words = rf"{address}' \(RAY_ADDRESS\): found no response of Ray .*usually 6379"
         with pytest.raises(ConfigError, match=words), connected(address, store_bytes=1):
             pass
     silent.set()

@@ -106,7 +106,7 @@ def test_a_recording_that_became_shorter_than_what_is_done_ends_all_the_same(sta
     assert brief(rows) == [(3, "failed", True), (0, "ok", True)]
     assert rows[0]["error_kind"] == "changed"
     assert rows[0]["retryable"] is True
-    assert "it has 2 parts now" in rows[0]["error_message"]
+    assert "found 2 parts, expected more" in rows[0]["error_message"]
 
 
 def test_whatever_one_recording_does_the_next_is_extracted(stage: ExtractStage):

@@ -541,7 +541,7 @@ def test_a_store_that_refuses_any_removal_says_what_is_left_and_what_to_do(
         if refused.exit_code == 0:
             break
         assert refused.exit_code == 2, refused.output
-        words_of_it = r"found removing .*: 403, expected .*; left (is|are) .*run the same command"
+        words_of_it = r"found access_denied, expected .* remain; .*run the same command"
         assert re.search(words_of_it, refused.stderr), refused.stderr
         assert store.written == []
         again = command(job, *words, "--yes")

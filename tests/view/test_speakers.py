@@ -143,7 +143,7 @@ def test_what_is_no_name_is_refused(url: str, store: OutputStore) -> None:
         assert (refused.status, b"--read-only" in refused.body) == (403, True)
     store.write_bytes(NAMES_NAME, "uri,speaker,name\n/a.wav,S1,J\xf6rg\n".encode("latin-1"))
     refused = name(url, "S1", "Anna")
-    assert (refused.status, b"no UTF-8" in refused.body) == (400, True)
+    assert (refused.status, b"not UTF-8" in refused.body) == (400, True)
 
 
 def test_a_name_is_shown_in_every_recording_of_the_voice(store: OutputStore) -> None:
