@@ -14,7 +14,11 @@ from tests.support.clocks import WrongClock, wrong_clock
 from tests.support.living_archive import broken, plain
 from tests.support.years import DAYS, TROUBLES, UPGRADES, Year, spend
 
-pytestmark = pytest.mark.long
+pytestmark = [
+    pytest.mark.long,
+    # A run that is killed may be killed in the thread of its lock.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+]
 
 COMPARED = {
     "outcomes": ("uri", "part", "last_part", "size_bytes", "etag", "status", "error_kind",
