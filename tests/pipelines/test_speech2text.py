@@ -118,7 +118,7 @@ def test_a_run_accounts_for_every_recording(
 
 def test_wrong_options_are_refused_before_a_file_is_read(transcriber: Transcriber) -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"target_language": "en"}, r"does not know en; it knows de, es, fr"),
+        ({"target_language": "en"}, r"found en, expected de, es, fr"),
         ({"prefix": "so"}, r"decoding\.prefix"),
         ({"window_s": 31}, r"window_s: found 31"),
     ]
@@ -139,6 +139,6 @@ def test_a_run_with_a_wrong_target_ends_before_anything_is_written(
     corpus: Path, translating: Path, tmp_path: Path
 ) -> None:
     config = config_of(corpus, translating, tmp_path / "output", target_language="xx")
-    with pytest.raises(ConfigError, match=r"does not know xx"):
+    with pytest.raises(ConfigError, match=r"found xx, expected de"):
         run(config, local=True, progress=None)
     assert outcomes_in(tmp_path / "output") == {}

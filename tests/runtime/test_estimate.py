@@ -440,5 +440,5 @@ def test_a_stated_speed_is_that_of_each_worker():
     assert outlook.duration_s.low < 600_000 / 720 < 900 < outlook.duration_s.high
     assert stated_machine(run_config("/in", "/out"), 180.0).speed_words() == "RTFx 180.0"
     for speed in (0.0, -1.0, math.inf, math.nan):
-        with pytest.raises(ConfigError, match=f"--speed {speed:g}: found {speed:g}, expected a"):
+        with pytest.raises(ConfigError, match=f"--speed: found {speed:g}, expected the"):
             stated_machine(config, speed)

@@ -80,7 +80,7 @@ def test_why_nothing_was_timed_is_said(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(speeds, "time_pace", lambda *_, **__: None)
     assert "only the networks of Whisper are timed" in reason(config)
     away = run_config("/in", str(tmp_path), model="some/model")
-    assert "fetching the checkpoint some/model from the hub" in reason(away)
+    assert "fetching the checkpoint some/model from the Hub" in reason(away)
 
 
 GPUS = Machine(name="l4", rtfx=900.0, count=2)

@@ -93,7 +93,7 @@ def test_a_classification_is_refused_and_its_windows_are_a_query(tmp_path: Path)
     ]  # fmt: skip
     row = part("a.wav", 0, texts=None, labels=labels)
     store = run_of(tmp_path, row, pipeline="classify_audio")
-    with pytest.raises(ConfigError, match=r"found labels/, expected the segments"):
+    with pytest.raises(ConfigError, match=r"found labels/ of a classification, expected segments"):
         Library(store)
     names = store.commit_names()
     store.replace(names, merge(store, names, {}, LABEL_ROWS))

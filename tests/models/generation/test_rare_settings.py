@@ -160,7 +160,7 @@ def test_without_transformers_the_setting_is_named(
         (lambda: speech2text.say(spoken(1), do_sample=True, num_beams=2), "do_sample"),
         (lambda: decoder.generate(IDS), r"WhisperForCausalLM\.generate"),
     ):
-        with pytest.raises(ImportError, match=f"{name} takes .* pip install transformers"):
+        with pytest.raises(ImportError, match=f"{name} needs .* pip install transformers"):
             call()
     # What the usual settings say needs no transformers.
     same(whisper.say(SHORT, num_beams=2, min_p=None, typical_p=1.0), plain)
