@@ -1,8 +1,7 @@
 """Loads settings from a YAML file, overrides and the environment; reports all errors at once.
 
 `written` does the reverse, from a pipeline and chosen values to commented YAML. `name_hint`
-suggests the known name for an unknown one, such as another program's. `ray_address` reads the one
-setting that the environment alone has.
+suggests the known name for an unknown one, such as another program's.
 """
 
 import difflib
@@ -10,7 +9,6 @@ import functools
 import itertools
 import json
 import operator
-import os
 import re
 import textwrap
 import types
@@ -21,7 +19,6 @@ from typing import (
     TYPE_CHECKING,
     Annotated,
     Any,
-    Final,
     Literal,
     TypeVar,
     Union,
@@ -507,33 +504,3 @@ def name_hint(name: str, here: Collection[str], elsewhere: Collection[str] = ())
 
 def _plain(name: str) -> str:
     return name.strip("-").lower().replace("-", "_").rpartition(".")[2]
-
-
-RAY_ADDRESS: Final = "RAY_ADDRESS"
-"""Environment variable with the cluster address, as used by Ray's own programs."""
-
-
-def ray_address() -> str:
-    """Return the Ray address in RAY_ADDRESS: `local` (default), `auto` or host:port.
-
-    Raises:
-        ConfigError: a run cannot join this address.
-    """
-    named = os.environ.get(RAY_ADDRESS, "").strip()
-    if not named or re.fullmatch(r"local|auto|[^:/\s]+:\d+", named):
-        return named or "local"
-    wrong = "expected host:port of a cluster, such as 10.0.0.1:6379, auto or local; correct it"
-    if named.startswith("ray://"):
-        # Ray Data needs a driver that is part of the cluster (seen with Ray 2.60).
-        wrong = (
-            "Ray Client, which cannot run Ray Data; run the same command on a machine of the "
-            "cluster, for example by `ray job submit`"
-        )
-    elif named.startswith(("http://", "https://")):
-        wrong = (
-            "a dashboard, which takes jobs and no drivers; submit this command by `ray job submit`"
-        )
-    raise ConfigError(
-        f"finding the Ray to join: {RAY_ADDRESS} is {hide_secrets(named)!r}, {wrong}; or unset it "
-        "to start Ray here"
-    )

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from corpus_asr.activity import Activity, Strata, rtfx
 from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel
-from corpus_asr.config.load import ray_address
 from corpus_asr.config.run import CLASSIFY_AUDIO, DEFAULT_OPTIONS, RunConfig, RunOptions
 from corpus_asr.errors import EngineError
 from corpus_asr.failure_kinds import failure_kind
@@ -30,6 +29,7 @@ from corpus_asr.runtime.progress import ENOUGH_ALIKE, Progress, ProgressWriter
 from corpus_asr.runtime.resources import (
     Resources,
     local_machine,
+    ray_address,
     resolve_resources,
     store_bytes_for,
     this_machine,

@@ -14,7 +14,6 @@ from contextlib import closing
 
 import pyarrow as pa
 
-from corpus_asr.config.load import ray_address
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError, DecodeError, EngineError
 from corpus_asr.runtime.checkpoints import model_name
@@ -23,6 +22,7 @@ from corpus_asr.runtime.resources import (
     feature_bytes_per_s,
     local_machine,
     memory_use,
+    ray_address,
     resolve_resources,
     store_bytes_for,
     this_machine,

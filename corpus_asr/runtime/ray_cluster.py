@@ -32,10 +32,9 @@ from ray._private import services
 from ray._private.node import Node
 from ray.exceptions import AuthenticationError
 
-from corpus_asr.config.load import RAY_ADDRESS
 from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.logs import event
-from corpus_asr.runtime.resources import NodeShape, local_machine, this_machine
+from corpus_asr.runtime.resources import RAY_ADDRESS, NodeShape, local_machine, this_machine
 
 _RAY_STARTS = 3
 _TOO_SLOW = "timed out during startup"

@@ -1,12 +1,17 @@
-"""Numbers and sizes of workers: each `auto` of a job, resolved once for the machines' shapes."""
+"""Numbers and sizes of workers: each `auto` of a job, resolved once for the machines' shapes.
+
+`ray_address` reads where they run, which the environment alone says.
+"""
 
 import math
 import os
+import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from corpus_asr.config.document import hide_secrets
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.stages.extract import further_features_of
@@ -488,3 +493,33 @@ def memory_limit_bytes() -> int | None:
         if (text := read_limit(folder / name)).isdecimal()
     ]
     return min(limits, default=None)
+
+
+RAY_ADDRESS = "RAY_ADDRESS"
+"""Environment variable with the cluster address, as used by Ray's own programs."""
+
+
+def ray_address() -> str:
+    """Return the Ray address in RAY_ADDRESS: `local` (default), `auto` or host:port.
+
+    Raises:
+        ConfigError: a run cannot join this address.
+    """
+    named = os.environ.get(RAY_ADDRESS, "").strip()
+    if not named or re.fullmatch(r"local|auto|[^:/\s]+:\d+", named):
+        return named or "local"
+    wrong = "expected host:port of a cluster, such as 10.0.0.1:6379, auto or local; correct it"
+    if named.startswith("ray://"):
+        # Ray Data needs a driver that is part of the cluster (seen with Ray 2.60).
+        wrong = (
+            "Ray Client, which cannot run Ray Data; run the same command on a machine of the "
+            "cluster, for example by `ray job submit`"
+        )
+    elif named.startswith(("http://", "https://")):
+        wrong = (
+            "a dashboard, which takes jobs and no drivers; submit this command by `ray job submit`"
+        )
+    raise ConfigError(
+        f"finding the Ray to join: {RAY_ADDRESS} is {hide_secrets(named)!r}, {wrong}; or unset it "
+        "to start Ray here"
+    )

@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from corpus_asr.activity import Estimate
-from corpus_asr.config.load import RAY_ADDRESS, ray_address
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.runtime.checkpoints import Checkpoint, model_name
 from corpus_asr.runtime.resources import (
     ASSUMED_SLOTS_CPU,
     ASSUMED_SLOTS_GPU,
+    RAY_ADDRESS,
+    ray_address,
     resolve_resources,
     this_machine,
 )

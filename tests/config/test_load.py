@@ -23,7 +23,6 @@ from corpus_asr.config.load import (
     load_config,
     load_finetune,
     name_hint,
-    ray_address,
     resolved,
     settings_of,
     yaml_value,
@@ -81,44 +80,6 @@ def test_what_is_left_out_carries_its_default(write: Write) -> None:
     config = load_config(write(MINIMAL + "decoding:\n  # language: en\n"))
     assert config.source.uri == ("recordings",)
     assert config.decoding.settings() == DecodingSettings()
-
-
-@pytest.mark.parametrize(
-    ("named", "expected"),
-    [
-        (None, "local"),
-        ("", "local"),
-        ("local", "local"),
-        (" auto ", "auto"),
-        ("10.0.0.1:6379", "10.0.0.1:6379"),
-    ],
-)
-def test_ray_is_found_by_its_variable(
-    named: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if named is not None:
-        monkeypatch.setenv("RAY_ADDRESS", named)
-    assert ray_address() == expected
-
-
-@pytest.mark.parametrize(
-    ("named", "words"),
-    [
-        ("http://head:8265", r"'http://head:8265', a dashboard.*submit this command by `ray job"),
-        ("https://u:secret@head", "a dashboard"),
-        ("ray://head:10001", "Ray Client, which cannot run Ray Data"),
-        ("head", "expected host:port of a cluster, such as 10.0.0.1:6379, auto or local"),
-    ],
-)
-def test_a_ray_address_that_no_run_can_join_is_refused(
-    named: str, words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", named)
-    with pytest.raises(ConfigError, match=words) as caught:
-        ray_address()
-    assert "RAY_ADDRESS" in str(caught.value)
-    assert "unset it" in str(caught.value)
-    assert "secret" not in str(caught.value)
 
 
 def test_overrides_are_read_as_yaml_and_win_over_the_file(write: Write) -> None:

@@ -380,7 +380,7 @@ def test_what_can_draft_for_what(tmp_path: Path) -> None:
     for assistant, message in (
         (networks["wide vocabulary"].slot_model(), "an assistant of 61 tokens for a model of 60"),
         (networks["shorter"].slot_model(), f"{POSITIONS - 1} positions for a model of {POSITIONS}"),
-        (decoder_of(networks["narrow"]), rf"windows of \({SOURCE}, 8\).*a model of \({SOURCE}, 16\)"),
+        (decoder_of(networks["narrow"]), rf"windows of \({SOURCE}, 8\).*model of \({SOURCE}, 16\)"),
         (networks["longer"].to("meta").slot_model(), "an assistant on meta for a model on cpu"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -34,6 +34,6 @@ def test_a_ray_address_of_a_dashboard_stops_what_would_join_it(
     for words in (("run",), ("plan", "--check")):
         refused = command(tmp_path, model, *words)
         assert refused.exit_code == 2, refused.output
-        assert "RAY_ADDRESS is 'http://localhost:8265': a dashboard" in refused.stderr
+        assert "RAY_ADDRESS is 'http://localhost:8265', a dashboard" in refused.stderr
     for others in (("run", "--local"), ("plan",)):
         assert command(tmp_path, model, *others).exit_code == 0

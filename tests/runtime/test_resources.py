@@ -8,6 +8,7 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.runtime.resources import (
     NodeShape,
     memory_use,
+    ray_address,
     resolve_resources,
     store_bytes_for,
 )
@@ -178,3 +179,41 @@ def test_memory_is_the_model_extraction_features_and_what_ray_takes() -> None:
     )
     # Actors beside the child, a worker for each of four CPUs, and Ray's own processes.
     assert GIBIBYTE < with_ray.total - local.total < 1.5 * GIBIBYTE
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        (None, "local"),
+        ("", "local"),
+        ("local", "local"),
+        (" auto ", "auto"),
+        ("10.0.0.1:6379", "10.0.0.1:6379"),
+    ],
+)
+def test_ray_is_found_by_its_variable(
+    named: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if named is not None:
+        monkeypatch.setenv("RAY_ADDRESS", named)
+    assert ray_address() == expected
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        ("http://head:8265", r"'http://head:8265', a dashboard.*submit this command by `ray job"),
+        ("https://u:secret@head", "a dashboard"),
+        ("ray://head:10001", "Ray Client, which cannot run Ray Data"),
+        ("head", "expected host:port of a cluster, such as 10.0.0.1:6379, auto or local"),
+    ],
+)
+def test_a_ray_address_that_no_run_can_join_is_refused(
+    named: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", named)
+    with pytest.raises(ConfigError, match=words) as caught:
+        ray_address()
+    assert "RAY_ADDRESS" in str(caught.value)
+    assert "unset it" in str(caught.value)
+    assert "secret" not in str(caught.value)
