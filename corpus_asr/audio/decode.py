@@ -35,7 +35,7 @@ from corpus_asr.audio.resample import Channels, FrameSpan, Rows
 from corpus_asr.audio.tracks import AudioTrack, audio_tracks
 from corpus_asr.config.decoding import AUTO_TRACK
 from corpus_asr.errors import DecodeError
-from corpus_asr.units import SAMPLE_RATE_HZ
+from corpus_asr.units import SAMPLE_RATE_HZ, counted
 
 if TYPE_CHECKING:
     _Packet = av.Packet[av.AudioStream]
@@ -204,8 +204,8 @@ class AudioDecoder:
         num_channels = frame.layout.nb_channels
         if isinstance(self._channels, int) and self._channels >= num_channels:
             raise DecodeError(
-                f"decoding {self._uri}: found channels 0 to {num_channels - 1}, expected channel "
-                f"{self._channels}; set extract.channels to one of these, mix or each",
+                f"decoding {self._uri}: found {counted(num_channels, 'channel')} (numbered "
+                f"from 0), expected channel {self._channels}; correct extract.channels",
                 uri=self._uri,
                 kind="no_such_channel",
             )

@@ -135,7 +135,7 @@ def test_a_job_aligns_the_texts_of_its_manifest(here: Path) -> None:
     assert said["text_spans"] == [{"first": 0, "stop": 6, "end_s": end_s}]
     assert len(outcomes) == 2
     assert of["english.wav"]["error_kind"] == "no_text"
-    assert "found no column text in its row" in of["english.wav"]["error_message"]
+    assert "found no column text in its manifest row" in of["english.wav"]["error_message"]
     # What is missing is counted, listed, exported and shown.
     recordings = pyarrow.dataset.dataset(here / "out" / "recordings").to_table().to_pylist()
     assert {row["uri"][-4:]: (row["text_words"], row["missing_words"]) for row in recordings} == {
@@ -177,7 +177,7 @@ def test_of_speech_that_repeats_itself_each_word_of_the_text_is_placed_once(
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("source: {uri: a.wav}", "found no source.manifest"),
+        ("source: {uri: a.wav}", "found no source of texts"),
         ("source: {manifest: m.jsonl}\nextract: {channels: each}", "found extract.channels: each"),
         ("source: {manifest: m.jsonl}\npipeline: classify_audio\nmodel: {checkpoint: small}",
          "found pipeline classify_audio"),

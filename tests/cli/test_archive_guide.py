@@ -39,7 +39,7 @@ COMMANDS = [
 # What each answers, in what happens to the archive below.
 ANSWERS = {
     "run archive.yaml": r"this run: 1 recording, .*, 1 moved\n",
-    'plan archive.yaml --redo "confidence < 0.8"': r"redo +1 recording to be done again",
+    'plan archive.yaml --redo "confidence < 0.8"': r"redo +1 recording to process again",
     'run archive.yaml --redo "confidence < 0.8" --set decoding.beam_size=2': (
         r"3 recordings, 3 done .*this run: 1 recording,"
     ),
@@ -128,7 +128,7 @@ def test_the_commands_answer_as_the_guide_says(archive: Living) -> None:
             shown = archive.do("show s3://transcripts --uri '*/renamed/ada.mp3'")
             assert "What a person hears." in shown
             changed = archive.do("run archive.yaml --set decoding.beam_size=2", code=2)
-            assert re.search(r"decoding\.beam_size: was .*, now 2; .*--redo all", changed)
+            assert re.search(r"decoding\.beam_size: was .*, now 2\).*--redo all", changed)
             queries = re.findall(r"^```sql\n(.*?)^```$", GUIDE, re.M | re.S)
             gone, named = (
                 duckdb.connect().sql(archive.local(query)).to_arrow_table()["uri"].to_pylist()

@@ -106,7 +106,7 @@ def test_a_redo_is_continued_by_what_comes_next(
         patches.setattr(driver, "run_local", stopped_after(1, archive._work))
         stopped = archive.type("run", "--redo", "uri not like '%/c.wav'")
     assert stopped.exit_code == 3, stopped.output
-    assert "--redo: 2 recordings to be done again" in stopped.stderr
+    assert "--redo: 2 recordings to process again" in stopped.stderr
     assert archive.store.exists(REDO_NAME)
     assert set(archive.made_by()) == {"a", "b", "c"}, "old results count"
     done = archive.type(later)
@@ -195,11 +195,11 @@ def test_a_killed_new_run_is_continued_first(archive: Typed, command: str) -> No
     if command == "run":
         refused = archive.type("run")
         assert refused.exit_code == 2
-        assert "go on with its settings, or with --new-run and these" in refused.stderr
+        assert "continue with its settings, or with --new-run" in refused.stderr
         done = archive.type("run", "--new-run")
     else:
         done = archive.type("remove", "--gone", "--yes")
-        assert "continued what a killed run --new-run had begun" in done.stdout
+        assert "continued the killed run --new-run" in done.stdout
     assert done.exit_code == 0, done.output
     assert not archive.store.exists(CHANGE_NAME)
     assert archive.store.exists("_earlier/before-x/_SUCCESS")

@@ -183,7 +183,7 @@ def test_runs_that_know_a_recording_by_other_ids_are_compared(
     references = tmp_path / "references.jsonl"
     references.write_text(json.dumps({"uri": at, "text": "one two"}))
     if at == "/c/a.wav" and moved_in == "against":
-        with pytest.raises(ConfigError, match="found none of its 1 recordings there"):
+        with pytest.raises(ConfigError, match="found none of its 1 recordings"):
             evaluate(stores["output"].uri, str(references))
         return
     evaluation = evaluate(stores["output"].uri, str(references))

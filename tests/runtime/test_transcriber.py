@@ -319,5 +319,5 @@ def test_speech_detection_can_be_set_for_one_call(transcriber: Transcriber) -> N
     )
     assert 0.0 < less < usual < more
     assert transcriber.transcribe(clip).speech_s is None  # as the object was made
-    with pytest.raises(DecodeError, match="no channel 7"):
+    with pytest.raises(DecodeError, match="expected channel 7"):
         transcriber.transcribe(clip, channels=7)

@@ -161,6 +161,6 @@ def test_a_damaged_track_costs_no_other(
 
 def test_a_track_that_is_not_there_fails_the_recording_alone(model: Path, tmp_path: Path):
     uri = write(tmp_path, Track(samples=SPEECH, language="eng"))
-    with pytest.raises(DecodeError, match="no audio track 2") as found:
+    with pytest.raises(DecodeError, match="found audio tracks 1 eng, expected 2") as found:
         extract(model, uri, track=2)
     assert found.value.kind == "no_such_track"

@@ -423,7 +423,7 @@ def test_a_voice_is_forgotten_and_what_it_says_stays(voiced: ManualRun) -> None:
     assert len(speaking(job.store)) > 3
     wrong = command(job, "remove", "--speaker", "Boo", "--yes")
     assert wrong.exit_code == 2
-    assert "found nobody called Boo" in wrong.stderr
+    assert "found no Boo" in wrong.stderr
     assert "did you mean Bo?" in wrong.stderr
     shown = command(job, "remove", "--speaker", "Bo")
     assert "Bo, in 1 recording; nothing was changed" in shown.stdout
