@@ -57,6 +57,8 @@ class LivingArchive:
         self._versions: dict[str, str] = {}
         self.moved: dict[str, str] = {}
         """Where files went that were renamed since a night listed all."""
+        self.swapped: dict[str, str] = {}
+        """Addresses that have each other's file since."""
         self.recognizable: set[str] = set()
         """Old addresses of those that cannot be taken for another file."""
         self.copied: set[int] = set()
@@ -188,6 +190,7 @@ class LivingArchive:
             one.rename(between)
             other.rename(one)
             between.rename(other)
+            self.swapped |= {str(one): str(other), str(other): str(one)}
             pair = {str(one), str(other)}
             for path in (one, other):
                 content = path.stat().st_size

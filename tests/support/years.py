@@ -419,7 +419,7 @@ class Year(LivingArchive):
         self._nothing_lost(good)
         if whole:
             self._moves_followed(good)
-            self.moved, self.recognizable = {}, set()
+            self.moved, self.swapped, self.recognizable = {}, {}, set()
         if ended and whole:
             for uri, content in files.items():
                 if content not in self.away:
@@ -440,7 +440,9 @@ class Year(LivingArchive):
             # Files that swapped their names, or are copies, may have each other's rows; those of
             # one that was renamed again may be where it was in a killed night.
             twins = {at for at, held in self._held if held == self._sizes[uri]}
-            places = {uri, self.moved.get(uri, uri), *twins}
+            places = {uri, *twins}
+            for moves in (self.swapped, self.moved, self.swapped):
+                places |= {moves[place] for place in places if place in moves}
             assert any(
                 place in now and (
                     (plain(now[place]) == plain(before) and takes(now[place]) >= takes(before))
