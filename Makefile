@@ -42,10 +42,10 @@ demo: $(RUNNABLE) ## Transcribe tests/data/spoken, show the text and its errors
 	@$(BIN)/corpus-asr report output/demo --html output/demo/report.html > /dev/null  # with these error rates
 	@echo "tables (Parquet): output/demo/segments, outcomes and recordings; page: output/demo/report.html"
 
-test: $(INSTALLED) ## Run the quick tests, linters included; no network, no GPU
+test: $(INSTALLED) ## Run the quick tests, linters but mypy included; no network, no GPU
 	@$(TESTS)
 
-test-long: $(INSTALLED) ## Run the tests that take a second or more each
+test-long: $(INSTALLED) ## Run the tests that take a second or more each, mypy included
 	@$(TESTS) -m "long and not gpu and not network and not slow"
 
 test-lowest: ## Run the tests with the lowest versions of constraints-lowest.txt, in .venv-lowest

@@ -33,7 +33,12 @@ def text_files() -> Iterator[Path]:
 
 @pytest.mark.parametrize(
     "command",
-    [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["codespell"]],
+    [
+        ["ruff", "check", "."],
+        ["ruff", "format", "--check", "."],
+        pytest.param(["mypy"], marks=pytest.mark.long),
+        ["codespell"],
+    ],
     ids=" ".join,
 )
 def test_the_linters_find_nothing(command):
