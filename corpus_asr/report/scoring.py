@@ -67,10 +67,12 @@ class TurnErrors:
 
 
 def turn_errors(
-    reference: Sequence[SpokenSpan], found: Sequence[SpokenSpan], *, collar_s: float = COLLAR_S
+    reference: Sequence[SpokenSpan], hypothesis: Sequence[SpokenSpan], *, collar_s: float = COLLAR_S
 ) -> TurnErrors:
     """Compare speech spans exactly; speakers are paired to maximize correct speech."""
-    borders_s = {border for span in (*reference, *found) for border in (span.start_s, span.end_s)}
+    borders_s = {
+        border for span in (*reference, *hypothesis) for border in (span.start_s, span.end_s)
+    }
     ours = {border for span in reference for border in (span.start_s, span.end_s)}
     near_s = {border + side for border in ours for side in (-collar_s, collar_s)}
     edges = np.array(sorted(borders_s | near_s), dtype=np.float64)
@@ -79,7 +81,7 @@ def turn_errors(
     middles, lasts_s = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
     if collar_s:
         lasts_s = lasts_s * ~_near(middles, np.array(sorted(ours), dtype=np.float64), collar_s)
-    spoken, heard = _active(reference, middles), _active(found, middles)
+    spoken, heard = _active(reference, middles), _active(hypothesis, middles)
     together_s = (spoken * lasts_s) @ heard.T  # (speaker, speaker)
     right_s = float(sum(together_s[pair] for pair in assignment(-together_s)))
     num_said, num_heard = spoken.sum(axis=0), heard.sum(axis=0)

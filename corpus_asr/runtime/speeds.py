@@ -255,7 +255,7 @@ def balances(config: RunConfig, store: OutputStore, machines: Sequence[Machine])
     ]
 
 
-def words_of(found: Sequence[Balance]) -> Iterator[str]:
+def words_of(balances: Sequence[Balance]) -> Iterator[str]:
     """Yield a line per balance, the first with a label."""
-    for number, balance in enumerate(found):
+    for number, balance in enumerate(balances):
         yield f"{'' if number else 'waits':<11}{balance.words()}"

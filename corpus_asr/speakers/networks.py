@@ -74,8 +74,8 @@ def unfit(path: Path, found: str, expected: str, advice: str) -> CheckpointError
     )
 
 
-def session_of(path: Path, *, what: str) -> onnxruntime.InferenceSession:
-    """Load a network for one thread; `what` is its name in errors.
+def session_of(path: Path) -> onnxruntime.InferenceSession:
+    """Load a speaker network for one thread.
 
     Raises:
         CheckpointError: it cannot be read.
@@ -90,7 +90,8 @@ def session_of(path: Path, *, what: str) -> onnxruntime.InferenceSession:
     except Exception as error:  # onnxruntime's exception classes are not public
         first_line = str(error).strip().partition("\n")[0]
         raise CheckpointError(
-            f"loading the {what} {path}: {first_line}, expected an ONNX network; replace the file"
+            f"loading the speaker model {path}: {first_line}, expected an ONNX network; replace "
+            "the file"
         ) from error
 
 
@@ -103,7 +104,7 @@ class OverlapDetector:
 
     def __init__(self, model: str) -> None:
         path = fetch_onnx(model)
-        self._session = session_of(path, what="speaker model")
+        self._session = session_of(path)
         self._input = self._session.get_inputs()[0].name
         num_classes, problem = 3, ""
         for classes, window_s in _WINDOW_S.items():
@@ -189,7 +190,7 @@ class SpeakerEmbedder:
 
     def __init__(self, model: str | None = None) -> None:
         path = fetch_onnx(model or PACKAGED_ENCODER)
-        self._session = session_of(path, what="speaker model")
+        self._session = session_of(path)
         inputs = self._session.get_inputs()
         self._num_mels = _mels_of(
             [(model_input.name, model_input.shape, model_input.type) for model_input in inputs],

@@ -229,7 +229,7 @@ class Network:
 def test_two_at_once_are_found_where_speech_is(monkeypatch, classes, window_s):
     network = Network(classes, window_s)
     monkeypatch.setattr(networks, "fetch_onnx", Path)
-    monkeypatch.setattr(networks, "session_of", lambda path, what: network)
+    monkeypatch.setattr(networks, "session_of", lambda path: network)
     detector = OverlapDetector("scripted.onnx")
     network.num_windows = 0
     samples = np.full(60 * SAMPLE_RATE_HZ, 0.1, dtype=np.float32)

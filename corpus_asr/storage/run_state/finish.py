@@ -232,10 +232,10 @@ def write_recordings(
         has_columns: whether the listing has the columns of a manifest.
     """
     tables.execute(SETTLING, tables.identities.present().select(["recording_id"]))
-    is_settling = "recording_id in (select recording_id from settling)"
+    among_settling = "recording_id in (select recording_id from settling)"
     written, most = _Recordings(store), RECORDINGS_PER_OBJECT
     waiting = [RECORDINGS.empty_table()]
-    for rows in tables.complete(started_at, rows=most, which=is_settling):
+    for rows in tables.complete(started_at, rows=most, which=among_settling):
         if 2 * len(rows) < most:  # to be merged, as small objects are
             waiting.append(rows)
         else:
@@ -257,7 +257,7 @@ def write_recordings(
         ])  # fmt: skip
         written.put(rows.sort_by("recording_id"))
     settled = {*kept, *written.names}.difference(*groups)
-    for rows in tables.complete(started_at, rows=most, which=f"not {is_settling}"):
+    for rows in tables.complete(started_at, rows=most, which=f"not {among_settling}"):
         written.put(rows)
     if not settled and not written.names:
         written.put(RECORDINGS.empty_table(), is_empty=True)

@@ -144,12 +144,12 @@ class Stale:
     """A correction that could not be placed, and earlier ones whose segments it replaced."""
 
     correction: Correction
-    others: tuple[str, ...] = ()
+    replaced_ids: tuple[str, ...] = ()
 
     @property
     def ids(self) -> tuple[str, ...]:
         """IDs of all of these corrections."""
-        return (*self.others, self.correction.id)
+        return (*self.replaced_ids, self.correction.id)
 
 
 @dataclass(slots=True)

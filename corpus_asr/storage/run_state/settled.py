@@ -63,10 +63,10 @@ with placed as (
       as current
   from settled left join listing using (recording_id))
 select placed.*, true as complete, false as failed_since, listed and not current as earlier,
-  not listed and theirs is not null as elsewhere,
-  not listed and theirs is null and not {unread} as gone
-from placed left join (select distinct recording_id as theirs from elsewhere)
-  on theirs = recording_id;
+  not listed and elsewhere_id is not null as elsewhere,
+  not listed and elsewhere_id is null and not {unread} as gone
+from placed left join (select distinct recording_id as elsewhere_id from elsewhere)
+  on elsewhere_id = recording_id;
 
 create or replace view counted as
 select {counted} from recordings union all select {counted} from resting

@@ -223,9 +223,9 @@ class OutputStore:
         }
         gone = tables & {*old, *beside_old}
         merged = names.merged | commits
-        is_settled = None if settled is None else frozenset(settled)
+        settled_names = None if settled is None else frozenset(settled)
         tables = (tables - gone).union(new)
-        self._note(names._replace(tables=tables, merged=merged, settled=is_settled))
+        self._note(names._replace(tables=tables, merged=merged, settled=settled_names))
         self.remove_all([*sorted(commits), *sorted(gone)])
 
     def _names(self) -> _Names:

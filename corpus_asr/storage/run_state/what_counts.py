@@ -180,8 +180,8 @@ select folded.* exclude (error, label_weight_s), coalesce(languages, []) as lang
   error.retryable as retryable, likeliest.label as label,
   likeliest.weighted / nullif(label_weight_s, 0) as label_probability,
   own.whole as complete, listed,
-  not listed and theirs is not null as elsewhere,
-  not listed and theirs is null
+  not listed and elsewhere_id is not null as elsewhere,
+  not listed and elsewhere_id is null
     and not exists (from unread where starts_with(uri, prefix)) as gone,
   own.whole and counting is not distinct from present as current,
   coalesce(listed and latest.whole and counting != present, false) as failed_since,
@@ -190,7 +190,8 @@ from folded join chosen using (recording_id)
 join (select version, whole from versions) own on own.version = counting
 left join (select version, whole from versions) latest on latest.version = present
 left join spoken using (recording_id) left join labelled using (recording_id)
-left join (select distinct recording_id as theirs from elsewhere) on theirs = folded.recording_id
+left join (select distinct recording_id as elsewhere_id from elsewhere)
+  on elsewhere_id = folded.recording_id
 """
 FIRST = ",\n    ".join(f"arg_min({name}, part) as {name}" for name in _FIRST_COLUMNS)
 
