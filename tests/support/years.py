@@ -191,7 +191,8 @@ class Year(LivingArchive):
     def _drop(self, uris: Iterable[str]) -> None:
         for uri in uris:
             self.good.pop(uri, None)
-            self.recognizable.discard(uri)
+            # Also of what moved before a night that did not list all.
+            self.recognizable -= {uri, *(old for old, new in self.moved.items() if new == uri)}
         assert not {row["uri"] for row in self.read("recordings")} & {*uris}
 
     def ask_again(self) -> None:
