@@ -10,13 +10,11 @@ import io
 import json
 import logging
 import struct
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import docx
-import pysubs2
 import pytest
 import webvtt
 
@@ -227,11 +225,6 @@ def test_files_hold_one_cue_and_one_line_for_each_segment(
         match path.suffix:
             case ".docx":
                 docx.Document(str(path))
-            case ".ass":
-                assert len(pysubs2.SSAFile.from_string(text)) >= 2
-            case ".ttml":
-                root = ElementTree.fromstring(text)
-                assert len([*root.iter("{http://www.w3.org/ns/ttml}p")]) >= 2
             case ".csv":
                 csv.field_size_limit(max(csv.field_size_limit(), len(text)))
                 rows = csv.reader(io.StringIO(text, newline=""))

@@ -36,7 +36,6 @@ from corpus_asr.formats.options import CueRules, ExportFormat, WordStyle
 from corpus_asr.formats.subtitles import SUBTITLES
 from corpus_asr.formats.writers import (
     SINGLE_FORMATS,
-    TIERED,
     TRANSCRIPTS,
     check_formats,
     file_contents,
@@ -256,7 +255,7 @@ def _columns(formats: Sequence[ExportFormat], *, spoken: bool) -> Sequence[str]:
     # Tokens and words are most of the bytes of a segment.
     if ExportFormat.json in formats:
         return SCORE_COLUMNS
-    timed = {ExportFormat.whisperx, ExportFormat.ctm, *TIERED, *SUBTITLES}
+    timed = {ExportFormat.whisperx, ExportFormat.ctm, ExportFormat.eaf, *SUBTITLES}
     # Segments are split between speakers at word times.
     return WORD_COLUMNS if spoken or not timed.isdisjoint(formats) else TEXT_COLUMNS
 

@@ -15,11 +15,11 @@ from types import ModuleType
 from corpus_asr.errors import ConfigError, install_words
 from corpus_asr.formats.cues import Transcribed, labelled
 from corpus_asr.formats.pieces import one_line
-from corpus_asr.formats.subtitles import NOT_IN_XML
 from corpus_asr.segments import Segment
 from corpus_asr.text.line_breaks import join_texts
 from corpus_asr.text.words import ends_sentence
 
+_NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 # A pause of this length starts a paragraph, and a sentence end after a paragraph of this length.
 PAUSE_S = 2.0
 LONGEST_CHARS = 800
@@ -107,18 +107,18 @@ def docx(recording: Transcribed) -> bytes:
         ConfigError: python-docx is not installed.
     """
     document = docx_module().Document()
-    document.core_properties.title = _in_xml(_title(recording))[:255]
+    document.core_properties.title = in_xml(_title(recording))[:255]
     document.core_properties.author = ""
-    document.add_heading(_in_xml(_title(recording)), level=1)
+    document.add_heading(in_xml(_title(recording)), level=1)
     if facts := _facts(recording):
-        document.add_paragraph(_in_xml(facts))
+        document.add_paragraph(in_xml(facts))
     for paragraph in paragraphs_of(recording):
         docx_paragraph = document.add_paragraph()
         if paragraph.speaker is not None:
-            docx_paragraph.add_run(_in_xml(one_line(paragraph.speaker))).bold = True
+            docx_paragraph.add_run(in_xml(one_line(paragraph.speaker))).bold = True
             docx_paragraph.add_run(" ")
         docx_paragraph.add_run(f"({_clock(paragraph.start_s)}) ").italic = True
-        docx_paragraph.add_run(_in_xml(paragraph.text))
+        docx_paragraph.add_run(in_xml(paragraph.text))
     file = io.BytesIO()
     document.save(file)
     return file.getvalue()
@@ -139,8 +139,9 @@ def docx_module() -> ModuleType:
         ) from error
 
 
-def _in_xml(text: str) -> str:
-    return NOT_IN_XML.sub("\ufffd", text)
+def in_xml(text: str) -> str:
+    """Return a text in which characters that XML 1.0 excludes are replaced."""
+    return _NOT_IN_XML.sub("\ufffd", text)
 
 
 def _title(recording: Transcribed) -> str:

@@ -16,8 +16,8 @@ from typing import Any, Literal
 from corpus_asr.errors import ConfigError
 
 FormatName = Literal[
-    "srt", "vtt", "lrc", "ass", "ttml", "txt", "md", "docx", "tsv", "csv", "json",
-    "whisperx", "nemo", "rttm", "ctm", "textgrid", "eaf",
+    "srt", "vtt", "lrc", "txt", "md", "docx", "tsv", "csv", "json", "whisperx", "nemo", "rttm",
+    "ctm", "eaf",
 ]  # fmt: skip
 
 
@@ -31,8 +31,6 @@ class ExportFormat(StrEnum):
     srt = "srt"
     vtt = "vtt"
     lrc = "lrc"
-    ass = "ass"
-    ttml = "ttml"
     txt = "txt"
     md = "md"
     docx = "docx"
@@ -43,7 +41,6 @@ class ExportFormat(StrEnum):
     nemo = "nemo"
     rttm = "rttm"
     ctm = "ctm"
-    textgrid = "textgrid"
     eaf = "eaf"
 
 
@@ -52,7 +49,6 @@ class WordStyle(StrEnum):
 
     plain = "plain"
     highlight = "highlight"  # one cue per word, in which it is underlined, as openai-whisper's
-    karaoke = "karaoke"  # times within the cue, of WebVTT and LRC
 
 
 class SubtitlePreset(StrEnum):

@@ -49,9 +49,8 @@ class SubtitleOptions(TypedDict, total=False):
     """Pause in seconds before the next cue."""
     close_gaps_s: float | None
     """A shorter pause before the next cue is closed, down to min_gap_s."""
-    words: Literal["plain", "highlight", "karaoke"]
-    """Style of the spoken word: `highlight` (srt, vtt, ass, ttml) underlines it, `karaoke` (vtt,
-    lrc, ass) writes its time; needs word_timestamps."""
+    words: Literal["plain", "highlight"]
+    """Style of the spoken word: `highlight` (srt, vtt) underlines it; needs word_timestamps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -148,16 +147,8 @@ class Transcript:
         return self._file("vtt", options)
 
     def to_lrc(self, **options: Unpack[SubtitleOptions]) -> str:
-        """Return the transcript as an LRC file: `[mm:ss.xx]` before each line, and each word."""
+        """Return the transcript as an LRC file: `[mm:ss.xx]` before each line."""
         return self._file("lrc", options)
-
-    def to_ass(self, **options: Unpack[SubtitleOptions]) -> str:
-        """Return the transcript as an Advanced SubStation Alpha file."""
-        return self._file("ass", options)
-
-    def to_ttml(self, **options: Unpack[SubtitleOptions]) -> str:
-        """Return the transcript as a TTML file."""
-        return self._file("ttml", options)
 
     def to_txt(self) -> str:
         """Return plain text: one line per segment, with speakers one paragraph per turn."""
@@ -247,8 +238,8 @@ class Transcript:
             place: without `formats`, a file whose suffix names one, such as `talk.srt`; with
                 `formats`, a folder, in which files are named after the recording. Either may be an
                 fsspec URI.
-            *formats: srt, vtt, lrc, ass, ttml, txt, md, docx, tsv, csv, json, whisperx,
-                nemo, rttm, ctm, textgrid or eaf.
+            *formats: srt, vtt, lrc, txt, md, docx, tsv, csv, json, whisperx, nemo, rttm, ctm or
+                eaf.
             **options: how subtitles are cut.
 
         Returns:

@@ -2,15 +2,15 @@
 
 srt, vtt, txt and tsv equal openai-whisper's files, and json adds to its keys; whisperx has the
 structure of WhisperX's, nemo that of NeMo's manifests. Speakers with times are also available in
-RTTM, CTM, Praat's TextGrid and ELAN's EAF.
+RTTM, CTM and ELAN's EAF.
 
 Source: openai/whisper, utils.py; m-bain/whisperX, schema.py, AlignedTranscriptionResult; NVIDIA
 NeMo, documentation of ASR datasets, "Preparing Custom ASR Data"; NIST, 2009 RT evaluation plan,
-appendix A (RTTM), and sclite, `ctm` format; Praat manual, "TextGrid file formats";
-MPI, "ELAN Annotation Format", EAF 3.0.
+appendix A (RTTM), and sclite, `ctm` format; MPI, "ELAN Annotation Format", EAF 3.0.
 """
 
 import functools
+import html
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,12 +28,13 @@ from corpus_asr.formats.documents import (
     csv_text,
     docx,
     docx_module,
+    in_xml,
     markdown,
     txt,
 )
 from corpus_asr.formats.options import CueRules, ExportFormat, WordStyle
 from corpus_asr.formats.pieces import one_line, shown_words
-from corpus_asr.formats.subtitles import SUBTITLES, check_words, xml_escape
+from corpus_asr.formats.subtitles import SUBTITLES, check_words
 from corpus_asr.segments import Segment, SpeakerTurn, Word
 
 
@@ -195,7 +196,7 @@ def _tsv_with_uri(recording: Transcribed) -> str:
 
 _BLANKS = re.compile(r"\s+")
 _NO_SPEAKER, _WORDS = "text", " words"
-# Praat rejects intervals without duration.
+# ELAN rejects annotations without duration.
 _SHORTEST_S = 0.001
 
 _Interval = tuple[float, float, str]
@@ -240,30 +241,6 @@ def ctm_text(recording: Transcribed) -> str:
     return "".join(lines)
 
 
-def textgrid_text(recording: Transcribed) -> str:
-    """Return an interval tier per speaker for segments and, if timed, another one for words."""
-    end_s, tiers = _tiers(recording)
-    if not tiers:
-        tiers[_NO_SPEAKER] = []
-    lines = [
-        'File type = "ooTextFile"', 'Object class = "TextGrid"', "", "xmin = 0",
-        f"xmax = {end_s:.3f}", "tiers? <exists>", f"size = {len(tiers)}", "item []:",
-    ]  # fmt: skip
-    for number, (name, intervals) in enumerate(tiers.items(), 1):
-        filled = list(_without_gaps(intervals, end_s))
-        lines += [
-            f"    item [{number}]:", '        class = "IntervalTier"',
-            f"        name = {_quoted(name)}", "        xmin = 0", f"        xmax = {end_s:.3f}",
-            f"        intervals: size = {len(filled)}",
-        ]  # fmt: skip
-        for place, (start_s, stop_s, text) in enumerate(filled, 1):
-            lines += [
-                f"        intervals [{place}]:", f"            xmin = {start_s:.3f}",
-                f"            xmax = {stop_s:.3f}", f"            text = {_quoted(text)}",
-            ]  # fmt: skip
-    return "\n".join(lines) + "\n"
-
-
 _EAF = """<?xml version="1.0" encoding="UTF-8"?>
 <ANNOTATION_DOCUMENT AUTHOR="" DATE="1970-01-01T00:00:00Z" FORMAT="3.0" VERSION="3.0" \
 xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" \
@@ -287,8 +264,12 @@ TIME_SLOT_REF2="ts{end}">
 """
 
 
+def _escaped(text: str) -> str:
+    return html.escape(in_xml(one_line(text)))
+
+
 def eaf_text(recording: Transcribed) -> str:
-    """Return ELAN's XML with the tiers of a TextGrid.
+    """Return ELAN's XML: a tier per speaker for segments and, if timed, another one for words.
 
     The date is constant, so that files of equal transcripts are equal.
     """
@@ -297,23 +278,22 @@ def eaf_text(recording: Transcribed) -> str:
     parts, number = [], 0
     for name, intervals in (tiers or {_NO_SPEAKER: []}).items():
         parts.append(
-            f'  <TIER LINGUISTIC_TYPE_REF="default-lt" TIER_ID="{xml_escape(name)}" '
-            f'PARTICIPANT="{xml_escape(name.removesuffix(_WORDS))}">\n'
+            f'  <TIER LINGUISTIC_TYPE_REF="default-lt" TIER_ID="{_escaped(name)}" '
+            f'PARTICIPANT="{_escaped(name.removesuffix(_WORDS))}">\n'
         )
-        for start_s, stop_s, text in _without_gaps(intervals, end_s):
-            if text:
-                number += 1
-                times += (start_s, stop_s)
-                ends = {"start": len(times) - 1, "end": len(times)}
-                parts.append(_ANNOTATION.format(number=number, text=xml_escape(text), **ends))
+        for start_s, stop_s, text in _without_overlaps(intervals, end_s):
+            number += 1
+            times += (start_s, stop_s)
+            ends = {"start": len(times) - 1, "end": len(times)}
+            parts.append(_ANNOTATION.format(number=number, text=_escaped(text), **ends))
         parts.append("  </TIER>\n")
     uri = recording.uri or ""
     base = uri.partition("?")[0].rstrip("/").rpartition("/")[2]
     # ELAN looks for the file at the first URL, then next to its own file.
     return _EAF.format(
-        url=xml_escape(f"file://{uri}" if uri.startswith("/") else uri),
+        url=_escaped(f"file://{uri}" if uri.startswith("/") else uri),
         kind="audio/x-wav" if base.lower().endswith(".wav") else "unknown",
-        relative=xml_escape(f"./{base}"),
+        relative=_escaped(f"./{base}"),
         count=number,
         slots="".join(
             f'    <TIME_SLOT TIME_SLOT_ID="ts{at}" TIME_VALUE="{round(1000 * time_s)}"/>\n'
@@ -343,21 +323,15 @@ def _tiers(recording: Transcribed) -> tuple[float, dict[str, list[_Interval]]]:
     return end_s, tiers
 
 
-def _without_gaps(intervals: Sequence[_Interval], end_s: float) -> Iterator[_Interval]:
-    # A tier covers the whole time without overlaps.
+def _without_overlaps(intervals: Sequence[_Interval], end_s: float) -> Iterator[_Interval]:
     last_s = 0.0
     for start_s, stop_s, text in sorted(intervals):
         start_s, stop_s = round(max(start_s, last_s), 3), round(min(stop_s, end_s), 3)
         if stop_s - start_s < _SHORTEST_S:
             continue
-        if start_s - last_s >= _SHORTEST_S:
-            yield last_s, start_s, ""
-        else:
-            start_s = last_s
-        yield start_s, stop_s, text
+        if text:
+            yield start_s, stop_s, text
         last_s = stop_s
-    if round(end_s, 3) - last_s >= _SHORTEST_S:
-        yield last_s, end_s, ""
 
 
 def _words(recording: Transcribed, segment: Segment) -> Sequence[Word]:
@@ -382,11 +356,6 @@ def _token(text: str) -> str:
 
 def _channel(channel: int | None) -> int:
     return 1 if channel is None else channel + 1
-
-
-def _quoted(text: str) -> str:
-    doubled = text.replace('"', '""')
-    return f'"{doubled}"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -428,13 +397,11 @@ TRANSCRIPTS: Mapping[ExportFormat, TranscriptFormat] = {
     ExportFormat.nemo: TranscriptFormat(".nemo.jsonl", _nemo, ".nemo.jsonl", _nemo),
     ExportFormat.rttm: TranscriptFormat(".rttm", rttm_text, ".rttm", rttm_text),
     ExportFormat.ctm: TranscriptFormat(".ctm", ctm_text, ".ctm", ctm_text),
-    ExportFormat.textgrid: TranscriptFormat(".TextGrid", textgrid_text, ".TextGrid", textgrid_text),
     ExportFormat.eaf: TranscriptFormat(".eaf", eaf_text, ".eaf", eaf_text),
 }
 
 
-TIERED = (ExportFormat.textgrid, ExportFormat.eaf)
-_OF_ONE_RECORDING = frozenset({ExportFormat.md, ExportFormat.docx, *TIERED})
+_OF_ONE_RECORDING = frozenset({ExportFormat.md, ExportFormat.docx, ExportFormat.eaf})
 SINGLE_FORMATS = tuple(name for name in TRANSCRIPTS if name not in _OF_ONE_RECORDING)
 """Formats whose files may have all recordings."""
 
@@ -466,7 +433,7 @@ def file_contents(
         if name is ExportFormat.docx:
             content = docx(recording)
         elif name in SUBTITLES:
-            content = _encoded(SUBTITLES[name](cues, words, recording.language))
+            content = _encoded(SUBTITLES[name](cues, words))
         else:
             kind = TRANSCRIPTS[name]
             content = _encoded(kind.header + kind.text(recording))

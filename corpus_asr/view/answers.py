@@ -67,8 +67,7 @@ from corpus_asr.view.texts import said_of
 
 # Formats that openai-whisper writes, too; the rest is for data sets, not for one recording.
 _SAVED = tuple(
-    ExportFormat(name)
-    for name in ("srt", "vtt", "lrc", "ass", "ttml", "txt", "md", "tsv", "csv", "json")
+    ExportFormat(name) for name in ("srt", "vtt", "lrc", "txt", "md", "tsv", "csv", "json")
 ) + ((ExportFormat.docx,) if find_spec("docx") else ())
 _ELSEWHERE = "; if it was moved, name its new location: corpus-asr view ... --audio BEFORE=NOW"
 _HINTS = {

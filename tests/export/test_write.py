@@ -267,7 +267,7 @@ def test_all_recordings_in_one_file(folder: str, store: OutputStore, tmp_path: P
 
 def test_what_cannot_be_exported_is_refused(store: OutputStore, tmp_path: Path, to: Path) -> None:
     for formats, values in ((("srt",), {"single": True}),
-                            (("srt", "vtt"), {"words": WordStyle.karaoke})):  # fmt: skip
+                            (("lrc", "vtt"), {"words": WordStyle.highlight})):  # fmt: skip
         with pytest.raises(ConfigError, match="expected"):
             options(*formats, **values)
     with pytest.raises(ConfigError, match="found an http URL"):

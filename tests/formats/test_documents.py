@@ -1,10 +1,11 @@
-"""Documents, tables and subtitles for editors, each read back by a parser of its own kind."""
+"""Documents and tables, each read back by a parser of its own kind."""
 
 import csv
 import importlib
 import io
 import re
-import xml.etree.ElementTree as ElementTree
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import docx
 import pysubs2
 import pytest
 from markdown_it import MarkdownIt
-from ttconv.imsc import reader as imsc_reader
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.formats import documents
@@ -21,7 +21,7 @@ from corpus_asr.formats.options import ExportFormat, FormatName, WordStyle
 from corpus_asr.formats.pieces import one_line
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.formats.writers import check_formats
-from corpus_asr.segments import Segment, Word
+from corpus_asr.segments import Segment
 from tests.support.tables import segment
 
 HOSTILE = (
@@ -72,7 +72,7 @@ def test_paragraphs_are_by_speaker_and_pause() -> None:
     assert two.to_txt() == "[A] 今日は。明日は。\n[B] はい。\n"
 
 
-@pytest.mark.parametrize("name", ["srt", "vtt", "lrc", "ass", "ttml", "txt", "md"])
+@pytest.mark.parametrize("name", ["srt", "vtt", "lrc", "txt", "md"])
 def test_speakers_are_named_where_there_are_two(name: Any, tmp_path: Path) -> None:
     one = transcript(said(" Yes?", 0.0, 1.0, "Anna"), said(" Bye.", 3.0, 4.0, "Anna"))
     two = transcript(*one.segments, said(" No!", 5.0, 6.0, "S2"))
@@ -142,72 +142,10 @@ def test_csv_has_a_row_per_segment_and_no_formula(tmp_path: Any) -> None:
     assert next(csv.reader(io.StringIO(cell)))[0].startswith("'")
 
 
-def test_substation_alpha_holds_text_and_names_alone(tmp_path: Any) -> None:
-    events = pysubs2.load(file("ass", TALK, tmp_path))
-    assert [(event.name, event.plaintext) for event in events][:3] == [
-        ("Anna", "Hello."), ("Anna", "How are you?"), ("<B>; \uff5bx\uff5d", "Fine,"),
-    ]  # fmt: skip
-    assert (events[1].start, events[1].end) == (1200, 2000)
-    shown = [
-        event.plaintext for event in pysubs2.load(file("ass", UNKNOWN, tmp_path, preset="none"))
-    ]
-    as_read = [
-        text.replace("\\", "\\\u2060").replace("{", "\uff5b").replace("}", "\uff5d")
-        for text in SHOWN
-    ]
-    assert shown == as_read
-    lines = pysubs2.load(
-        file("ass", transcript(said(" one two", 0, 1)), tmp_path, max_line_width=4)
-    )
-    assert lines[0].plaintext == "one\ntwo"
-
-
-TIMED = replace(
-    segment(" one two", 1.0, 3.0),
-    words=(
-        Word(word=" one", start_s=1.5, end_s=2.0, probability=0.5),
-        Word(word=" two", start_s=2.25, end_s=3.0, probability=0.5),
-    ),
-)
-
-
-def test_words_are_marked_in_substation_alpha_and_ttml() -> None:
-    found = transcript(TIMED)
-    events = pysubs2.SSAFile.from_string(found.to_ass(words="karaoke"))
-    assert events[0].text == r"{\k75}one {\k75}two"
-    events = pysubs2.SSAFile.from_string(found.to_ass(words="highlight"))
-    assert [event.text for event in events] == [
-        r"{\u1}one{\u0} two",
-        "one two",
-        r"one {\u1}two{\u0}",
-    ]
-    assert [event.plaintext for event in events] == ["one two"] * 3
-    spans = ElementTree.fromstring(found.to_ttml(words="highlight")).iter(f"{TT}span")
-    assert [span.text for span in spans] == ["one", "two"]
-    with pytest.raises(ConfigError, match="exporting ttml: found --words karaoke"):
-        found.to_ttml(words="karaoke")
-
-
-TT = "{http://www.w3.org/ns/ttml}"
-METADATA = "{http://www.w3.org/ns/ttml#metadata}"
-
-
-def test_ttml_holds_text_and_agents(tmp_path: Any) -> None:
-    root = ElementTree.parse(file("ttml", TALK, tmp_path)).getroot()
-    names = {
-        agent.get("{http://www.w3.org/XML/1998/namespace}id"): agent.findtext(f"{METADATA}name")
-        for agent in root.iter(f"{METADATA}agent")
-    }
-    cues = [
-        (names[p.get(f"{METADATA}agent")], p.get("begin"), "".join(p.itertext()))
-        for p in root.iter(f"{TT}p")
-    ]
-    assert cues[2] == ("<B>, {x}", "00:00:02.100", "Fine,")
-    tree = ElementTree.parse(file("ttml", UNKNOWN, tmp_path, preset="none"))
-    shown = ["".join(p.itertext()) for p in tree.getroot().iter(f"{TT}p")]
-    assert shown == [text.replace("\ufffe", "\ufffd") for text in SHOWN]
-    narrow = ElementTree.fromstring(UNKNOWN.to_ttml(max_line_width=20))
-    assert [*narrow.iter(f"{TT}br")]
-    document = imsc_reader.to_model(tree)  # a reader of IMSC takes it as it is
-    assert document is not None
-    assert document.get_lang() == "en"
+@pytest.mark.parametrize("suffix", ["ass", "ttml"])
+def test_pysubs2_makes_other_subtitles_of_subrip(tmp_path: Path, suffix: str) -> None:
+    path = file("srt", TALK, tmp_path)
+    subprocess.run([sys.executable, "-m", "pysubs2", "--to", suffix, path], check=True)
+    made = pysubs2.load(str(tmp_path / f"a_b & <c>.{suffix}"))
+    assert [(line.start, line.end) for line in made][:2] == [(0, 1000), (1200, 2000)]
+    assert [line.plaintext.strip() for line in made][:2] == ["[Anna] Hello.", "[Anna] How are you?"]

@@ -89,7 +89,7 @@ def test_every_format_has_its_text() -> None:
     own = transcript(*SAID)
     assert own.to_txt() == "One two.\nThree.\n"
     assert own.to_tsv() == "start\tend\ttext\n500\t1500\tOne two.\n2250\t3320\tThree.\n"
-    assert own.to_lrc(words="karaoke").startswith("[00:00.50]<00:00.50>One <00:01.00>two.")
+    assert own.to_lrc().startswith("[00:00.50]One two.")
     assert own.to_srt(max_line_width=4).splitlines()[2:4] == ["One", "two."]
     assert "<u>One</u>" in own.to_vtt(words="highlight")
     assert transcript().to_srt() == transcript().to_txt() == ""
@@ -130,7 +130,7 @@ def test_what_cannot_be_saved_is_refused(tmp_path: Path) -> None:
     wrong: list[tuple[Any, tuple[Any, ...], Any, str]] = [
         ("a.odt", (), {}, r"found no known suffix, expected one of \.srt, .*save\("),
         ("https://host/a", ("srt",), {}, "an http URL, expected a writable folder"),
-        ("a", ("srt",), {"words": "karaoke"}, "found --words karaoke"),
+        ("a", ("lrc",), {"words": "highlight"}, "found --words highlight"),
         ("a", ("srt",), {"preset": "none", "max_line_count": 2}, "count without max_line_width"),
         ("a", ("srt",), {"max_line_width": "42"}, "found '42', expected a whole number of at"),
         ("a", ("srt",), {"max_duraton": 3}, "option max_duraton, .*did you mean max_duration_s"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import pympi
 import pysubs2
 import pytest
 import webvtt
@@ -119,10 +120,9 @@ def test_whatever_a_text_holds_it_stays_one_cue_of_text(text: str) -> None:
             one_cue = style is not WordStyle.highlight or not words
             if one_cue:
                 assert [caption.end for caption in parsed] == ["00:00:02.000", "00:00:03.000"]
-            if style is not WordStyle.karaoke:
-                lines = pysubs2.SSAFile.from_string(srt_text(cues, style), format_="srt")
-                assert {guarded(line.plaintext) for line in lines} == {guarded(shown(text)), "End."}
-                assert not one_cue or len(lines) == 2
+            lines = pysubs2.SSAFile.from_string(srt_text(cues, style), format_="srt")
+            assert {guarded(line.plaintext) for line in lines} == {guarded(shown(text)), "End."}
+            assert not one_cue or len(lines) == 2
 
 
 def shown(text: str) -> str:
@@ -138,10 +138,6 @@ def guarded(text: str) -> str:
 
 
 def test_only_words_with_times_are_marked() -> None:
-    timed = recording(segment(" one two three", 1.0, 4.0, words=True))
-    assert vtt_text(cues_of(timed, WHOLE), WordStyle.karaoke) == (
-        "WEBVTT\n\n00:01.000 --> 00:04.000\none <00:02.000>two <00:03.000>three\n\n"
-    )
     # What players would take for instructions is none of them.
     found = srt_text(cues_of(recording(segment(" {\\an8}top <i>", 0.0, 2.0)), WHOLE))
     assert found.splitlines()[2] == "\uff5b\\\u2060an8\uff5dtop \u2039i>"
@@ -186,16 +182,12 @@ def test_nemo_has_no_line_without_text() -> None:
     }  # fmt: skip
 
 
-def test_lrc_has_a_time_before_each_line_and_before_each_word_where_they_have_some() -> None:
+def test_lrc_has_a_time_before_each_line() -> None:
     timed = recording(
         segment(" one two three", 1.0, 4.0, words=True), segment(" four.", 6000.123, 6002.0)
     )
     cues = cues_of(timed, CueRules(max_line_width=8))
     assert lrc_text(cues) == "[00:01.00]one two\n[00:03.00]three\n[100:00.12]four.\n"
-    assert lrc_text(cues, WordStyle.karaoke) == (
-        "[00:01.00]<00:01.00>one <00:02.00>two <00:03.00>\n"
-        "[00:03.00]<00:03.00>three <00:04.00>\n[100:00.12]four.\n"
-    )
     # What players would take for times is none.
     for text in (*HOSTILE, " [00:01.00] a <00:02.00> b"):
         lines = lrc_text(cues_of(recording(segment(text, 0.0, 2.0)), WHOLE)).splitlines()
@@ -205,9 +197,8 @@ def test_lrc_has_a_time_before_each_line_and_before_each_word_where_they_have_so
 
 
 def test_a_style_of_words_that_a_format_has_not_is_refused() -> None:
-    for name, style in (("srt", "karaoke"), ("lrc", "highlight")):
-        with pytest.raises(ConfigError, match=f"exporting {name}: found --words {style}, expected"):
-            check_words([ExportFormat.vtt, ExportFormat(name)], WordStyle(style))
+    with pytest.raises(ConfigError, match="exporting lrc: found --words highlight, expected plain"):
+        check_words([ExportFormat.vtt, ExportFormat.lrc], WordStyle.highlight)
     check_words(list(ExportFormat), WordStyle.plain)
 
 
@@ -297,35 +288,6 @@ def test_ctm_has_a_line_per_word():
         text_of("ctm", segments=(replace(SAID[0], words=None),))
 
 
-def test_textgrid_tiers_cover_the_time_without_overlaps():
-    text = text_of("textgrid", segments=(*SAID, said_by(" And more.", 3.4, 3.9, None)))
-    names = re.findall(r"name = (.*)", text)
-    assert names == [
-        '"S1"', '"S1 words"', '"A & <B>"', '"A & <B> words"', '"text"', '"text words"',
-    ]  # fmt: skip
-    assert 'text = "Say ""yes""."' in text
-    for tier in text.split("item [")[2:]:
-        starts = [float(each) for each in re.findall(r"xmin = (\S+)", tier)][1:]
-        ends = [float(each) for each in re.findall(r"xmax = (\S+)", tier)][1:]
-        assert (starts[0], ends[-1]) == (0.0, 4.0)
-        assert starts[1:] == ends[:-1]
-        assert int(re.findall(r"intervals: size = (\d+)", tier)[0]) == len(starts)
-    empty = text_of("textgrid", segments=())
-    assert empty.count("intervals [1]") == 1
-
-
-def test_textgrid_intervals_are_longer_than_none_and_text_may_last_to_the_end():
-    said = (
-        segment(" One.", 0.0, 1.0), segment(" Nothing.", 2.0, 2.0), segment(" End.", 3.0, 4.0),
-    )  # fmt: skip
-    text = text_of("textgrid", segments=said)
-    assert re.findall(r"name = (.*)", text) == ['"text"']
-    assert re.findall(r"intervals: size = (.*)", text) == ["3"]
-    assert re.findall(r"xm.. = (\S+)\n +xm.. = (\S+)\n +text = (.*)", text) == [
-        ("0.000", "1.000", '"One."'), ("1.000", "3.000", '""'), ("3.000", "4.000", '"End."'),
-    ]  # fmt: skip
-
-
 TIERS = ["S1", "S1 words", "A & <B>", "A & <B> words", "text", "text words"]
 
 
@@ -368,19 +330,13 @@ def test_eaf_has_tiers_that_elan_takes():
     assert [each.tag for each in empty] == ["HEADER", "TIME_ORDER", "TIER", "LINGUISTIC_TYPE"]
 
 
-def test_pympi_reads_eaf(tmp_path: Path):
-    pympi = pytest.importorskip("pympi")
+def test_pympi_reads_eaf_and_makes_a_textgrid_of_it(tmp_path: Path):
     path = tmp_path / "a.eaf"
     path.write_text(text_of("eaf", segments=SAID))
     found = pympi.Elan.Eaf(str(path))
-    assert [*found.get_tier_names()] == [
-        "S1",
-        "S1 words",
-        "A & <B>",
-        "A & <B> words",
-        "text",
-        "text words",
-    ]
+    assert [*found.get_tier_names()] == TIERS
+    grid = found.to_textgrid()
+    assert sorted(tier.name for tier in grid.get_tiers()) == sorted(TIERS)
     spans = [(round(1000 * each.start_s), round(1000 * each.end_s)) for each in SAID]
     read = [found.get_annotation_data_for_tier(name)[0][:2] for name in ("S1", "A & <B>", "text")]
     assert read == spans[:3]
