@@ -485,7 +485,7 @@ def view(
         from corpus_asr.view.catalogue import Library, Transcripts
         from corpus_asr.view.request import PublicUrl
         from corpus_asr.view.server import ViewServer
-        from corpus_asr.view.sound import Sounds, Waveforms
+        from corpus_asr.view.sound import Sounds
 
         public = None if public_url is None else PublicUrl.parse(public_url)
         options = store_options(output_uri, context)
@@ -503,7 +503,6 @@ def view(
                 library,
                 Transcripts(store),
                 sounds,
-                Waveforms(sounds),
                 editable=not read_only and scheme_of(store.uri) not in ("http", "https"),
             )
 

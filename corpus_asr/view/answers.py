@@ -56,12 +56,10 @@ from corpus_asr.view.search import (
 )
 from corpus_asr.view.sound import (
     LONGEST_S,
-    MAX_PEAKS,
     MAX_SAMPLES,
     Playable,
     Sound,
     Sounds,
-    Waveforms,
 )
 from corpus_asr.view.texts import said_of
 
@@ -87,7 +85,6 @@ class Answers:
     library: Library
     transcripts: Transcripts
     sounds: Sounds
-    waveforms: Waveforms
     editable: bool = True
     """Whether segments may be corrected."""
 
@@ -143,6 +140,7 @@ class Answers:
             "address": visible(without_secrets(row["uri"])),
             "finished": catalogue.finished,
             "decode_errors": row["decode_errors"] or 0,
+            "from_start": self.sounds.of(row).needs_decoding,
             "segments": transcript.rows.num_rows,
             "block_rows": BLOCK_ROWS,
             "block_starts_s": transcript.block_starts_s,
@@ -235,32 +233,6 @@ class Answers:
             )
         audio = self.sounds.clip(self._sound(request), start_s, end_s, channel=request.channel)
         return f"{self._stem(row)}-{start_s:.2f}-{end_s:.2f}.wav", audio
-
-    def waveform(self, request: Request) -> dict[str, Any]:
-        """Return the peaks of a span, if it is short enough, and its pauses."""
-        view, row = self._named(request.id)
-        start_s, end_s = request.from_s, request.to_s or row["duration_s"]
-        if not 0 <= start_s < end_s <= row["duration_s"] or not 1 <= request.count <= MAX_PEAKS:
-            raise ConfigError(
-                f"drawing {start_s:g} to {end_s:g} s in {request.count} peaks: expected a span of "
-                f"the {row['duration_s']:g} s and at most {MAX_PEAKS}"
-            )
-        part_s = (end_s - start_s) / request.count
-        pauses = self.transcripts.read(view, row).pauses(row["duration_s"])
-        peaks, message = None, ""
-        try:
-            peaks = self.waveforms.peaks(
-                self._sound(request), start_s, end_s, request.count, channel=request.channel
-            )
-        except ItemError as error:  # the player reports it, too
-            message = visible(str(error))
-        return {
-            "peaks": peaks,
-            # Replaces missing peaks.
-            "speech": pauses.speech(start_s, end_s, request.count) if peaks is None else None,
-            "pauses": pauses.within(start_s, end_s, at_least_s=part_s),
-            "message": message,
-        }
 
     def correct(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Save a correction; return the keys of removed segments, and the new segments.

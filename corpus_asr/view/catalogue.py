@@ -39,7 +39,6 @@ from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.seen_segments import Block, Made, Stale, place
 from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.view.sound import Pauses
 from corpus_asr.view.texts import (
     Edits,
     Places,
@@ -421,24 +420,17 @@ class Transcript:
         ends = [self.segments(at[0], 1)[0] if at else None for at in (previous, following)]
         return ends[0], between, ends[1]
 
-    def pauses(self, duration_s: float) -> Pauses:
-        """Return the pauses of a recording of this duration."""
-        return Pauses(*self._by_start("end_s", "end_s"), duration_s=duration_s)
-
-    def _by_start(self, of_word: str, of_segment: str) -> tuple[np.ndarray, np.ndarray]:
-        # Start and another value of each word, by time; of each segment if there are no word times.
-        if self.has_words:
-            words = pc.list_flatten(self.rows["words"].combine_chunks())
-            columns = [pc.struct_field(words, name) for name in ("start_s", of_word)]
-        else:
-            columns = [self.rows[name] for name in ("start_s", of_segment)]
-        starts, values = map(np.asarray, columns)
-        order = np.argsort(starts, kind="stable")
-        return starts[order], values[order]
-
     @cached_property
     def _scores(self) -> tuple[np.ndarray, np.ndarray]:
-        return self._by_start("probability", "confidence")
+        # Start and probability of each word, by time; of each segment if there are no word times.
+        if self.has_words:
+            words = pc.list_flatten(self.rows["words"].combine_chunks())
+            columns = [pc.struct_field(words, name) for name in ("start_s", "probability")]
+        else:
+            columns = [self.rows[name] for name in ("start_s", "confidence")]
+        starts, scores = map(np.asarray, columns)
+        order = np.argsort(starts, kind="stable")
+        return starts[order], scores[order]
 
     def low_confidence(self, from_s: float, *, below: float, forward: bool = True) -> float | None:
         """Return the start of the next or previous word from `from_s` that is below a threshold."""

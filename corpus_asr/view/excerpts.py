@@ -1,4 +1,4 @@
-"""Decodes time spans of recordings to 16-bit mono at 16 kHz, or peaks; runs in a child process.
+"""Decodes time spans of recordings to 16-bit mono at 16 kHz; runs in a child process.
 
 Native decoders may crash or hang; the server never imports this module.
 """
@@ -6,6 +6,7 @@ Native decoders may crash or hang; the server never imports this module.
 import io
 from collections import OrderedDict
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from corpus_asr.errors import DecodeError
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import SAMPLE_RATE_HZ
-from corpus_asr.view.sound import FULL_PEAK, ExcerptRequest, PeaksRequest
+from corpus_asr.view.sound import ExcerptRequest
 
 # A player soon requests the next span: open decoders keep their positions.
 OPEN_DECODERS = 4
@@ -32,28 +33,17 @@ class Excerpts:
 
     def __init__(self, *, store: StoreOptions) -> None:
         self._store = store
-        self._open: OrderedDict[tuple[type, str, int | None, int | None, bool], _ForwardDecoder] = (
-            OrderedDict()
-        )
+        self._open: OrderedDict[tuple[Any, ...], _ForwardDecoder] = OrderedDict()
 
     def __call__(self, request: ExcerptRequest) -> Iterator[bytes]:
-        """Yield the requested audio, padded with silence, and empty pieces as heartbeats.
-
-        For a `PeaksRequest`, yields nothing if its start cannot be reached without decoding more
-        than allowed.
-        """
-        # Peaks and playback are at different positions, with separate decoders.
-        key = (type(request), request.uri, request.channel, request.track, request.exact)
+        """Yield the requested audio, padded with silence, and empty pieces as heartbeats."""
+        key = (request.is_clip, request.uri, request.channel, request.track, request.exact)
         tape = self._open.pop(key, None)
         if tape is None or not tape.reaches(request.start_sample, exact=request.exact):
             if tape is not None:
                 tape.close()
             tape = self._tape(request)
-        if isinstance(request, PeaksRequest):
-            if request.start_sample - tape.position <= request.max_skipped_samples:
-                yield from _peaks(tape, request)
-        else:
-            yield from tape.read(request.start_sample, request.num_samples)
+        yield from tape.read(request.start_sample, request.num_samples)
         self._open[key] = tape
         while len(self._open) > OPEN_DECODERS:
             self._open.popitem(last=False)[1].close()
@@ -98,25 +88,13 @@ class _ForwardDecoder:
         return ahead >= 0 and (exact or ahead <= _SKIP_S * SAMPLE_RATE_HZ)
 
     def read(self, start: int, count: int) -> Iterator[bytes]:
-        for samples in self.samples(start, count):
+        # Empty pieces while decoding up to `start` are heartbeats; silence comes after the end.
+        while self.position < start and len(self._next(start - self.position)):
+            yield b""
+        while count > 0 and len(samples := self._next(count)):
             count -= len(samples)
-            # An empty piece is a heartbeat.
             yield (np.clip(samples, -1.0, 1.0) * 32767.0).astype("<i2").tobytes()
         yield bytes(2 * count)
-
-    def samples(self, start: int, count: int) -> Iterator[Float32[np.ndarray, " sample"]]:
-        # Yields nothing while decoding up to `start`, then up to `count` samples, fewer at the end.
-        while self.position < start:
-            skipped = self._next(start - self.position)
-            if not len(skipped):
-                break
-            yield skipped[:0]
-        while count > 0:
-            samples = self._next(count)
-            if not len(samples):
-                return
-            count -= len(samples)
-            yield samples
 
     def _next(self, most: int) -> Float32[np.ndarray, " sample"]:
         if self._chunks is None:
@@ -134,14 +112,3 @@ class _ForwardDecoder:
         samples, self._rest = self._rest[:most], self._rest[most:]
         self.position += len(samples)
         return samples
-
-
-def _peaks(tape: _ForwardDecoder, request: PeaksRequest) -> Iterator[bytes]:
-    loudest = np.zeros(request.num_samples, dtype=np.float32)
-    filled = 0
-    for samples in tape.samples(request.start_sample, request.num_samples):
-        loudest[filled : filled + len(samples)] = np.abs(samples)
-        filled += len(samples)
-        yield b""
-    peaks = loudest.reshape(-1, request.samples_per_peak).max(axis=1)
-    yield np.rint(np.clip(peaks, 0.0, 1.0) * FULL_PEAK).astype(np.uint8).tobytes()

@@ -38,8 +38,6 @@ class Request(Filters):
     block: int = 0
     from_s: float = 0.0
     to_s: float | None = None
-    count: int = 1_000
-    """Number of peaks."""
     back: bool = False
     decode: bool = False
     """Decode audio even if browsers support it."""
@@ -70,7 +68,7 @@ def _count(text: str) -> int:
 _READ: Mapping[str, tuple[Callable[[str], Any], str]] = {
     **dict.fromkeys(("whole_words", "back", "decode", "unchecked"), ("1".__eq__, "1")),
     **dict.fromkeys(("from_s", "to_s", "min_confidence", "max_confidence"), (_number, "a number")),
-    **dict.fromkeys(("page", "block", "channel", "count"), (_count, "a whole number from 0")),
+    **dict.fromkeys(("page", "block", "channel"), (_count, "a whole number from 0")),
     "state": (State, ", ".join(State)),
     "order": (Order, ", ".join(Order)),
     "recording_order": (RecordingOrder, ", ".join(RecordingOrder)),

@@ -47,9 +47,7 @@ _PAGES = {"": "index.html", "recording": "recording.html"} | {
                  "transcript.js", "waveform.js", "editor.js", "speakers.js", "recording.js")
 }  # fmt: skip
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
-_ANSWERS = frozenset(
-    {"run", "recordings", "search", "recording", "segments", "unsure", "sound", "waveform"}
-)
+_ANSWERS = frozenset({"run", "recordings", "search", "recording", "segments", "unsure", "sound"})
 # A correction of the longest text, and some room.
 _MAX_BODY_BYTES = 64 * 1024
 # Requests of one decoder wait in a thread each; other requests are not to wait for these.

@@ -3,22 +3,18 @@
 What browsers play is passed on as it is; the rest is decoded in a child process into a WAV that
 never exists as a whole: at a constant rate each of its bytes has a time.
 
-The picture of the sound is peaks, decoded on demand for the span that is looked at, at most
-`LONGEST_S`, in tiles that are kept; and the pauses between words, which the tables tell: ten hours
-are never decoded for an overview.
+Clips, to be saved and to be drawn, are decoded in the same way, of at most `LONGEST_S`: ten hours
+are never decoded for a picture.
 """
 
 import functools
 import io
-import math
 import os
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
-
-import numpy as np
 
 from corpus_asr.config.storage_options import NO_OPTIONS, StorageOptions
 from corpus_asr.errors import FetchError
@@ -47,9 +43,7 @@ _WAV_HEADER_BYTES = 44
 _SAMPLE_BYTES = 2
 # A WAV's sizes have 32 bits: 37 hours.
 MAX_SAMPLES = (2**32 - 1 - _WAV_HEADER_BYTES) // _SAMPLE_BYTES
-PEAKS_PER_S = 50
-# Without seeking, the waveform ends here, since decoding hours would take too long.
-_MAX_SKIPPED_S = 600
+LONGEST_S = 600.0  # of a clip
 # Lengths decoded at a time: the first is short, since a person waits for it.
 _EXCERPTS_S = (2, 4, 8, 16)
 
@@ -88,20 +82,8 @@ class ExcerptRequest:
     """Whether to decode everything before it."""
     start_sample: int
     num_samples: int
-
-
-FULL_PEAK = 255
-"""Value of full scale: peaks are single bytes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeaksRequest(ExcerptRequest):
-    """A time span whose loudest samples are asked for, one of each so many."""
-
-    samples_per_peak: int
-    """Divides `num_samples`."""
-    max_skipped_samples: int
-    """Audio before the span that may be decoded to get there."""
+    is_clip: bool = False
+    """Whether it is of a clip, which is elsewhere than what is played: each has a decoder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,34 +229,13 @@ class Sounds:
     ) -> "Playable":
         """Return a time span of a recording as `decoded` returns the whole."""
         samples = range(round(start_s * SAMPLE_RATE_HZ), round(end_s * SAMPLE_RATE_HZ))
-        return self._wav(sound, channel, samples)
+        return self._wav(sound, channel, samples, is_clip=True)
 
-    def _wav(self, sound: Sound, channel: int | None, samples: range) -> "Playable":
-        read = functools.partial(self._wav_bytes, sound, channel, samples)
+    def _wav(
+        self, sound: Sound, channel: int | None, samples: range, *, is_clip: bool = False
+    ) -> "Playable":
+        read = functools.partial(self._wav_bytes, sound, channel, samples, is_clip)
         return Playable("audio/wav", _WAV_HEADER_BYTES + _SAMPLE_BYTES * len(samples), read)
-
-    def peaks(
-        self, sound: Sound, start_s: float, num_peaks: int, *, channel: int | None
-    ) -> bytes | None:
-        """Return the peak of each `1 / PEAKS_PER_S`, as bytes, from `start_s` on.
-
-        None if the start cannot be reached without decoding everything before it.
-
-        Raises:
-            ItemError: it cannot be read or decoded.
-        """
-        samples_per_peak = SAMPLE_RATE_HZ // PEAKS_PER_S
-        request = PeaksRequest(
-            uri=sound.uri,
-            **sound.place_of(channel),
-            exact=sound.needs_decoding,
-            start_sample=round(start_s * SAMPLE_RATE_HZ),
-            num_samples=num_peaks * samples_per_peak,
-            samples_per_peak=samples_per_peak,
-            max_skipped_samples=_MAX_SKIPPED_S * SAMPLE_RATE_HZ,
-        )
-        with self._decoding:
-            return b"".join(self._decoder.run(request)) or None
 
     def _opened_audio(self, uri: str) -> _OpenFile:
         # Tables may name any file: its bytes are served only if it can be decoded.
@@ -299,7 +260,13 @@ class Sounds:
             yield piece
 
     def _wav_bytes(
-        self, sound: Sound, channel: int | None, samples: range, start: int, stop: int
+        self,
+        sound: Sound,
+        channel: int | None,
+        samples: range,
+        is_clip: bool,
+        start: int,
+        stop: int,
     ) -> Iterator[bytes]:
         header = _wav_header(len(samples))[start:stop]
         start = max(start, _WAV_HEADER_BYTES)
@@ -315,6 +282,7 @@ class Sounds:
                 exact=sound.needs_decoding,
                 start_sample=samples.start + first,
                 num_samples=min(remaining_samples, length_s * SAMPLE_RATE_HZ),
+                is_clip=is_clip,
             )
             # One child process decodes for all listeners, a few seconds at a time.
             with self._decoding:
@@ -350,85 +318,3 @@ def _wav_header(num_samples: int) -> bytes:
         b"RIFF", _WAV_HEADER_BYTES - 8 + num_bytes, b"WAVE", b"fmt ", 16, 1, 1, *rate,
         b"data", num_bytes,
     )  # fmt: skip
-
-
-LONGEST_S = 600.0
-MAX_PEAKS = 2_000
-TILE_S = 30
-# At 1.5 kB each: a day of audio.
-KEPT_TILES = 3_000
-# Shorter ones are within words and sentences.
-MIN_PAUSE_S = 0.3
-
-
-class Waveforms:
-    """Decodes peaks and keeps them, up to 5 MB. Thread-safe."""
-
-    def __init__(self, sounds: Sounds) -> None:
-        self._sounds = sounds
-        self._tile = functools.lru_cache(KEPT_TILES)(self._decoded_tile)
-
-    def peaks(
-        self, sound: Sound, start_s: float, end_s: float, count: int, *, channel: int | None = None
-    ) -> list[int] | None:
-        """Return the peak in each of `count` equal parts of a span, 0 to 255.
-
-        None for a span longer than `LONGEST_S`, or one that requires decoding hours to reach.
-
-        Raises:
-            ItemError: the recording cannot be read or decoded.
-        """
-        if end_s - start_s > LONGEST_S:
-            return None
-        first, last = math.floor(start_s / TILE_S), math.ceil(end_s / TILE_S)
-        tiles = []
-        for number in range(first, last):
-            tile = self._tile(sound, channel, number)
-            if tile is None:
-                return None
-            tiles.append(tile)
-        values = np.concatenate(tiles)
-        edges_s = np.linspace(start_s, end_s, count + 1)[:-1] - first * TILE_S
-        edges = np.floor(edges_s * PEAKS_PER_S).astype(np.int64)
-        last_edge = max(edges[-1] + 1, math.ceil((end_s - first * TILE_S) * PEAKS_PER_S))
-        # If parts are shorter than a peak, several share one.
-        peaks: list[int] = np.maximum.reduceat(values[:last_edge], edges).tolist()
-        return peaks
-
-    def _decoded_tile(self, sound: Sound, channel: int | None, number: int) -> np.ndarray | None:
-        # One at a time, so that what is played is decoded in between.
-        data = self._sounds.peaks(sound, number * TILE_S, TILE_S * PEAKS_PER_S, channel=channel)
-        return None if data is None else np.frombuffer(data, dtype=np.uint8)
-
-
-class Pauses:
-    """The spans of a recording in which no word is.
-
-    `starts_s` and `ends_s` are those of words, or of segments, ascending by start.
-    """
-
-    def __init__(self, starts_s: np.ndarray, ends_s: np.ndarray, *, duration_s: float) -> None:
-        silent_from = np.concatenate([[0.0], np.maximum.accumulate(ends_s)])
-        silent_to = np.concatenate([starts_s, [duration_s]])
-        are_pauses = silent_to - silent_from >= MIN_PAUSE_S
-        self._starts, self._ends = silent_from[are_pauses], silent_to[are_pauses]
-
-    def speech(self, start_s: float, end_s: float, count: int) -> list[int]:
-        """Return the fraction of speech in each of `count` equal parts of a span, 0 to 255."""
-        bounds = np.stack([self._starts, self._ends], axis=1).ravel()
-        lengths = self._ends - self._starts
-        silent = np.stack([np.cumsum(lengths) - lengths, np.cumsum(lengths)], axis=1).ravel()
-        edges = np.linspace(start_s, end_s, count + 1)
-        # Cumulative silence is linear between the bounds of pauses.
-        passed = np.interp(edges, bounds, silent) if len(bounds) else np.zeros(count + 1)
-        share = 1.0 - np.diff(passed) / ((end_s - start_s) / count)
-        shares: list[int] = np.rint(FULL_PEAK * np.clip(share, 0.0, 1.0)).astype(int).tolist()
-        return shares
-
-    def within(self, start_s: float, end_s: float, *, at_least_s: float) -> list[list[float]]:
-        """Return start and end of pauses of at least `at_least_s`, clipped to a span."""
-        starts, ends = np.maximum(self._starts, start_s), np.minimum(self._ends, end_s)
-        long = ends - starts >= max(at_least_s, 1e-9)
-        pairs = np.stack([starts[long], ends[long]], axis=1)
-        pauses: list[list[float]] = np.round(pairs, 3).tolist()
-        return pauses

@@ -17,7 +17,7 @@ from corpus_asr.view.answers import Answers
 from corpus_asr.view.catalogue import Library, Transcripts, View
 from corpus_asr.view.search import Filters, Hit, Order, Page, find, parse_query
 from corpus_asr.view.server import ViewServer
-from corpus_asr.view.sound import Sounds, Waveforms
+from corpus_asr.view.sound import Sounds
 from tests.report.conftest import browser as browser
 from tests.report.conftest import complaints as complaints
 from tests.report.conftest import open_page as open_page
@@ -99,7 +99,7 @@ def serving(
 
 
 def answers_of(library: Library, sounds: Sounds, **values: Any) -> Answers:
-    return Answers(library, Transcripts(library.store), sounds, Waveforms(sounds), **values)
+    return Answers(library, Transcripts(library.store), sounds, **values)
 
 
 @contextmanager

@@ -198,29 +198,22 @@ def test_hits_are_narrowed_by_the_name_of_a_folder(inside: "Page") -> None:
     wait_for(inside, "document.querySelectorAll('#results li').length === 3")
 
 
-def test_a_click_in_the_waveform_goes_there_and_pauses_are_shaded(inside: "Page") -> None:
+def test_a_click_in_the_waveform_goes_there(inside: "Page") -> None:
     inside.goto(talk_url(inside))
     wait_for(inside, f"document.querySelector('.segment') && {AUDIO}.readyState > 0")
     pixel = (
-        "(([x, y]) => { const canvas = document.querySelector('canvas.detail');"
-        "const at = (share, size) => Math.floor(share * size);"
-        "return [...canvas.getContext('2d').getImageData("
-        "at(x, canvas.width), at(y, canvas.height), 1, 1).data]; })"
+        "(() => { const canvas = document.querySelector('.waveform canvas');"
+        "return canvas.getContext('2d').getImageData(canvas.width / 4, canvas.height / 2, 1, 1)"
+        ".data[3]; })()"
     )
-    # Sound all over; words up to 10 s and from 16 s to 18 s of 20.
-    wait_for(inside, f"{pixel}([0.25, 0.5])[3] > 0")
-    spoken_, silent = inside.evaluate(f"[{pixel}([0.25, 0.5]), {pixel}([0.65, 0.5])]")
-    assert spoken_ != silent
-    assert inside.evaluate(f"{pixel}([0.65, 0.02])")[3] > 0  # shaded to the edge
-    assert inside.evaluate(f"{pixel}([0.25, 0.02])")[3] == 0
-    inside.click("canvas.detail")
+    wait_for(inside, f"{pixel} > 0")
+    inside.click(".waveform canvas")
     wait_for(inside, f"Math.abs({AUDIO}.currentTime - {TALK_S / 2}) < 0.2")
     slider = "document.querySelector('[role=slider]')"
     inside.evaluate(f"{slider}.focus()")
     inside.keyboard.press("ArrowRight")
     wait_for(inside, f"Math.abs({AUDIO}.currentTime - {TALK_S / 2 + 1}) < 0.2")
     assert inside.evaluate(f"{slider}.getAttribute('aria-valuetext')") == "0:11"
-    inside.keyboard.press("+")
     inside.keyboard.press("End")
     wait_for(inside, f"{AUDIO}.currentTime > {TALK_S - 0.5}")
 

@@ -106,8 +106,8 @@ def test_only_what_the_tables_name_is_read(shown: Shown) -> None:
 def test_a_channel_that_is_not_there_is_not_found(shown: Shown) -> None:
     here = {"id": shown.id("plain.wav"), "from": 0, "to": 1}
     assert fetch(asked(shown.url, "api/clip", **here, channel=0)).status == 200
-    for what in ("api/clip", "api/waveform", "audio"):
-        found = fetch(asked(shown.url, what, **here, channel=99, count=10, decode=1))
+    for what in ("api/clip", "audio"):
+        found = fetch(asked(shown.url, what, **here, channel=99, decode=1))
         assert found.status == 404, what
         assert "no channel or track 99" in json.loads(found.body)["error"]
 
@@ -123,9 +123,6 @@ def test_what_cannot_be_answered_is_refused_in_words(shown: Shown) -> None:
         ("search", {"max_confidence": "2"}, "between 0 and 1"),
         ("search", {"order": "sideways"}, "expected recording, least_sure, most_sure"),
         ("recordings", {"state": "gone"}, "expected done"),
-        ("waveform", {"id": shown.id("plain.wav"), "count": 2001}, "at most 2000"),
-        ("waveform", {"id": shown.id("plain.wav"), "from": 9, "to": 9}, "expected a span of"),
-        ("waveform", {"id": shown.id("plain.wav"), "to": 61}, "expected a span of the 60 s"),
         ("recordings", {"name": "x" * 3000}, "expected fewer"),
         ("recordings", {"name": "x" * 10_000}, ""),
     ):
@@ -157,16 +154,6 @@ def test_a_recording_is_told_with_its_segments_and_words(shown: Shown) -> None:
     assert answer(shown, "unsure", id=messages["id"])["at_s"] == 15.0
     assert answer(shown, "unsure", id=messages["id"], **{"from": 15.0})["at_s"] is None
     assert answer(shown, "unsure", id=messages["id"], back=1, **{"from": 59})["at_s"] == 15.0
-
-
-def test_a_waveform_is_drawn_from_any_format_and_says_why_if_not(shown: Shown) -> None:
-    for name in ("plain.wav", "odd.aiff"):
-        drawn = answer(shown, "waveform", id=shown.id(name), count=60)
-        assert drawn["peaks"] == pytest.approx([255 * 0.3] * 60, abs=2)
-        assert (drawn["speech"], drawn["message"]) == (None, "")
-    assert drawn["pauses"] == [[4.0, 60.0]]  # two segments of two seconds
-    bad = fetch(asked(shown.url, "api/waveform", id=shown.id("bad.wav")))
-    assert bad.status == 400
 
 
 def test_a_failure_comes_with_what_to_do(shown: Shown) -> None:

@@ -438,7 +438,7 @@ try {
   undoing.disabled = true;
   flow(flowBefore(), { remember: false });
   if (info.duration_s) {
-    waveform = new Waveform(id, info.duration_s, { onSeek: (time) => go(time) });
+    waveform = new Waveform(id, info.duration_s, { onSeek: (time) => go(time), fromStart: info.from_start });
     picture.replaceChildren(waveform.box);
     speakers.above(waveform);
   }
