@@ -8,7 +8,7 @@ confidences; runs that come after a calibration use it.
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from operator import mul
 
 import pyarrow as pa
@@ -30,10 +30,10 @@ from corpus_asr.logs import event
 from corpus_asr.report.calibration import (
     Calibration,
     SegmentOutcome,
+    calibration_data,
+    calibration_of,
     check_enough,
-    cross_validated,
     fit,
-    reliability,
     segment_outcomes,
 )
 from corpus_asr.report.evaluation import Evaluation, as_data, compare, summarize
@@ -46,10 +46,11 @@ from corpus_asr.report.scoring import (
     read_references,
     score,
 )
-from corpus_asr.report.text import now, rounded
+from corpus_asr.report.text import now
 from corpus_asr.segments import Segment, Word
 from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.run_files import (
+    CALIBRATION_NAME,
     EVALUATION_NAME,
     FINGERPRINT_NAME,
     open_run,
@@ -219,28 +220,11 @@ def calibrate(
     start = _start(store)
     outcomes = _outcomes(store, references, language)
     check_enough(outcomes)
-    model = fit(outcomes, start)
-    old_reliability = reliability(outcomes, [outcome.confidence for outcome in outcomes])
-    new_reliability = reliability(outcomes, cross_validated(outcomes))
-    groups = len({outcome.group for outcome in outcomes})
-    address = write_calibration(
-        store,
-        model,
-        fitted={
-            "date": now(),
-            "references": redact_uri(references),
-            "recordings": groups,
-            "before": rounded(asdict(old_reliability)),
-            "held_out": rounded(asdict(new_reliability)),
-        },
-    )
-    return Calibration(
-        model=model,
-        address=address,
-        recordings=groups,
-        before=old_reliability,
-        after=new_reliability,
-    )
+    address = store.address(CALIBRATION_NAME)
+    calibration = calibration_of(outcomes, fit(outcomes, start), address=address)
+    fitted = {"date": now(), "references": redact_uri(references)} | calibration_data(calibration)
+    write_calibration(store, calibration.model, fitted=fitted)
+    return calibration
 
 
 def _start(store: OutputStore) -> ConfidenceModel:

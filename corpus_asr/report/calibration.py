@@ -1,4 +1,4 @@
-"""Fit `confidence` to how many words were right, and measure how reliable it is on held-out data.
+"""Fit `confidence` to how many words of a run were right.
 
 A word is right where a cheapest alignment of the recording pairs it with the same word of the
 reference. A missing word counts as an error of the segment that holds the word before it.
@@ -25,11 +25,11 @@ from corpus_asr.report.text import rounded, text_template
 from corpus_asr.segments import Segment
 from corpus_asr.storage.stores.uri import redact_uri
 
-FOLDS = 5
-# Four weights and an offset are fitted; with fewer errors than this the folds differ widely.
+# Four weights and an offset are fitted; with fewer errors than this, fits to parts of the data
+# differ widely.
 MIN_SEGMENTS = 200
 MIN_ERRORS = 20
-_BINS = 10
+MIN_RECORDINGS = 5
 # Weight of the prior model in a fit, in words.
 PRIOR_WORDS = 20.0
 _MAX_STEPS = 100
@@ -40,7 +40,7 @@ class SegmentOutcome:
     """A segment compared with its reference."""
 
     group: str
-    """A recording or speaker, which is never divided between a fit and its test."""
+    """Its recording."""
     evidence: SegmentEvidence
     words: int
     right: int
@@ -57,34 +57,21 @@ class SegmentOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """A model fitted to a run, with the reliability before and after."""
+    """A model fitted to a run, and what it was fitted to."""
 
     model: ConfidenceModel
     address: str
     """URI of the calibration file."""
     recordings: int
-    before: "Reliability"
-    """Reliability of the confidences in the run's tables."""
-    after: "Reliability"
-    """Reliability of models fitted to the other recordings."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reliability:
-    """Agreement of confidences with outcomes."""
-
     segments: int
-    words: int
     right: float
     """Share of words."""
     with_errors: float
     """Share of segments."""
-    ece: float
-    """Expected calibration error: |claimed - right| over ten bins of equal width, by words."""
+    brier_before: float
+    """Brier score of the confidences in the run's tables."""
     brier: float
-    """Mean squared difference of confidence and each word's outcome."""
-    auc: float
-    """Probability that a segment with an error has the lower confidence of two; 0.5 is chance."""
+    """Brier score of the model."""
 
 
 def word_outcomes(
@@ -135,12 +122,12 @@ def check_enough(outcomes: Sequence[SegmentOutcome]) -> None:
     errors = sum(outcome.has_error for outcome in outcomes)
     groups = len({outcome.group for outcome in outcomes})
     both_kinds = MIN_ERRORS <= errors <= len(outcomes) - MIN_ERRORS
-    if len(outcomes) >= MIN_SEGMENTS and both_kinds and groups >= FOLDS:
+    if len(outcomes) >= MIN_SEGMENTS and both_kinds and groups >= MIN_RECORDINGS:
         return
     raise ConfigError(
         f"calibrating confidence: found {len(outcomes):,} scored segments, {errors:,} with an "
         f"error, in {groups:,} recordings, expected {MIN_SEGMENTS}, {MIN_ERRORS} with an error "
-        f"and {MIN_ERRORS} without, in {FOLDS}; add references"
+        f"and {MIN_ERRORS} without, in {MIN_RECORDINGS}; add references"
     )
 
 
@@ -202,84 +189,43 @@ def _newton(
     return weights
 
 
-def cross_validated(
-    outcomes: Sequence[SegmentOutcome], start: ConfidenceModel = DEFAULT_MODEL
-) -> list[float]:
-    """Return each segment's confidence from a model fitted to other groups."""
-    # Every fifth group in sorted order, so that folds are reproducible.
-    order = {group: at for at, group in enumerate(sorted({outcome.group for outcome in outcomes}))}
-    folds = [order[outcome.group] % FOLDS for outcome in outcomes]
-    models = {
-        fold: fit(
-            [
-                outcome
-                for outcome, outcome_fold in zip(outcomes, folds, strict=True)
-                if outcome_fold != fold
-            ],
-            start,
-        )
-        for fold in set(folds)
-    }
-    return [
-        models[fold].confidence(outcome.evidence)
-        for outcome, fold in zip(outcomes, folds, strict=True)
-    ]
-
-
-def reliability(outcomes: Sequence[SegmentOutcome], confidences: Sequence[float]) -> Reliability:
-    """Compare confidences with the outcomes of their segments, of which there are some."""
-    claimed = np.array(confidences)
-    words = np.array([outcome.words for outcome in outcomes])
-    right = np.array([outcome.right for outcome in outcomes])
-    errors = np.array([outcome.has_error for outcome in outcomes])
-    # A confidence of 1 belongs to the last bin.
-    bins = np.minimum(_BINS - 1, (claimed * _BINS).astype(int))
-    gaps = [abs(float((claimed * words - right)[bins == at].sum())) for at in range(_BINS)]
-    squares = right * (1 - claimed) ** 2 + (words - right) * claimed**2
-    return Reliability(
+def calibration_of(
+    outcomes: Sequence[SegmentOutcome], model: ConfidenceModel, *, address: str
+) -> Calibration:
+    """Describe a model that was fitted to these segments."""
+    words = sum(outcome.words for outcome in outcomes)
+    return Calibration(
+        model=model,
+        address=address,
+        recordings=len({outcome.group for outcome in outcomes}),
         segments=len(outcomes),
-        words=int(words.sum()),
-        right=float(right.sum() / words.sum()),
-        with_errors=float(errors.mean()),
-        ece=math.fsum(gaps) / float(words.sum()),
-        brier=float(squares.sum() / words.sum()),
-        auc=area_under_curve(claimed, errors),
+        right=sum(outcome.right for outcome in outcomes) / words,
+        with_errors=sum(outcome.has_error for outcome in outcomes) / len(outcomes),
+        brier_before=brier(outcomes, [outcome.confidence for outcome in outcomes]),
+        brier=brier(outcomes, [model.confidence(outcome.evidence) for outcome in outcomes]),
     )
 
 
-def area_under_curve(confidences: np.ndarray, errors: np.ndarray) -> float:
-    """Return the probability that of two items, the one with an error has lower confidence.
-
-    Equal confidences count half; NaN without both kinds of items.
-    """
-    # Mann-Whitney U by binary search instead of comparing all pairs.
-    wrong, fine = confidences[errors], confidences[~errors]
-    if not len(wrong) or not len(fine):
-        return math.nan
-    ordered = np.sort(fine)
-    below = np.searchsorted(ordered, wrong, side="left")
-    equal = np.searchsorted(ordered, wrong, side="right") - below
-    return float((len(fine) - below - equal + equal / 2).sum() / (len(wrong) * len(fine)))
+def brier(outcomes: Sequence[SegmentOutcome], confidences: Sequence[float]) -> float:
+    """Return the mean squared difference of confidence and each word's outcome."""
+    squares = [
+        outcome.right * (1 - confidence) ** 2 + (outcome.words - outcome.right) * confidence**2
+        for outcome, confidence in zip(outcomes, confidences, strict=True)
+    ]
+    return math.fsum(squares) / sum(outcome.words for outcome in outcomes)
 
 
 def render_calibration(calibration: Calibration) -> str:
     """Return a calibration as text."""
-    reliability_before, reliability_after = calibration.before, calibration.after
     text = text_template("corpus_asr.report", "calibration.txt.j2").render(
-        calibration=calibration,
-        after=reliability_after,
-        measured=(("before", reliability_before), ("held out", reliability_after)),
-        address=redact_uri(calibration.address),
+        calibration=calibration, address=redact_uri(calibration.address)
     )
     return text.rstrip("\n")
 
 
 def calibration_data(calibration: Calibration) -> dict[str, Any]:
-    """Return a calibration as JSON-compatible values."""
-    return {
-        "name": calibration.model.name,
-        "address": redact_uri(calibration.address),
-        "recordings": calibration.recordings,
-        "before": rounded(asdict(calibration.before)),
-        "held_out": rounded(asdict(calibration.after)),
-    }
+    """Return a calibration as JSON-compatible values, without the coefficients."""
+    values = asdict(calibration)
+    name, address = values.pop("model")["name"], redact_uri(values.pop("address"))
+    data: dict[str, Any] = {"name": name, "address": address} | rounded(values)
+    return data

