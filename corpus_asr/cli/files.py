@@ -29,7 +29,7 @@ from corpus_asr.cli.options import (
 )
 from corpus_asr.config.decoding import ALL_TRACKS
 from corpus_asr.errors import ConfigError, FetchError, ItemError
-from corpus_asr.formats.options import CUE_LIMITS, JSON_LINES, CueRules, ExportFormat, WordStyle
+from corpus_asr.formats.options import CUE_LIMITS, JSON_LINES, CueRules, WordStyle
 from corpus_asr.runtime.shutdown import RunStoppedError
 from corpus_asr.units import counted
 
@@ -162,21 +162,13 @@ def formats_of(chosen: FileOptions) -> tuple[str, ...]:
             f"printing {', '.join(formats)}: found {len(formats)} formats, expected one on "
             "standard output; name a folder with --output-dir, such as -o ."
         )
-    if not to_folder and formats == (ExportFormat.docx,):
-        raise ConfigError(
-            "printing docx: found a binary format, expected text on standard output; name a "
-            "folder with --output-dir, such as -o ."
-        )
     return formats
 
 
 def layout_of(formats: tuple[str, ...], chosen: FileOptions, rules: CueRules) -> "Layout":
     """Return the text layout of files."""
     from corpus_asr.cli.output_files import Layout
-    from corpus_asr.formats.writers import check_formats
 
-    exported = [ExportFormat(name) for name in formats if name != JSON_LINES]
-    check_formats(exported, WordStyle.plain)  # styles of words are independent of these formats
     return Layout(
         formats=formats,
         rules=rules,

@@ -33,11 +33,10 @@ from corpus_asr.export.recordings import (
 )
 from corpus_asr.export.speakers import refuse_speakers, speakers_of
 from corpus_asr.formats.options import CueRules, ExportFormat, WordStyle
-from corpus_asr.formats.subtitles import SUBTITLES
+from corpus_asr.formats.subtitles import SUBTITLES, check_words
 from corpus_asr.formats.writers import (
     SINGLE_FORMATS,
     TRANSCRIPTS,
-    check_formats,
     file_contents,
     file_suffix,
 )
@@ -165,7 +164,7 @@ class ExportOptions:
                 f"exporting all recordings to one file: found the format {other_formats[0]}, "
                 f"expected one of {', '.join(SINGLE_FORMATS)}; remove --single, or the format"
             )
-        check_formats(self.formats, self.words)
+        check_words(self.formats, self.words)
 
 
 @dataclass(slots=True, kw_only=True)

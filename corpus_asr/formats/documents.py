@@ -1,25 +1,21 @@
-"""Transcripts as documents: paragraphs by speaker and pause, in text, Markdown and Word.
+"""Transcripts as documents: paragraphs by speaker and pause, in text and Markdown.
 
 Source: CommonMark 0.31, 2.4 (backslash escapes); OWASP, "CSV Injection".
 """
 
 import csv
-import importlib
 import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from types import ModuleType
 
-from corpus_asr.errors import ConfigError, install_words
 from corpus_asr.formats.cues import Transcribed, labelled
 from corpus_asr.formats.pieces import one_line
 from corpus_asr.segments import Segment
 from corpus_asr.text.line_breaks import join_texts
 from corpus_asr.text.words import ends_sentence
 
-_NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 # A pause of this length starts a paragraph, and a sentence end after a paragraph of this length.
 PAUSE_S = 2.0
 LONGEST_CHARS = 800
@@ -98,50 +94,6 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
 
 def _escaped(text: str) -> str:
     return _MARKUP.sub(r"\\\1", text)
-
-
-def docx(recording: Transcribed) -> bytes:
-    """Return a Word document.
-
-    Raises:
-        ConfigError: python-docx is not installed.
-    """
-    document = docx_module().Document()
-    document.core_properties.title = in_xml(_title(recording))[:255]
-    document.core_properties.author = ""
-    document.add_heading(in_xml(_title(recording)), level=1)
-    if facts := _facts(recording):
-        document.add_paragraph(in_xml(facts))
-    for paragraph in paragraphs_of(recording):
-        docx_paragraph = document.add_paragraph()
-        if paragraph.speaker is not None:
-            docx_paragraph.add_run(in_xml(one_line(paragraph.speaker))).bold = True
-            docx_paragraph.add_run(" ")
-        docx_paragraph.add_run(f"({_clock(paragraph.start_s)}) ").italic = True
-        docx_paragraph.add_run(in_xml(paragraph.text))
-    file = io.BytesIO()
-    document.save(file)
-    return file.getvalue()
-
-
-def docx_module() -> ModuleType:
-    """Import python-docx.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    try:
-        return importlib.import_module("docx")
-    except ImportError as error:
-        raise ConfigError(
-            f"writing docx: found no python-docx, expected that package; {install_words('docx')}, "
-            "or remove the format"
-        ) from error
-
-
-def in_xml(text: str) -> str:
-    """Return a text in which characters that XML 1.0 excludes are replaced."""
-    return _NOT_IN_XML.sub("\ufffd", text)
 
 
 def _title(recording: Transcribed) -> str:

@@ -16,8 +16,8 @@ from typing import Any, Literal
 from corpus_asr.errors import ConfigError
 
 FormatName = Literal[
-    "srt", "vtt", "lrc", "txt", "md", "docx", "tsv", "csv", "json", "whisperx", "nemo", "rttm",
-    "ctm", "eaf",
+    "srt", "vtt", "lrc", "txt", "md", "tsv", "csv", "json", "whisperx", "nemo", "rttm", "ctm",
+    "eaf",
 ]  # fmt: skip
 
 
@@ -33,7 +33,6 @@ class ExportFormat(StrEnum):
     lrc = "lrc"
     txt = "txt"
     md = "md"
-    docx = "docx"
     tsv = "tsv"
     csv = "csv"
     json = "json"

@@ -15,7 +15,8 @@ from typing import Any, Literal, TypedDict, TypeVar, Unpack
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.formats.options import CueRules, ExportFormat, FormatName, SubtitlePreset, WordStyle
-from corpus_asr.formats.writers import check_formats, file_contents, file_suffix, whisper_json
+from corpus_asr.formats.subtitles import check_words
+from corpus_asr.formats.writers import file_contents, file_suffix, whisper_json
 from corpus_asr.segments import MissingWord, Segment, SpeakerTurn, Word
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import normalize, scheme_of, within
@@ -238,8 +239,7 @@ class Transcript:
             place: without `formats`, a file whose suffix names one, such as `talk.srt`; with
                 `formats`, a folder, in which files are named after the recording. Either may be an
                 fsspec URI.
-            *formats: srt, vtt, lrc, txt, md, docx, tsv, csv, json, whisperx, nemo, rttm, ctm or
-                eaf.
+            *formats: srt, vtt, lrc, txt, md, tsv, csv, json, whisperx, nemo, rttm, ctm or eaf.
             **options: how subtitles are cut.
 
         Returns:
@@ -284,7 +284,7 @@ class Transcript:
     def _contents(self, formats: Sequence[ExportFormat], options: SubtitleOptions) -> list[bytes]:
         rules = _named(options)
         words = _member("words", rules.pop("words", "plain"), WordStyle)
-        check_formats(formats, words)
+        check_words(formats, words)
         if rules.get("preset") is not None:
             rules["preset"] = _member("preset", rules["preset"], SubtitlePreset)
         contents = file_contents(self, formats, rules=CueRules(**rules), words=words)

@@ -26,15 +26,12 @@ from corpus_asr.formats.documents import (
     CSV_COLUMNS,
     csv_rows,
     csv_text,
-    docx,
-    docx_module,
-    in_xml,
     markdown,
     txt,
 )
 from corpus_asr.formats.options import CueRules, ExportFormat, WordStyle
 from corpus_asr.formats.pieces import one_line, shown_words
-from corpus_asr.formats.subtitles import SUBTITLES, check_words
+from corpus_asr.formats.subtitles import SUBTITLES
 from corpus_asr.segments import Segment, SpeakerTurn, Word
 
 
@@ -264,8 +261,12 @@ TIME_SLOT_REF2="ts{end}">
 """
 
 
+# Characters not allowed in XML 1.0.
+_NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
 def _escaped(text: str) -> str:
-    return html.escape(in_xml(one_line(text)))
+    return html.escape(_NOT_IN_XML.sub("\ufffd", one_line(text)))
 
 
 def eaf_text(recording: Transcribed) -> str:
@@ -401,16 +402,9 @@ TRANSCRIPTS: Mapping[ExportFormat, TranscriptFormat] = {
 }
 
 
-_OF_ONE_RECORDING = frozenset({ExportFormat.md, ExportFormat.docx, ExportFormat.eaf})
+_OF_ONE_RECORDING = frozenset({ExportFormat.md, ExportFormat.eaf})
 SINGLE_FORMATS = tuple(name for name in TRANSCRIPTS if name not in _OF_ONE_RECORDING)
 """Formats whose files may have all recordings."""
-
-
-def check_formats(formats: Sequence[ExportFormat], words: WordStyle) -> None:
-    """Raise ConfigError for a word style that a format lacks, or a missing package."""
-    check_words(formats, words)
-    if ExportFormat.docx in formats:
-        docx_module()
 
 
 def file_suffix(name: ExportFormat) -> str:
@@ -430,15 +424,9 @@ def file_contents(
     subtitled = not SUBTITLES.keys().isdisjoint(formats)
     cues = cues_of(recording, rules or CueRules()) if subtitled else []
     for name in formats:
-        if name is ExportFormat.docx:
-            content = docx(recording)
-        elif name in SUBTITLES:
-            content = _encoded(SUBTITLES[name](cues, words))
+        if name in SUBTITLES:
+            text = SUBTITLES[name](cues, words)
         else:
             kind = TRANSCRIPTS[name]
-            content = _encoded(kind.header + kind.text(recording))
-        yield file_suffix(name), content
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "replace")
+            text = kind.header + kind.text(recording)
+        yield file_suffix(name), text.encode("utf-8", "replace")

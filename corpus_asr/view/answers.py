@@ -6,7 +6,6 @@ with signs for characters that would hide or reorder others.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import pyarrow as pa
@@ -64,9 +63,7 @@ from corpus_asr.view.sound import (
 from corpus_asr.view.texts import said_of
 
 # Formats that openai-whisper writes, too; the rest is for data sets, not for one recording.
-_SAVED = tuple(
-    ExportFormat(name) for name in ("srt", "vtt", "lrc", "txt", "md", "tsv", "csv", "json")
-) + ((ExportFormat.docx,) if find_spec("docx") else ())
+_SAVED = tuple(map(ExportFormat, ("srt", "vtt", "lrc", "txt", "md", "tsv", "csv", "json")))
 _ELSEWHERE = "; if it was moved, name its new location: corpus-asr view ... --audio BEFORE=NOW"
 _HINTS = {
     REFUSED_FILE: "",  # its advice says it

@@ -212,11 +212,9 @@ class ViewServer:
 
     async def _saved(self, request: web.Request) -> web.Response:
         name, content = await self._read(self._answers.saved, request)
-        # Browsers display text, but not .docx.
-        kind = "application/octet-stream" if name.endswith(".docx") else "text/plain"
-        charset = None if name.endswith(".docx") else "utf-8"
+        headers = _as_file(name)
         return web.Response(
-            body=content, content_type=kind, charset=charset, headers=_as_file(name)
+            body=content, content_type="text/plain", charset="utf-8", headers=headers
         )
 
     async def _audio(self, request: web.Request) -> web.StreamResponse:

@@ -1,7 +1,6 @@
 """Documents and tables, each read back by a parser of its own kind."""
 
 import csv
-import importlib
 import io
 import re
 import subprocess
@@ -10,17 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import docx
 import pysubs2
 import pytest
 from markdown_it import MarkdownIt
 
-from corpus_asr.errors import ConfigError
 from corpus_asr.formats import documents
-from corpus_asr.formats.options import ExportFormat, FormatName, WordStyle
+from corpus_asr.formats.options import FormatName
 from corpus_asr.formats.pieces import one_line
 from corpus_asr.formats.transcript import Transcript
-from corpus_asr.formats.writers import check_formats
 from corpus_asr.segments import Segment
 from tests.support.tables import segment
 
@@ -109,25 +105,6 @@ def test_markdown_holds_text_alone(tmp_path: Any) -> None:
             assert [each.split(") ", 1)[1] for each in shown] == [
                 t.replace("\x00", "") for t in SHOWN
             ]
-
-
-def test_word_reads_its_document(tmp_path: Any) -> None:
-    document = docx.Document(file("docx", TALK, tmp_path))
-    title, facts, *rest = document.paragraphs
-    assert (title.text, facts.text) == ("a_b & <c>.mp3", "0:01:00, en")
-    assert [(each.runs[0].text, each.runs[-1].text) for each in rest] == PARAGRAPHS
-    assert all(each.runs[0].bold for each in rest)
-    _, _, *rest = docx.Document(file("docx", UNKNOWN, tmp_path)).paragraphs
-    assert [each.runs[-1].text for each in rest] == [t.replace("\ufffe", "\ufffd") for t in SHOWN]
-
-
-def test_without_python_docx_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> None:
-        raise ModuleNotFoundError(name)
-
-    monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(ConfigError, match=r"found no python-docx.*pip install python-docx"):
-        check_formats([ExportFormat.docx], WordStyle.plain)
 
 
 def test_csv_has_a_row_per_segment_and_no_formula(tmp_path: Any) -> None:

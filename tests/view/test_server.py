@@ -179,8 +179,6 @@ def test_a_transcript_is_saved_under_a_name_that_is_one_anywhere(shown: Shown) -
     assert plain["txt"].splitlines()[3] == b"This is passage3 peace"
     assert len(json.loads(plain["json"])["segments"]) == PASSAGES
     assert fetch(asked(shown.url, "saved", id=shown.id("plain.wav"), format="exe")).status == 404
-    word = fetch(asked(shown.url, "saved", id=shown.id("plain.wav"), format="docx"))
-    assert (word.status, word.body[:2]) == (200, b"PK")
 
 
 def test_sound_is_served_by_ranges(shown: Shown) -> None:
