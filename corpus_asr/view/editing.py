@@ -18,8 +18,7 @@ from corpus_asr.storage.run_state.corrections import (
     EditedSegment,
     correct,
 )
-from corpus_asr.storage.run_state.seen_segments import MARGIN_S, Made, Stale
-from corpus_asr.storage.run_state.transcript_words import words_within
+from corpus_asr.storage.run_state.seen_segments import MARGIN_S, Made
 from corpus_asr.view.catalogue import Library, Transcript, Transcripts, View
 
 # Overlapping speech exists; a longer overlap with a neighbor is a mistake.
@@ -57,10 +56,6 @@ class Change:
     """Name of the author, if given."""
     seen: dict[str, Any] = field(default_factory=dict)
     """Seen version of each segment, by key."""
-    apply: str = ""
-    """A stale correction to apply at its place, instead of all above."""
-    dismiss: str = ""
-    """A stale correction to dismiss, instead of all above."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,11 +145,6 @@ def save_change(
         old_transcripts.append(shown)
         if isinstance(change, Undo):
             return _withdrawal(view, recording, shown, change)
-        if change.dismiss:
-            undone = _stale(shown, change.dismiss).ids
-            return correct(change.id, (), (), name=change.name, undoes=undone)
-        if change.apply:
-            return _applied(shown, change)
         speakers = {turn.speaker for turn in transcripts.turns(view, recording["recording_id"])}
         return _correction(view, recording, shown, change, speakers)
 
@@ -203,13 +193,6 @@ def _withdrawal(
             span=(made.correction.channel, *_reach(made)),
         )
     return correct(recording["recording_id"], (), (), name=change.name, undoes=(correction_id,))
-
-
-def _stale(shown: Transcript, identity: str) -> Stale:
-    for stale in shown.stale:
-        if stale.correction.id == identity:
-            return stale
-    raise ConflictError("this correction no longer exists; reload the page")
 
 
 def _changed(
@@ -351,21 +334,3 @@ def _check_times(
             f"most {MOST_OVERLAP_S:g} s of the segments before and after; merge with these, or "
             "move their times first"
         )
-
-
-def _applied(shown: Transcript, change: Change) -> Correction:
-    """Return a correction that puts a stale correction's segments over the model's text."""
-    stale = _stale(shown, change.apply)
-    span = stale.correction.start_s, stale.correction.end_s
-    rows = shown.between(stale.correction.channel, *span)
-    text = words_within(rows, *span)
-    if not text or any(row["made"] for row in rows):
-        obstacle = "a correction" if text else "no text of the model"
-        raise ConfigError(
-            f"applying a correction: found {obstacle} in its place, expected text of the model; "
-            "edit the present segments, and dismiss the correction"
-        )
-    replaced = {"channel": stale.correction.channel, "text": text}
-    times = dict(zip(("start_s", "end_s"), span, strict=True))
-    segments = [segment for segment in stale.correction.segments if segment.text]
-    return correct(change.id, [replaced | times], segments, name=change.name, undoes=stale.ids)

@@ -16,8 +16,7 @@ left by earlier corrections, which may be another model's with other boundaries:
    replaces exactly these words. A segment that is replaced in part is cut between words, and the
    rest keeps the model's words, each once. A removal also fits if the model now has no words.
 4. Otherwise, or if another correction owns its words, nothing changes and the correction is listed
-   as stale: displayed with the model's old and new text until someone applies or dismisses it, or
-   edits that span.
+   as stale: displayed with the model's old and new text until someone edits that span.
 
 Checked text is placed like any other: checking turns the model's words into a correction.
 """

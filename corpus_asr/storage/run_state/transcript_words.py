@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from corpus_asr.storage.run_state.corrections import EditedSegment, spaced_once
+from corpus_asr.storage.run_state.corrections import EditedSegment
 
 # A person vouches for it. The model's scores apply to the model's text.
 CORRECTED_CONFIDENCE = 1.0
@@ -93,16 +93,6 @@ def divided_words(pieces: Sequence[str], start_s: float, end_s: float) -> Iterat
     times_s = (start_s + (end_s - start_s) * bounds / max(1, bounds[-1])).tolist()
     for piece, (from_s, to_s) in zip(pieces, pairwise(times_s), strict=True):
         yield _word(piece, from_s, to_s)
-
-
-def words_within(rows: Sequence[dict[str, Any]], start_s: float, end_s: float) -> str:
-    """Return the words of segments within a time span, as text."""
-    tokens = (token for row in rows for token in tokens_of(0, row))
-    return spaced_once(
-        "".join(
-            token.text for token in tokens if start_s <= (token.start_s + token.end_s) / 2 < end_s
-        )
-    )
 
 
 def pieces_of(text: str) -> list[str]:

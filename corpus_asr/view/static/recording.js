@@ -1,8 +1,8 @@
 // The page of one recording: its transcript, its player, and the moment that both are at, which
 // also stands in the address behind the #.
 
-import { Editor, remembered } from "./editor.js";
-import { STATES, ask, byId, clock, counted, element, inField, language, long, send } from "./page.js";
+import { Editor } from "./editor.js";
+import { STATES, ask, byId, clock, counted, element, inField, language, long } from "./page.js";
 import { Player } from "./player.js";
 import { Speakers } from "./speakers.js";
 import { Transcript } from "./transcript.js";
@@ -200,21 +200,12 @@ function describeStale() {
     const time = button(clock(one.start_s), "Go there", () => go(one.start_s, { play: false }));
     time.classList.add("time");
     const why = one.name ? `by ${one.name}` : "";
-    const version = (title, text, action = null) => element("section", {}, element("h3", {}, title), element("p", { dir: "auto" }, text || "(no text)"), action);
-    const choice = (text, title, what) => (info.editable ? button(text, title, () => settle({ [what]: one.id })) : null);
+    const version = (title, text) => element("section", {}, element("h3", {}, title), element("p", { dir: "auto" }, text || "(no text)"));
     return element("li", {}, time, " ", element("span", { className: "quiet small" }, why), element("div", { className: "versions" },
-      version("The edit", one.text, choice("Take it", "Put this edit in the place of what is there now", "apply")),
-      version("Now", one.now, choice("Dismiss", "Forget this edit", "dismiss")),
+      version("The edit", one.text),
+      version("Now", one.now),
       version("The model, then", one.original)));
   }));
-}
-
-// Take over an edit that is not applied, or dismiss it.
-function settle(what) {
-  return attempt(async () => {
-    await send("api/correct", { id, name: remembered(), ...what });
-    await update();
-  });
 }
 
 // What others have saved meanwhile, in other windows or through other servers.
