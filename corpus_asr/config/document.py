@@ -18,8 +18,6 @@ KeyPath = tuple[str, ...]
 # Far above any handwritten job; expanded aliases count each time.
 MAX_FILE_BYTES = 1_000_000
 MAX_NODES = 10_000
-MAX_CHARACTERS = 2_000_000
-MAX_DEPTH = 32
 
 _INTERPOLATION = re.compile(
     r"(?P<escaped>\$\$(?=\{))"
@@ -178,35 +176,24 @@ def _parse(text: str, name: str) -> Document:
 
 
 def _composed(text: str, document: Document) -> tuple[yaml.Node | None, Any]:
-    # Depth first, then sizes, then values: each is bounded before the next step builds objects.
-    _check_depth(text, document.name)
+    # Nodes are counted before values are built: aliases expand.
     loader = _Loader(text)
-    node = loader.get_single_node()
-    if node is None:
-        return None, None
-    _NodeChecker(document).visit(node)
     try:
+        node = loader.get_single_node()
+        if node is None:
+            return None, None
+        _NodeChecker(document).visit(node)
         return node, _text_keys(loader.construct_document(node))
+    except RecursionError as error:
+        raise ConfigError(
+            f"reading {document.name}: found nesting without end, expected sections of keys; "
+            "correct the brackets and aliases"
+        ) from error
     except ValueError as error:  # Python does not parse numbers of thousands of digits
         raise ConfigError(
             f"reading {document.name}: found an invalid value ({error}), expected a valid one; "
             "correct it"
         ) from error
-
-
-def _check_depth(text: str, name: str) -> None:
-    # Building the tree recurses and could exhaust the stack; events do not.
-    depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            mark = event.start_mark
-            place = f"line {mark.line + 1}: " if mark is not None else ""
-            raise ConfigError(
-                f"reading {name}: {place}found more than {MAX_DEPTH} "
-                "levels of nesting, expected sections of keys; correct the brackets"
-            )
 
 
 @dataclass(slots=True)
@@ -215,24 +202,17 @@ class _NodeChecker:
 
     document: Document
     nodes: int = MAX_NODES
-    characters: int = MAX_CHARACTERS
 
-    def visit(self, node: yaml.Node, key: KeyPath = (), above: tuple[int, ...] = ()) -> None:
-        self._spend(node)
-        if id(node) in above:
-            raise ConfigError(
-                f"reading {self.document.name}: {'.'.join(key)}: found an alias that contains "
-                "itself, expected none; write the value out"
-            )
-        above = (*above, id(node))
+    def visit(self, node: yaml.Node, key: KeyPath = ()) -> None:
+        self._spend()
         if isinstance(node, yaml.SequenceNode):
             for child in node.value:
-                self.visit(child, key, above)
+                self.visit(child, key)
         if not isinstance(node, yaml.MappingNode):
             return
         seen: dict[str, int] = {}
         for key_node, value_node in node.value:
-            self._spend(key_node)
+            self._spend()
             # Non-text keys are rejected later; formatting one here could exhaust memory.
             name = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "?"
             line = key_node.start_mark.line + 1
@@ -242,16 +222,14 @@ class _NodeChecker:
                 self.document.problems.append(Problem(key=path, message=message))
             seen.setdefault(name, line)
             self.document.origins[path] = f"line {line}"
-            self.visit(value_node, path, above)
+            self.visit(value_node, path)
 
-    def _spend(self, node: yaml.Node) -> None:
+    def _spend(self) -> None:
         self.nodes -= 1
-        self.characters -= len(node.value) if isinstance(node, yaml.ScalarNode) else 0
-        if self.nodes < 0 or self.characters < 0:
+        if self.nodes < 0:
             raise ConfigError(
-                f"reading {self.document.name}: found more than {MAX_NODES} values or "
-                f"{MAX_CHARACTERS} characters, aliases included, expected one job; move long "
-                "lists to a source.manifest"
+                f"reading {self.document.name}: found more than {MAX_NODES} values, aliases "
+                "included, expected one job; move long lists to a source.manifest"
             )
 
 
