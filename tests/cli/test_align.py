@@ -172,20 +172,3 @@ def test_of_speech_that_repeats_itself_each_word_of_the_text_is_placed_once(
     segments = sorted(table, key=lambda segment: segment["start_s"])
     assert {segment["part"] for segment in segments} == ({0, 1} if times == 3 else {0})
     assert "".join(segment["text"] for segment in segments).strip() == row["text"]
-
-
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        ("source: {uri: a.wav}", "found no source of texts"),
-        ("source: {manifest: m.jsonl}\nextract: {channels: each}", "found extract.channels: each"),
-        ("source: {manifest: m.jsonl}\npipeline: classify_audio\nmodel: {checkpoint: small}",
-         "found pipeline classify_audio"),
-    ],
-)  # fmt: skip
-def test_a_job_that_cannot_align_says_so(lines: str, message: str, here: Path) -> None:
-    job = f"{lines}\ndecoding: {{align: true}}\noutput: {{uri: out}}\n"
-    (here / "job.yaml").write_text(job)
-    result = CliRunner().invoke(cli.app, ["run", "job.yaml", "--local"])
-    assert result.exit_code == 2
-    assert message in " ".join(result.stderr.split())

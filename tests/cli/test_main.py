@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -10,8 +11,10 @@ import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from corpus_asr.cli import main as cli
@@ -427,3 +430,25 @@ def test_a_signal_ends_every_command_in_order(monkeypatch: pytest.MonkeyPatch) -
         cli.main()
     assert ended.value.code == 128 + signal.SIGTERM
     assert cleaned == ["up"]
+
+
+def commands() -> dict[str, Any]:
+    group: Any = typer.main.get_command(cli.app)
+    return dict(group.commands)
+
+
+@pytest.mark.parametrize("name", commands())
+def test_the_help_of_every_command_has_a_panel_and_an_example_that_can_be_typed(name: str) -> None:
+    command = commands()[name]
+    assert command.rich_help_panel
+    program_name, called, *arguments = shlex.split(command.epilog.removeprefix("Example: "))
+    assert (program_name, called) == ("corpus-asr", name)
+    command.make_context(name, arguments, token_normalize_func=lambda name: name)
+    help_text = CliRunner().invoke(cli.app, [name, "--help"], env={"COLUMNS": "120"}).stdout
+    assert "<bool>" not in help_text
+    assert not re.search(r"{[A-Z_]+}", re.sub(r"Usage:.*", "", help_text)), "a placeholder"
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    result = CliRunner().invoke(cli.app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, "corpus-asr 0.1.0\n")

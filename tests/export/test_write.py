@@ -564,19 +564,6 @@ def test_what_is_still_alike_gets_its_id() -> None:
     assert len({unicodedata.normalize("NFC", name) for name in found.values()}) == 2
 
 
-def test_a_file_is_not_named_like_a_folder() -> None:
-    assert names("/x/a.wav", "/x/a.srt/b.wav")["/x/a.wav"] == "a.wav"
-    assert names("/x/a.wav", "/x/a.wav.srt/b.wav", "/x/a.srt/b.wav")["/x/a.wav"] == (
-        f"a.wav~{recording_id('/x/a.wav')}"
-    )
-
-
-def test_files_of_one_recording_are_not_those_of_another() -> None:
-    found = names("/x/a.wav", "/x/a.whisperx.wav", suffixes=(".json", ".whisperx.json"))
-    files = [name + suffix for name in found.values() for suffix in (".json", ".whisperx.json")]
-    assert len(set(files)) == 4
-
-
 def test_dangerous_names_are_written_out() -> None:
     expected = {
         "..": "%2E%2E", ".": "%2E", "-rf.wav": "-rf", "a\\..\\b.wav": "a%5C..%5Cb",

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from corpus_asr.errors import ConfigError
 from corpus_asr.formats.cues import cues_of
 from corpus_asr.formats.options import CueRules, SubtitlePreset
-from corpus_asr.text.line_breaks import columns
 from tests.support.tables import recording, segment
 
 WHOLE = CueRules(preset=SubtitlePreset.none)
@@ -45,15 +44,6 @@ def test_breaks_come_at_ends_of_sentences_then_of_clauses_then_between_words() -
     rules = CueRules(max_line_width=27, max_line_count=1)
     found = texts(" We met Mr. J. Smith there. He was out.", rules)
     assert found == ["We met Mr. J. Smith there.", "He was out."]
-
-
-def test_scripts_without_spaces_are_broken_between_letters_with_their_marks() -> None:
-    for text, chars, mark in (
-        ("今日は天気がいいですね。明日も晴れるでしょう。", 8, "。"), ("e\u0301" * 12, 5, "\u0301"),
-    ):  # fmt: skip
-        found = texts(text, CueRules(max_line_width=chars, max_line_count=1))
-        assert "".join(found) == text
-        assert all(columns(line) <= chars and not line.startswith(mark) for line in found)
 
 
 def test_by_default_cues_are_of_two_lines_of_42_columns_and_7_seconds() -> None:
