@@ -24,7 +24,6 @@ from corpus_asr.cli.options import (
     Overrides,
     Redo,
     StealLock,
-    complete_training_override,
     config_file,
     note_model_of,
     overrides_of,
@@ -358,8 +357,7 @@ def label(
 def finetune(
     config: Annotated[str, config_file("such as configs/finetune.yaml")],
     overrides: Annotated[
-        list[str] | None,
-        overrides_of("Override a key: training.max_steps=300.", complete_training_override),
+        list[str] | None, overrides_of("Override a key, such as training.max_steps=300.")
     ] = None,
 ) -> None:
     """Fine-tune a Whisper or Speech2Text checkpoint on labelled audio, or resume a training."""

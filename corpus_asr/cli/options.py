@@ -1,4 +1,4 @@
-"""Command options, and shell completion of keys after `--set`.
+"""Command options.
 
 Options of `transcribe` are grouped by help panel. Typer derives an option's name from its field,
 unless one is given here. Options that set a key have its name, with hyphens and without its unit.
@@ -28,7 +28,6 @@ from corpus_asr.logs import speaks_json
 
 if TYPE_CHECKING:
     from corpus_asr.config.run import RunConfig
-    from corpus_asr.config.settings import Settings
     from corpus_asr.config.storage_options import StorageOptions
     from corpus_asr.storage.stores.filesystem import StoreOptions
 
@@ -49,43 +48,14 @@ def audio_options(storage_option: list[str] | None) -> "StorageOptions":
     return options_of_store(storage_option or (), [], name="--audio-storage-option")
 
 
-def complete_override(incomplete: str) -> list[str]:
-    """Complete a key of a job configuration."""
-    from corpus_asr.config.run import PseudoLabelConfig, RunConfig
-
-    return _keys(incomplete, PseudoLabelConfig, RunConfig)
-
-
-def complete_training_override(incomplete: str) -> list[str]:
-    """Complete a key of a fine-tuning configuration."""
-    from corpus_asr.config.finetune import FinetuneConfig
-
-    return _keys(incomplete, FinetuneConfig)
-
-
-def complete_option_override(incomplete: str) -> list[str]:
-    """Complete a transcription option."""
-    from corpus_asr.config.options import OPTIONS
-
-    return [f"{name}=" for name in OPTIONS if name.startswith(incomplete)]
-
-
-def _keys(incomplete: str, *jobs: "type[Settings]") -> list[str]:
-    from corpus_asr.config.settings import keys_of, section_of
-
-    fields = (field for job in jobs for field in keys_of(job))
-    keys = dict.fromkeys(".".join(key) for key, field in fields if section_of(field) is None)
-    return [f"{key}=" for key in keys if key.startswith(incomplete)]
-
-
 def config_file(example: str) -> Any:
     """Return the argument CONFIG."""
     return typer.Argument(metavar="CONFIG", help=f"A YAML file, {example}.")
 
 
-def overrides_of(words: str, complete: Callable[[str], list[str]] = complete_override) -> Any:
+def overrides_of(words: str) -> Any:
     """Return the option --set."""
-    return typer.Option("--set", metavar="KEY=VALUE", help=words, autocompletion=complete)
+    return typer.Option("--set", metavar="KEY=VALUE", help=words)
 
 
 Config = Annotated[str, config_file("such as configs/podcasts.yaml")]
@@ -221,8 +191,7 @@ FileOverrides = Annotated[
     overrides_of(
         "Any other key of the sections decoding and extract, such as vad_threshold=0.3; "
         "num_speakers, min_speakers, max_speakers; slots, revision, calibration, allow_hosts; "
-        f"limits of subtitles: {', '.join(CUE_LIMITS)}.",
-        complete_option_override,
+        f"limits of subtitles: {', '.join(CUE_LIMITS)}."
     ),
 ]
 
