@@ -307,14 +307,6 @@ def report(
             help="Embed clips of the samples; default: report.embed_audio of the run.",
         ),
     ] = None,
-    price: Annotated[
-        float | None,
-        typer.Option(
-            min=1e-6,
-            max=1e6,
-            help="Price of an hour of one transcribe worker, to compute the cost of the last run.",
-        ),
-    ] = None,
     audio_storage_option: AudioStorageOption = None,
 ) -> None:
     """Show the results, failures and file accounting of a run."""
@@ -325,13 +317,12 @@ def report(
     with readable_errors():
         store = open_run(output_uri, options=store_options(output_uri, context))
         report_path = (
-            load_report(store, price_per_hour=price)
+            load_report(store)
             if page is None
             else write_page(
                 store,
                 page,
                 embed_audio=audio,
-                price_per_hour=price,
                 audio_options=audio_options(audio_storage_option),
             )
         )

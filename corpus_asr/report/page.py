@@ -220,15 +220,13 @@ def write_page(
     *,
     at_the_end: bool = False,
     embed_audio: bool | None = None,
-    price_per_hour: float | None = None,
     audio_options: StorageOptions = NO_OPTIONS,
 ) -> Report:
     """Write the page of an output folder to a path or URI, and return its counts.
 
     Next to it goes a CSV file of all failures, if there are any. Clips are embedded as
-    `embed_audio` or else the run's `report.embed_audio` says; with `price_per_hour`, of a
-    transcribe worker, the page has costs; recordings are read with `audio_options` beside those
-    that the run recorded.
+    `embed_audio` or else the run's `report.embed_audio` says; recordings are read with
+    `audio_options` beside those that the run recorded.
     """
     uri = normalize(uri)
     sampler = Sampler(store)
@@ -240,7 +238,6 @@ def write_page(
     config = store.read_json(CONFIG_NAME) or {}
     if embed_audio is None:
         embed_audio = _report_settings(config).embed_audio
-    report = replace(report, price_per_hour=price_per_hour)
     run = (store.read_json(RUN_NAME) or {}) if report.finished else {}
     values = {
         **_values(store, report, details, config, run, at_the_end=at_the_end),

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -88,16 +88,6 @@ class Report:
     """By number of speakers; empty without diarization."""
     workers: int | None = None
     """Transcribe workers of the last run; None without a snapshot."""
-    price_per_hour: float | None = None
-    """Price per hour of one worker."""
-
-    @property
-    def cost(self) -> tuple[float, float | None] | None:
-        """Cost of the last run, and per hour of audio; None without a price."""
-        if self.price_per_hour is None or self.workers is None or self.wall_s is None:
-            return None
-        per_hour = self.price_per_hour * self.workers
-        return per_hour * self.wall_s / 3600, per_hour / self.rtfx if self.rtfx else None
 
     @property
     def outcomes(self) -> list[tuple[str, int]]:
@@ -136,13 +126,13 @@ from speaking group by all order by all
 """
 
 
-def load_report(store: OutputStore, *, price_per_hour: float | None = None) -> Report:
-    """Count the present contents of an output folder, and the cost at a price.
+def load_report(store: OutputStore) -> Report:
+    """Count the present contents of an output folder.
 
     Raises `FetchError` also while a run is merging tables: retry.
     """
     with counted_run(store) as (report, _):
-        return replace(report, price_per_hour=price_per_hour)
+        return report
 
 
 @contextmanager
@@ -253,7 +243,6 @@ def as_data(report: Report) -> dict[str, Any]:
     data = asdict(report)
     counts = data["statistics"]
     counts["accounting"] = data.pop("accounting")
-    data["cost"], data["cost_per_audio_hour"] = report.cost or (None, None)
     counts["devices"] = dict(counts["devices"])
     counts["languages"] = [
         {"language": share.pop("name"), **share} for share in counts["languages"]

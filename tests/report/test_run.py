@@ -12,9 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from typer.testing import CliRunner
 
-from corpus_asr.cli.main import app
 from corpus_asr.report.numbers import (
     Accounting,
     ClassShare,
@@ -271,28 +269,6 @@ def test_a_run_that_has_only_begun_and_one_under_way(job: ManualRun) -> None:
     write_snapshot(job.store, seen)
     found = load_report(job.store)
     assert (found.wall_s, found.rtfx, found.snapshot) == (60.0, 2.0, seen)
-    assert found.cost is None
-    assert "  cost " not in render(found)
-
-
-@pytest.mark.long
-def test_costs_are_of_the_workers_of_the_last_run(job: ManualRun, tmp_path: Path) -> None:
-    job.begin()
-    job.commit("a.wav")
-    seen = {"audio_s": 7200.0, "elapsed_s": 1800.0, "rtfx": 4.0, "transcribe_workers": 2}
-    write_snapshot(job.store, snapshot(run_id=job.run.run_id, **seen))
-    found = load_report(job.store, price_per_hour=3)
-    assert found.cost == (3.0, 1.5)
-    assert "  cost        3.00 of the last run, 1.5 per hour of audio: 2 workers at 3 an hour" in (
-        render(found)
-    )
-    page = tmp_path / "page.html"
-    options = ["--price", "0.5", "--html", str(page), "--no-audio", "--json"]
-    result = CliRunner().invoke(app, ["report", job.store.uri, *options])
-    assert result.exit_code == 0, result.output
-    data = json.loads(result.stdout)
-    assert (data["cost"], data["cost_per_audio_hour"]) == (0.5, 0.25)
-    assert "last run, 0.25 per hour of audio" in page.read_text()
 
 
 @pytest.mark.long
