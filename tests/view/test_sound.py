@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import DecodeError, FetchError, ItemError
 from corpus_asr.failure_kinds import REFUSED_FILE
+from corpus_asr.storage.run_state.own_sources import record_sources
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.view import sound as sound_module
@@ -126,7 +128,9 @@ def test_recordings_in_a_bucket_are_read_at_the_runs_endpoint(tmp_path: Path) ->
         s3.make_bucket("audio")
         uri = s3.put("audio", "deep/a.wav", data)
         source = {"uri": [uri], "storage_options": {"endpoint_url": s3.endpoint_url}}
-        with closing(Sounds(run_of(tmp_path / "output", source=source))) as sounds:
+        store = run_of(tmp_path / "output")
+        record_sources(store, SourceSettings.model_validate(source), ())
+        with closing(Sounds(store)) as sounds:
             row = ROW | {"uri": uri, "duration_s": 3.0}
             whole = sounds.as_it_is(sounds.of(row))
             assert b"".join(whole.read(1000, 5000)) == data[1000:5000]
