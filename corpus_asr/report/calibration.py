@@ -227,5 +227,4 @@ def calibration_data(calibration: Calibration) -> dict[str, Any]:
     """Return a calibration as JSON-compatible values, without the coefficients."""
     values = asdict(calibration)
     name, address = values.pop("model")["name"], redact_uri(values.pop("address"))
-    data: dict[str, Any] = {"name": name, "address": address} | rounded(values)
-    return data
+    return {"name": name, "address": address} | rounded(values)
