@@ -395,17 +395,14 @@ def plan(
 ) -> None:
     """Show what a run would do: the listing, its audio and duration, then all settings."""
     from corpus_asr.config.load import load_config, settings_of
-    from corpus_asr.report.text import rounded
     from corpus_asr.runtime.estimate import estimate_audio, survey
     from corpus_asr.runtime.speeds import (
         HERE,
         Machine,
-        balances,
         known_machines,
         outlooks,
         stated_machine,
         timed_machines,
-        words_of,
     )
     from corpus_asr.storage.run_state.tables import OutputStore
 
@@ -417,7 +414,6 @@ def plan(
         with _drawn(settings, store, redo=redo) as (run_plan, target):
             headers = survey(run_plan.unknown(), settings)
             audio = estimate_audio(run_plan.remaining.strata, run_plan.known, headers.sums)
-            sides = balances(settings, store, machines) if run_plan.num_remaining else []
             machines += known_machines(settings, store)
             lines = list(_counts(run_plan, store.uri))
             if check:
@@ -425,8 +421,7 @@ def plan(
                 from corpus_asr.runtime.preflight import ReadyCheck
 
                 prepare(settings)
-                audio_s = None if audio is None else audio.value
-                ready = ReadyCheck(settings, store, run_plan, target, audio_s=audio_s)
+                ready = ReadyCheck(settings, store, run_plan, target)
                 checked = [*ready.lines(), "ready"]
                 if ready.rtfx is not None:
                     machines.append(Machine(name=HERE, rtfx=ready.rtfx))
@@ -439,12 +434,11 @@ def plan(
             likely = [] if audio is None else outlooks(audio, machines)
         if as_json:
             data = _data(run_plan, headers, audio, likely, checked, settings)
-            data["balances"] = rounded([balance.as_data() for balance in sides])
             typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
             return
         lines += [_audio_words(run_plan, headers, audio), *headers.track_words()]
         lines += _outlook_words(run_plan, likely, unknown)
-        lines += [*words_of(sides), *checked]
+        lines += checked
         for line in lines:
             typer.echo(f"# {line}")
         typer.echo("")

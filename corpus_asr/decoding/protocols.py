@@ -380,8 +380,6 @@ class ModelSize:
     """Number of values of a window's features."""
     element_bytes: int
     """Bytes of a weight, a hidden state or a self-attention cache value."""
-    linear_element_bytes: int
-    """Bytes of a packed linear weight: 1 with int8."""
     window_element_bytes: int
     """Bytes of a cross-attention cache value."""
     weight_bytes: int

@@ -4,13 +4,12 @@ Works in this process: of a cluster it sees the machines and their GPUs, not whe
 has the model's memory.
 """
 
-import math
 import os
 import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import islice
 
 import pyarrow as pa
 
@@ -19,9 +18,7 @@ from corpus_asr.errors import ConfigError, DecodeError, EngineError
 from corpus_asr.runtime.checkpoints import model_name
 from corpus_asr.runtime.resources import (
     Resources,
-    feature_bytes_per_s,
     local_machine,
-    memory_use,
     ray_address,
     resolve_resources,
     store_bytes_for,
@@ -29,7 +26,7 @@ from corpus_asr.runtime.resources import (
 )
 from corpus_asr.schemas import PACKS
 from corpus_asr.stages.extract import ExtractStage
-from corpus_asr.stages.parts import FAILED, FEATURE_COLUMNS, cut_part
+from corpus_asr.stages.parts import FAILED, FEATURE_COLUMNS, OK
 from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage
 from corpus_asr.storage.run_state.plan import Plan, read_packs
 from corpus_asr.storage.run_state.prune import check_removable
@@ -39,9 +36,10 @@ from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ, counted
 
 # Any archive has a broken file; three that all fail are a wrong source or a missing codec.
 RECORDINGS_TRIED = 3
-# So much of a recording is transcribed alone, then so many pieces of it at once, as many slots as a
+# The first piece with speech is transcribed alone, then so many times at once, as many slots as a
 # CPU has, or fewer where they might take longer than this: a large model on a small machine.
 PIECE_S = 30.0
+PIECES_TRIED = 20
 PIECES_AT_ONCE = 8
 MEASURED_S = 20.0
 _GIBIBYTE = 1024 * MEBIBYTE
@@ -56,13 +54,10 @@ class ReadyCheck:
         store: OutputStore,
         plan: Plan,
         plan_store: OutputStore,
-        *,
-        audio_s: float | None = None,
     ) -> None:
-        """`plan_store` holds the plan; `audio_s` is its remaining audio, None if unknown."""
+        """`plan_store` holds the plan."""
         self._config, self._store, self._plan = config, store, plan
         self._plan_store = plan_store
-        self._audio_s = math.inf if audio_s is None else audio_s
         self._ray_address = ray_address()
         self._part: pa.Table | None = None
         self.rtfx: float | None = None
@@ -85,25 +80,32 @@ class ReadyCheck:
         yield f"machines   {resources.describe().splitlines()[1]}"
         with closing(self._load(resources)) as stage:
             yield f"model      {self._loaded(stage)}"
-            yield f"memory     {self._memory(stage)}"
-            if self._part is not None:
-                yield f"speed      {self._measured(stage, self._part)}"
+            if self._plan.num_remaining:
+                yield f"speed      {self._measured(stage)}"
+        yield f"memory     {self._memory(resources)}"
 
     def _decoded(self) -> str:
         """Decode the start of one of the first recordings, since some may be broken."""
-        stage = ExtractStage(self._config)
+        extract = self._config.extract.model_copy(update={"part_s": PIECE_S})
+        stage = ExtractStage(self._config.model_copy(update={"extract": extract}))
         failures: list[str] = []
         try:
             for pack in _single(self._plan_store, self._plan):
-                # Parts after the first are discarded with the stage.
-                first = next(stage(pack)).slice(0, 1)
-                part = first.drop_columns(list(FEATURE_COLUMNS)).to_pylist()[0]
-                if part["error_kind"] is None:
-                    self._part = first
-                    length = f"{part['part_end_s'] - part['part_start_s']:.1f} s of audio decoded"
+                decoded_s = 0.0
+                # Parts after these are discarded with the stage.
+                for part in islice(stage(pack), PIECES_TRIED):
+                    row = part.drop_columns(list(FEATURE_COLUMNS)).to_pylist()[0]
+                    if row["status"] == FAILED:
+                        failures.append(row["error_message"])
+                        break
+                    decoded_s += row["part_end_s"] - row["part_start_s"]
+                    if row["status"] == OK:
+                        self._part = part
+                        break
+                if decoded_s:
                     failure_note = f" (before it failed: {failures[0]})" if failures else ""
-                    return f"{redact_uri(part['uri'])}: {length}{failure_note}"
-                failures.append(part["error_message"])
+                    length = f"{decoded_s:.1f} s of audio decoded"
+                    return f"{redact_uri(row['uri'])}: {length}{failure_note}"
         finally:
             stage.close()
         raise DecodeError(failures[0])
@@ -127,42 +129,47 @@ class ReadyCheck:
         spent_s = time.monotonic() - began_s
         return f"{checkpoint} loaded in {spent_s:.1f} s on {stage.device_name}"
 
-    def _memory(self, stage: TranscribeStage) -> str:
-        # For a GPU model, the peak of this process, in KiB, is the best estimate.
-        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        model_bytes = stage.predicted_bytes or peak_bytes
-        if self._ray_address != "local":
-            return f"a model process takes about {model_bytes / _GIBIBYTE:.1f} GiB"
-        values = None if self._part is None else self._part["num_mel_bins"][0].as_py()
-        bytes_per_s = feature_bytes_per_s(self._config, values=values or None)
-        features = min(self._audio_s * bytes_per_s, sys.maxsize)
-        return _fitting(
-            self._config,
-            num_packs=max(1, self._plan.num_packs),
-            model_bytes=model_bytes,
-            features_bytes=int(features),
-        )
-
-    def _measured(self, stage: TranscribeStage, part: pa.Table) -> str:
-        """Transcribe pieces of a part: one alone, then as many at once as time allows."""
-        pieces = cut_part(part, PIECE_S)
-        if not pieces:
+    def _measured(self, stage: TranscribeStage) -> str:
+        """Transcribe a piece alone, then as often at once as time allows."""
+        if self._part is None:
             return "not measured: no speech in the decoded audio"
-        first_s = _timed(stage, pieces[:1])  # includes one-time initialization
+        first_s = _timed(stage, self._part)  # includes one-time initialization
         count = max(1, min(PIECES_AT_ONCE, int(MEASURED_S / first_s)))
-        tried = [pieces[at % len(pieces)] for at in range(count)]
-        audio_s = pa.concat_tables(tried)["num_samples"].to_numpy().sum() / SAMPLE_RATE_HZ
-        spent_s = first_s if count == 1 else _timed(stage, tried)
+        audio_s = count * self._part["num_samples"][0].as_py() / SAMPLE_RATE_HZ
+        spent_s = first_s if count == 1 else _timed(stage, pa.concat_tables([self._part] * count))
         self.rtfx = audio_s / spent_s
         return (
             f"RTFx {self.rtfx:,.1f} here: {audio_s:.0f} s of audio in {spent_s:.1f} s, "
             f"{counted(count, 'piece')} at once"
         )
 
+    def _memory(self, resources: Resources) -> str:
+        """Say what the model and a decoder took here, and what all workers will."""
+        # In KiB; of a child that has ended.
+        model_bytes, extract_bytes = (
+            1024 * resource.getrusage(of).ru_maxrss
+            for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        )
+        if self._ray_address != "local":
+            return f"a model process took {_gib(model_bytes)} GiB here"
+        total_bytes = resources.transcribe_workers * model_bytes
+        total_bytes += resources.extract_workers * extract_bytes
+        found_bytes = this_machine().memory_bytes
+        words = (
+            f"{_gib(total_bytes)} of {_gib(found_bytes)} GiB for all workers (model "
+            f"{_gib(model_bytes)}, extraction {_gib(extract_bytes)})"
+        )
+        if total_bytes > found_bytes:
+            raise ConfigError(
+                f"checking memory: found a need of {words}, expected room; set a smaller model, "
+                "fewer workers or shorter part_s"
+            )
+        return words + _shared_memory(store_bytes_for(self._config, local_machine()))
 
-def _timed(stage: TranscribeStage, pieces: list[pa.Table]) -> float:
+
+def _timed(stage: TranscribeStage, pieces: pa.Table) -> float:
     began_s = time.monotonic()
-    results = stage(pa.concat_tables(pieces))
+    results = stage(pieces)
     if FAILED in results["status"].to_pylist():
         raise EngineError(results["error_message"].drop_null()[0].as_py())
     return time.monotonic() - began_s
@@ -193,26 +200,6 @@ def _resources(config: RunConfig, plan: Plan, ray_address: str) -> tuple[Resourc
             config, cluster.nodes, num_packs=num_packs, store_bytes=cluster.store_bytes
         )
         return resources, cluster.joined
-
-
-def _fitting(config: RunConfig, **needs: int) -> str:
-    """Say what a run takes on this machine, with and without Ray."""
-    machine = this_machine()
-    with_ray = memory_use(config, local_machine(), with_ray=True, **needs)
-    local = memory_use(config, machine, with_ray=False, **needs)
-    if with_ray.total > machine.memory_bytes:
-        raise ConfigError(
-            f"checking memory: found {_gib(machine.memory_bytes)} GiB, expected about "
-            f"{_gib(with_ray.total)} (models {_gib(with_ray.models)}, extraction "
-            f"{_gib(with_ray.extraction)}, features {_gib(with_ray.features)}, Ray "
-            f"{_gib(with_ray.ray)}), or {_gib(local.total)} for run --local; set a smaller model, "
-            "fewer workers or shorter part_s"
-        )
-    line = (
-        f"about {_gib(with_ray.total)} of {_gib(machine.memory_bytes)} GiB are needed, "
-        f"{_gib(local.total)} with --local"
-    )
-    return line + _shared_memory(store_bytes_for(config, local_machine()))
 
 
 def _gib(num_bytes: int) -> str:

@@ -58,16 +58,6 @@ MAX_STORE_SHARE_OF_MEMORY = 0.3
 # mp3); the actor around it is an estimate.
 EXTRACT_BASE_BYTES = 630 * MEBIBYTE
 EXTRACT_COPIES_OF_PART = 4
-# Peak memory of processes in a run, beside parts, features and the model: measured as
-# proportional set sizes, in which a page that several share counts once
-# (docs/background/scaling.md). What is reserved above is more: it counts shared pages in each.
-EXTRACT_CHILD_BYTES = 110 * MEBIBYTE
-RAY_EXTRACT_ACTOR_BYTES = 170 * MEBIBYTE
-RAY_MODEL_ACTOR_BYTES = 40 * MEBIBYTE
-# GCS, raylet, agents, coordinator, the command, and the workers that read plans and write tables.
-RAY_BYTES = 730 * MEBIBYTE
-# Ray starts a worker for each CPU before there is work for it.
-RAY_WORKER_BYTES = 75 * MEBIBYTE
 # One core extracts 340 to 630 times faster than real time, far ahead of a model on the other three.
 CORES_PER_EXTRACT_WORKER_ON_CPU = 4
 # While one waits for a store that answers late, another feeds the GPU.
@@ -204,7 +194,7 @@ def resolve_resources(
     if gpus_each > 0:
         block_bytes = min(MAX_BLOCK_BYTES, max(1, workers) * BLOCK_BYTES_PER_GPU)
     # A block is concatenated from its parts in memory.
-    memory = _extract_bytes(config, EXTRACT_BASE_BYTES) + 2 * (block_bytes - BLOCK_BYTES)
+    memory = _extract_bytes(config) + 2 * (block_bytes - BLOCK_BYTES)
     fits = sum(node.memory_bytes // memory for node in nodes) >= extract_workers
     ahead_bytes = _ahead_bytes(config, store_bytes)
     rows, calls = _in_flight(
@@ -251,56 +241,6 @@ def store_bytes_for(config: RunConfig, node: NodeShape) -> int:
         ahead_bytes = (AHEAD_SHARE_IN_FLIGHT * in_flight + held) * _part_bytes(config)
     needed = int(ahead_bytes / STORE_SHARE_AHEAD)
     return max(MIN_STORE_BYTES, min(needed, int(node.memory_bytes * MAX_STORE_SHARE_OF_MEMORY)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryUse:
-    """Bytes that a run takes at its peak on one machine, by what they are for."""
-
-    models: int
-    extraction: int
-    features: int
-    """Extracted and not yet transcribed; with Ray, what is used of its object store."""
-    ray: int = 0
-    """Its own processes, its other workers and the command."""
-
-    @property
-    def total(self) -> int:
-        """Sum of all purposes."""
-        return self.models + self.extraction + self.features + self.ray
-
-
-def memory_use(
-    config: RunConfig,
-    machine: NodeShape,
-    *,
-    with_ray: bool,
-    num_packs: int,
-    model_bytes: int,
-    features_bytes: int,
-) -> MemoryUse:
-    """Predict what a run takes at its peak on one machine, without Ray or with one started there.
-
-    `model_bytes` is of a process with the model, `features_bytes` of all features of the job.
-    """
-    resources = resolve_resources(
-        config,
-        (machine,),
-        num_packs=num_packs,
-        store_bytes=store_bytes_for(config, machine) if with_ray else None,
-        in_process=not with_ray,
-    )
-    child_bytes = _extract_bytes(config, EXTRACT_CHILD_BYTES)
-    features = min(features_bytes, resources.ahead_bytes)
-    if not with_ray:
-        extraction = resources.extract_workers * child_bytes
-        return MemoryUse(models=model_bytes, extraction=extraction, features=features)
-    return MemoryUse(
-        models=resources.transcribe_workers * (model_bytes + RAY_MODEL_ACTOR_BYTES),
-        extraction=resources.extract_workers * (child_bytes + RAY_EXTRACT_ACTOR_BYTES),
-        features=features,
-        ray=RAY_BYTES + int(RAY_WORKER_BYTES * machine.cpus),
-    )
 
 
 def _check_fits(resources: Resources, nodes: tuple[NodeShape, ...]) -> None:
@@ -460,28 +400,26 @@ def _ahead_bytes(config: RunConfig, store_bytes: int | None) -> int | None:
     return None if store_bytes is None else int(store_bytes * STORE_SHARE_AHEAD)
 
 
-def feature_bytes_per_s(config: RunConfig, *, values: int | None = None) -> int:
-    """Return the feature bytes per second of audio, summed over kinds of features.
+def _feature_bytes_per_s(config: RunConfig) -> int:
+    """Return the most feature bytes per second of audio, summed over kinds of features.
 
-    `values`: per frame of the first kind. Until a checkpoint is read, `MAX_MEL_BINS` is assumed, as
-    for further kinds; a user's own recognizer gets the samples.
+    A user's own recognizer gets the samples.
     """
-    if values is None:
-        values = MAX_MEL_BINS if config.model.recognizer is None else HOP_SAMPLES
+    values = MAX_MEL_BINS if config.model.recognizer is None else HOP_SAMPLES
     values += MAX_MEL_BINS * len(further_features_of(config))
     return FEATURE_BYTES_PER_S * values // MAX_MEL_BINS
 
 
 def _part_bytes(config: RunConfig) -> int:
-    return int(config.extract.part_s * feature_bytes_per_s(config))
+    return int(config.extract.part_s * _feature_bytes_per_s(config))
 
 
-def _extract_bytes(config: RunConfig, base_bytes: int) -> int:
+def _extract_bytes(config: RunConfig) -> int:
     bytes_per_s = SAMPLE_RATE_HZ * 4  # float32
     # The base was measured with features of one kind.
-    bytes_per_s += feature_bytes_per_s(config) - FEATURE_BYTES_PER_S
+    bytes_per_s += _feature_bytes_per_s(config) - FEATURE_BYTES_PER_S
     copies_bytes = int(EXTRACT_COPIES_OF_PART * config.extract.part_s * bytes_per_s)
-    return base_bytes + copies_bytes + memory_bytes(config.extract)
+    return EXTRACT_BASE_BYTES + copies_bytes + memory_bytes(config.extract)
 
 
 def memory_limit_bytes() -> int | None:

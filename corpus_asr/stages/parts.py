@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from corpus_asr.families.registry import PartFeatures
 from corpus_asr.logs import event
 from corpus_asr.schemas import PARTS
 from corpus_asr.storage.stores.uri import redact_uri, without_secrets
-from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, TAIL_FRAMES
+from corpus_asr.units import SAMPLE_RATE_HZ
 
 _LOG = logging.getLogger(__name__)
 
@@ -152,43 +152,6 @@ def further_features(
         features_by_kind[kind["kind"]] = PartFeatures(values=values, pad_value=kind["pad_value"])
         at += size
     return features_by_kind
-
-
-def cut_part(part: pa.Table, piece_s: float) -> list[pa.Table]:
-    """Split one PARTS row with speech into rows of whole pieces; a short one is a single piece.
-
-    Pieces without speech are dropped.
-    """
-    row = part.drop_columns(list(FEATURE_COLUMNS)).to_pylist()[0]
-    if row["status"] != OK:
-        return []
-    features, more = (half_views(part[name])[0] for name in ("features", "further_features"))
-    further = further_features(row["further_kinds"], more)
-    assert features is not None, "a part with status ok has features"
-    frames = features.reshape(-1, row["num_mel_bins"])  # (frame, mel)
-    num_samples = min(row["num_samples"], round(piece_s * SAMPLE_RATE_HZ))
-    pieces = []
-    for first in range(0, row["num_samples"] - num_samples + 1, num_samples):
-        start_s = row["part_start_s"] + first / SAMPLE_RATE_HZ
-        end_s = start_s + num_samples / SAMPLE_RATE_HZ
-        spans = row["speech_spans"] and [
-            {"start_s": max(span["start_s"], start_s), "end_s": min(span["end_s"], end_s)}
-            for span in row["speech_spans"]
-            if span["start_s"] < end_s and span["end_s"] > start_s
-        ]
-        if spans == []:
-            continue
-        at = first // HOP_SAMPLES
-        cut = slice(at, at + num_samples // HOP_SAMPLES + TAIL_FRAMES)
-        further_pieces = {
-            kind: replace(kind_features, values=kind_features.values[cut])
-            for kind, kind_features in further.items()
-        }
-        piece = {"part_start_s": start_s, "part_end_s": end_s, "num_samples": num_samples,
-                 "speech_spans": spans, "features": frames[cut].reshape(-1), "measured": None,
-                 **further_columns(further_pieces)}  # fmt: skip
-        pieces.append(one_row(PARTS, row | piece))
-    return pieces
 
 
 GIGABYTE = 1_000_000_000

@@ -55,10 +55,6 @@ class TranscribingEngine(Protocol):
     def device_name(self) -> str:
         """Value of the outcome's `device` column."""
 
-    @property
-    def predicted_bytes(self) -> int | None:
-        """Predicted peak memory of its process in bytes; None if unknown."""
-
     def submit(self, request: PartRequest) -> Future[PartTranscript]:
         """Queue one part; thread-safe."""
 
@@ -240,11 +236,6 @@ class TranscribeStage:
     def device_name(self) -> str:
         """Device of the engine, after loading."""
         return self._engine.result().device_name
-
-    @property
-    def predicted_bytes(self) -> int | None:
-        """Predicted peak memory of the engine's process in bytes; None if unknown."""
-        return self._engine.result().predicted_bytes
 
     def __call__(self, parts: pa.Table) -> pa.Table:
         """Return one RESULTS row per row of `parts`, in the same order.

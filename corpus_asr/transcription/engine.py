@@ -77,7 +77,6 @@ class Engine:
         self._placer = placer
         self._device = model.device
         self.device_name = device_name(model.device)
-        self._model_size: ModelSize | None = getattr(model, "size", None)  # None for a classifier
         self._transcriber = transcriber
         self._decoding = decoding
         self._scheduler: SlotScheduler | OnePassScheduler
@@ -248,24 +247,6 @@ class Engine:
         """Number of windows decoded in parallel; reduced if memory was insufficient."""
         return self._activity.slots
 
-    @property
-    def predicted_bytes(self) -> int | None:
-        """Predicted peak memory of this process in bytes; None except for decoders on CPUs."""
-        if self._model_size is None or self.device_name != "cpu":
-            return None
-        alone = predicted_cpu_bytes(
-            self._model_size,
-            slots=self.slots,
-            encode_batch=encode_batch_on("cpu"),
-            num_beams=self._decoding.most_beams,
-        )
-        return alone - PROCESS_BYTES + self.shared_bytes
-
-    @property
-    def shared_bytes(self) -> int:
-        """Bytes of it that engines of one process share: libraries and the word aligner."""
-        return PROCESS_BYTES + (0 if self._placer is None else self._placer.num_bytes)
-
     def statistics(self) -> Activity:
         """Snapshot of the activity since the engine started; thread-safe."""
         # A copy, as the thread continues to count.
@@ -397,9 +378,6 @@ _MAX_CUDA_SLOTS = 64
 # Fraction of free memory reserved for cuBLAS and cuDNN workspaces and fragmentation.
 _RESERVED_SHARE = 0.2
 
-# Interpreter, torch and other libraries. Measured with Python 3.11 and torch 2.13.
-PROCESS_BYTES = 370_000_000
-
 _FLOAT, _LONG = 4, 8
 # At the peak of a sampling step, in addition to the logits: three or four integers per token, from
 # which the noise is mixed.
@@ -491,27 +469,6 @@ def _beam_lane(size: ModelSize, slots: int, num_beams: int) -> int:
     return places * layer_row * size.positions + places * num_beams * (
         layer_row * size.tokens + row
     )
-
-
-def predicted_cpu_bytes(
-    size: ModelSize, *, slots: int, encode_batch: int, num_beams: int = 1
-) -> int:
-    """Predict the peak memory in bytes of a process that decodes in `slots` on a CPU.
-
-    The peak is while loading or later: afterwards only packed copies of the weights remain.
-    """
-    parts = predicted_bytes(size, slots=slots, encode_batch=encode_batch, num_beams=num_beams)
-    working = parts.total - parts.weights - parts.fused_copies - parts.starting
-    return PROCESS_BYTES + max(size.weight_bytes, _packed_bytes(size) + working)
-
-
-def _packed_bytes(size: ModelSize) -> int:
-    # The token embedding is read by row and is also the output projection. The maps that compute
-    # cross-attention keys and values are never 8-bit.
-    table = size.vocab_size * size.width
-    window_maps = 2 * size.layers * size.width * size.width
-    linear = size.weight_bytes // size.element_bytes - table - window_maps
-    return (table + window_maps) * size.element_bytes + (table + linear) * size.linear_element_bytes
 
 
 def fitting_slots(

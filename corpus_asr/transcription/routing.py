@@ -130,17 +130,6 @@ class RoutedEngine:
         return sum(engine.slots for engine in self._engines)
 
     @property
-    def predicted_bytes(self) -> int | None:
-        """Predicted peak memory of this process in bytes, as in `Engine`."""
-        predicted_bytes = [engine.predicted_bytes for engine in self._engines]
-        if None in predicted_bytes:
-            return None
-        shared = self._main.shared_bytes
-        return shared + sum(
-            engine_bytes - shared for engine_bytes in predicted_bytes if engine_bytes is not None
-        )
-
-    @property
     def languages(self) -> Collection[str]:
         """Codes of the languages that the main model can detect."""
         return self._main.languages

@@ -84,11 +84,6 @@ class WordPlacer:
         compute_dtype = resolve_dtype(dtype if dtype in COMPUTE_DTYPES else "auto", where)
         return cls(kind.from_folder(folder, device=where, dtype=compute_dtype))
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the checkpoint's weights."""
-        return self._aligner.num_bytes
-
     def check(self, settings: DecodingSettings) -> None:
         """Reject word times of a translation, whose words are not spoken.
 

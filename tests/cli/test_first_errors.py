@@ -3,6 +3,7 @@
 Only the edges of the machine are replaced: the stores and the hub are servers on it.
 """
 
+import re
 import subprocess
 import sys
 import urllib.request
@@ -188,13 +189,13 @@ def test_plan_checks_output_recording_model_and_memory(
     result = CliRunner().invoke(cli.app, command)
     assert result.exit_code == 0, result.stderr
     tried = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("# ")]
-    assert tried[-7:] == ["output", "recording", "machines", "model", "memory", "speed", "ready"]
+    assert tried[-7:] == ["output", "recording", "machines", "model", "speed", "memory", "ready"]
     assert "# speed      not measured: no speech in the decoded audio" in result.stdout
     assert not [path for path in Path("out").rglob("*") if path.is_file()]
     monkeypatch.setattr("corpus_asr.runtime.resources.memory_limit_bytes", lambda: 300 << 20)
     small = CliRunner().invoke(cli.app, command)
     assert small.exit_code == 2
-    assert "checking memory: found 0.3 GiB, expected" in small.stderr
+    assert re.search(r"checking memory: found a need of [\d.]+ of 0\.3 GiB", small.stderr)
 
 
 @pytest.fixture(scope="module")

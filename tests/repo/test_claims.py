@@ -30,7 +30,7 @@ FORMATS = {
 }  # fmt: skip
 STRATEGY_NOW = "chunked"  # of `auto`, with speech detection
 # Of `plan --check`, in its order (tests/runtime/test_estimate.py).
-CHECKED = ["output", "recording", "machines", "model", "memory", "speed", "ready"]
+CHECKED = ["output", "recording", "machines", "model", "speed", "memory", "ready"]
 
 
 def tables(page: Path) -> Iterator[list[list[str]]]:

@@ -7,7 +7,6 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.runtime.resources import (
     NodeShape,
-    memory_use,
     ray_address,
     resolve_resources,
     store_bytes_for,
@@ -165,20 +164,6 @@ def test_a_store_started_here_holds_what_is_in_flight_twice_and_two_parts_per_ex
     found = resolve_resources(config(), (GPU_BOX,), num_packs=9999)
     parts = 2 * found.parts_in_flight + 2 * found.extract_workers
     assert store_bytes_for(config(), GPU_BOX) == 2 * parts * 600 * 25_600
-
-
-def test_memory_is_the_model_extraction_features_and_what_ray_takes() -> None:
-    needs = {"num_packs": 1, "model_bytes": GIBIBYTE, "features_bytes": 100 * MEBIBYTE}
-    local = memory_use(config(), TWO_CORES, with_ray=False, **needs)
-    assert (local.models, local.features, local.ray) == (GIBIBYTE, 100 * MEBIBYTE, 0)
-    assert local.total == local.models + local.extraction + local.features
-    with_ray = memory_use(config(), LAPTOP, with_ray=True, **needs)
-    assert with_ray.features == local.features
-    assert with_ray.total == sum(
-        (with_ray.models, with_ray.extraction, with_ray.features, with_ray.ray)
-    )
-    # Actors beside the child, a worker for each of four CPUs, and Ray's own processes.
-    assert GIBIBYTE < with_ray.total - local.total < 1.5 * GIBIBYTE
 
 
 @pytest.mark.parametrize(

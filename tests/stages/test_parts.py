@@ -8,7 +8,6 @@ from corpus_asr.errors import FetchError
 from corpus_asr.families.registry import PartFeatures
 from corpus_asr.schemas import PARTS
 from corpus_asr.stages.parts import (
-    cut_part,
     failure_fields,
     further_columns,
     further_features,
@@ -16,7 +15,7 @@ from corpus_asr.stages.parts import (
     half_views,
     one_row,
 )
-from corpus_asr.units import FRAMES_PER_SECOND, SAMPLE_RATE_HZ
+from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.tables import extracted
 
 
@@ -51,7 +50,7 @@ def test_a_row_has_every_column_and_unnamed_ones_are_null_and_unknown_ones_are_r
         one_row(PARTS, {"colour": "red"})
 
 
-def test_features_of_further_kinds_come_back_as_views_and_are_cut_with_the_part():
+def test_features_of_further_kinds_come_back_as_views():
     frames = np.arange(4003, dtype=np.float16).reshape(-1, 1)
     further = {
         # One has fewer rows, as filter banks have.
@@ -71,12 +70,6 @@ def test_features_of_further_kinds_come_back_as_views_and_are_cut_with_the_part(
         assert np.shares_memory(each.values, column)
         np.testing.assert_array_equal(each.values, further[kind].values)
         assert each.pad_value == further[kind].pad_value
-    [piece] = cut_part(whole, 30.0)
-    cut = further_features(
-        piece["further_kinds"][0].as_py(), half_views(piece["further_features"])[0]
-    )
-    for kind, each in cut.items():
-        np.testing.assert_array_equal(each.values, further[kind].values[:3003])
     assert further_columns({}) == {}
     assert further_features(None, None) == {}
 
@@ -99,29 +92,3 @@ def test_a_failure_is_recorded_with_its_kind_and_without_secrets():
         fields = failure_fields(error, stage="transcribe")
         assert (fields["error_kind"], fields["error_message"]) == ("internal", message)
         assert fields["retryable"], "another version of this program may do better"
-
-
-def test_a_part_is_cut_into_whole_pieces_in_which_somebody_speaks():
-    frames = np.arange(100 * FRAMES_PER_SECOND + 2, dtype=np.float16).reshape(-1, 1)
-    spans = [{"start_s": 45.0, "end_s": 65.0}, {"start_s": 115.0, "end_s": 119.0}]
-    row: dict[str, Any] = {
-        "part_start_s": 20.0, "part_end_s": 120.0, "num_samples": 100 * SAMPLE_RATE_HZ,
-        "speech_spans": spans, "features": np.repeat(frames, 4, axis=1),
-    }  # fmt: skip
-    pieces = [piece.to_pylist()[0] for piece in cut_part(extracted("a", **row), 30.0)]
-    assert [(piece["part_start_s"], piece["part_end_s"]) for piece in pieces] == [
-        (20, 50),
-        (50, 80),
-    ]
-    assert [piece["speech_spans"] for piece in pieces] == [
-        [{"start_s": 45.0, "end_s": 50.0}],
-        [{"start_s": 50.0, "end_s": 65.0}],
-    ]
-    assert [len(piece["features"]) // 4 for piece in pieces] == [3003, 3003]
-    assert [piece["features"][0] for piece in pieces] == [0.0, 3000.0]
-    assert [piece["num_samples"] for piece in pieces] == [30 * SAMPLE_RATE_HZ] * 2
-    [short] = cut_part(extracted("a"), 30.0)
-    assert short.to_pylist() == extracted("a").to_pylist()
-    undetected = extracted("a", **row | {"speech_spans": None})
-    assert len(cut_part(undetected, 30.0)) == 3
-    assert cut_part(extracted("a", status="no_speech", features=None), 30.0) == []

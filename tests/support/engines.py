@@ -51,7 +51,6 @@ class ScriptedEngine:
     """Meets `TranscribingEngine`; `release` lets a test hold answers back."""
 
     device_name = "scripted"
-    predicted_bytes: int | None = None
 
     def __init__(self, *, held: bool = False, spec: EngineSpec | None = None) -> None:
         self.requests: list[Any] = []

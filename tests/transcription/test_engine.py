@@ -322,7 +322,6 @@ LARGE = ModelSize(
     positions=1500,
     window_values=128 * 3000,
     element_bytes=2,
-    linear_element_bytes=2,
     window_element_bytes=2,
     weight_bytes=3_086_981_120,
 )

@@ -14,13 +14,10 @@ from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.families.registry import PartFeatures
 from corpus_asr.segments import PartTranscript, Segment
 from corpus_asr.stages.transcribe import EngineSpec, load_engine
-from corpus_asr.transcription import routing
-from corpus_asr.transcription.engine import PROCESS_BYTES, Engine
+from corpus_asr.transcription.engine import Engine
 from corpus_asr.transcription.routing import RoutedEngine
 from corpus_asr.transcription.windows import PartRequest
-from corpus_asr.transcription.word_placer import WordPlacer
 from tests.support.checkpoints import tiny_whisper
-from tests.support.planted import PlantedAligner
 from tests.support.prompt_formats import part
 from tests.support.tables import run_config
 from tests.support.tokenizers import tiny_tokenizer
@@ -236,21 +233,4 @@ def test_checkpoints_that_do_not_do_what_they_are_for_are_refused(
         load(folders["main"], {"de": folders["en"]})
     engine = load(folders["main"], {"en": folders["en"], "de": folders["main"]})
     assert engine.slots == 2  # the main one is not loaded twice
-    main, english = (load(folders[name], {}).predicted_bytes for name in ("main", "en"))
-    assert engine.predicted_bytes == main + english - PROCESS_BYTES
     engine.close()
-
-
-def test_what_times_words_is_in_memory_once(
-    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Placer(WordPlacer):
-        num_bytes = 1000
-
-    plain = load(folders["main"], {"en": folders["en"]})
-    monkeypatch.setattr(routing, "word_placer", lambda *_, **__: Placer(PlantedAligner()))
-    timed = load(folders["main"], {"en": folders["en"]})
-    assert plain.predicted_bytes is not None
-    assert timed.predicted_bytes == plain.predicted_bytes + 1000
-    plain.close()
-    timed.close()

@@ -216,7 +216,6 @@ class DecoderSlots(ABC):
             positions=positions,
             window_values=self.window_values,
             element_bytes=self.dtype.itemsize,
-            linear_element_bytes=1 if self._int8 else self.dtype.itemsize,
             window_element_bytes=1 if self.float8_windows else self.dtype.itemsize,
             weight_bytes=self._weight_bytes,
         )

@@ -59,13 +59,6 @@ class WordAligner:
             ParakeetPartFeatures.from_folder(folder),
         )
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of its weights."""
-        return sum(
-            parameter.numel() * parameter.element_size() for parameter in self._network.parameters()
-        )
-
     def scores(
         self, part: Float16[np.ndarray, "frame mel"], *, window_s: float = _WINDOW_S
     ) -> Float32[np.ndarray, "pos vocab"]:
