@@ -177,8 +177,6 @@ class Activity:
     windows: int = 0
     """Encoded windows."""
     encoder_batches: int = 0
-    refills: int = 0
-    """Jobs that took over a finished one's slot."""
     tokens: int = 0
     """Decoded tokens, excluding end tokens."""
     parts_started: int = 0

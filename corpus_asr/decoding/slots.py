@@ -246,7 +246,6 @@ class SearchQueue:
         refilled = sorted(free)[: self._num_startable]
         for place in refilled:
             self._active[place] = self._next()
-        self._statistics.refills += len(refilled)
         return refilled
 
     def _close_gaps(self, starting: list[int]) -> None:

@@ -455,7 +455,7 @@ class CorpusRun:
             return 0
         from corpus_asr.runtime.complete_recordings import place_words_once
 
-        return place_words_once(self.store, tables, self._spread)
+        return place_words_once(self.store, tables)
 
     def _compare_recordings(self) -> dict[str, Any]:
         """Make what needs whole recordings; return what `run.json` says of it."""

@@ -15,11 +15,10 @@ import pyarrow.compute as pc
 from corpus_asr.activity import Activity, FailureCount, merged
 from corpus_asr.confidence import ConfidenceModel
 from corpus_asr.config.run import OutputSettings
-from corpus_asr.errors import CorpusAsrError, FetchError
+from corpus_asr.errors import FetchError
 from corpus_asr.failure_kinds import NO_SPACE, Origin, failure_kind
 from corpus_asr.logs import event
-from corpus_asr.schemas import FILES, RESULTS
-from corpus_asr.stages.parts import FAILED, NOTHING_SAID, failure_fields
+from corpus_asr.stages.parts import FAILED
 from corpus_asr.storage.run_state.result_rows import ModelName, commit_rows
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.store import retries_so_far
@@ -88,7 +87,6 @@ def parts_of(results: pa.Table) -> int:
     return sum(part + 1 for part in ends.column("part").to_pylist())
 
 
-_IDENTITY = [*FILES.names, "content_digest", "part", "last_part"]
 _FAILURE = ["error_stage", "error_kind", "retryable", "uri", "error_message"]
 
 
@@ -104,19 +102,12 @@ def _failure_of(row: dict[str, Any]) -> FailureCount:
     )
 
 
-def _refused(results: pa.Table, error: Exception) -> pa.Table:
-    """Return a failure row for one row of RESULTS, without its transcript."""
-    row = {field.name: None for field in RESULTS} | results.select(_IDENTITY).to_pylist()[0]
-    failure = failure_fields(error, stage="transcribe", of=row)
-    return pa.Table.from_pylist([row | NOTHING_SAID | failure], schema=RESULTS)
-
-
 class Committed(NamedTuple):
     """Counts of results that were committed together."""
 
     tally: Tally
-    names: tuple[str, ...]
-    """Commits."""
+    name: str
+    """Object of the commit."""
     spent: Activity
     """Activity of the commit."""
     num_parts: int
@@ -144,14 +135,20 @@ class Committer:
     ) -> Committed:
         """Commit RESULTS rows as one object.
 
-        A row that no table can take is committed as the failure of its part. Where the store fails,
-        a commit is retried for `patience_s` and until `leaving`; not if the store is full,
-        since a person has to make room.
+        Where the store fails, a commit is retried for `patience_s` and until `leaving`; not if the
+        store is full, since a person has to make room.
         """
+        rows = commit_rows(
+            results,
+            run_id=self.run_id,
+            model=(self.model, self.model_revision),
+            by_language=self.by_language,
+            calibration=self.calibration,
+        )
         began_s, retries = time.monotonic(), retries_so_far()
         while True:
             try:
-                names = self._commit(results)
+                name = self.store.put_commit(rows)
                 break
             except FetchError as error:
                 waited_s = time.monotonic() - began_s
@@ -164,7 +161,7 @@ class Committer:
                 )  # fmt: skip
                 time.sleep(min(TRY_AGAIN_S, self.patience_s - waited_s))
         spent = Activity(
-            commits=len(names),
+            commits=1,
             commit_s=time.monotonic() - began_s,
             commit_retries=retries_so_far() - retries,
         )
@@ -172,27 +169,7 @@ class Committer:
             _LOG, logging.INFO, "committed", run_id=self.run_id, parts=results.num_rows,
             commit_s=round(spent.commit_s, 3), retries=spent.commit_retries,
         )  # fmt: skip
-        return Committed(tally_of(results), tuple(names), spent, parts_of(results))
-
-    def _commit(self, results: pa.Table) -> list[str]:
-        try:
-            rows = commit_rows(
-                results,
-                run_id=self.run_id,
-                model=(self.model, self.model_revision),
-                by_language=self.by_language,
-                calibration=self.calibration,
-            )
-            return [self.store.put_commit(rows)]
-        except CorpusAsrError:
-            raise  # of the store: it concerns all rows
-        except Exception as error:
-            if results.num_rows > 1:  # nobody can say which row it is: each half will
-                half = results.num_rows // 2
-                return self._commit(results.slice(0, half)) + self._commit(results.slice(half))
-            if results["status"][0].as_py() == FAILED:
-                raise  # not of what was transcribed
-            return self._commit(_refused(results, error))
+        return Committed(tally_of(results), name, spent, parts_of(results))
 
 
 class CommitBuffer(Generic[T]):

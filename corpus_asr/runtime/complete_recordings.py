@@ -6,8 +6,7 @@ words, the part that fits worse is committed again without them, in place of its
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, Protocol, TypeVar
@@ -77,46 +76,33 @@ _WORD_COLUMNS = ("recording_id", "part", "words")
 _CLAIM_COLUMNS = ("recording_id", "part", "text_found", "text_spans")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LostWords:
-    """Words that parts in one outcomes object lose to other parts."""
-
-    name: str
-    rows: Mapping[int, Collection[int]]
-    """Indices of the words to remove from a part, counted from 0, by its row."""
+_LostWords = dict[int, set[int]]
+"""Indices of the words to remove from a part, counted from 0, by the part's row of its object."""
 
 
-def place_words_once(store: OutputStore, run: RunTables, spread: Spread | None = None) -> int:
+def place_words_once(store: OutputStore, run: RunTables) -> int:
     """Put parts without the words of a text that another part has in place of these; count them.
 
     May be repeated after being killed anywhere: until a first commit is replaced it counts, and the
-    second does not.
-
-    Args:
-        store: the output folder.
-        run: its tables; recordings are those whose parts are all committed.
-        spread: has portions of recordings done elsewhere, where there are many.
+    second does not. `run` are the tables; recordings are those whose parts are all committed.
     """
     columns = (*VERSION_COLUMNS, "text_found", "text_spans")
-    lost: dict[str, dict[int, Collection[int]]] = {}
+    lost: dict[str, _LostWords] = {}
     with RunTables(store, columns=columns, listing=run.batches("from listing")) as tables:
         tables.add("complete", pa.table({"recording_id": run.ids("complete")}))
         tables.add("contested", tables.table(_CONTESTED))
-        [(number,)] = tables.rows("select count(*) from contested")
-        do: Spread = map if spread is None or number < MANY_RECORDINGS else spread
-        for portions_lost in do(partial(_lost_words, store), portions_of(tables, "contested")):
-            for lost_words in portions_lost:
-                lost.setdefault(lost_words.name, {}).update(lost_words.rows)
+        for portion in portions_of(tables, "contested"):
+            for name, rows in _lost_words(store, portion).items():
+                lost.setdefault(name, {}).update(rows)
     # An object may have parts of several portions, and is written again once, after all of them.
-    objects = [LostWords(name=name, rows=rows) for name, rows in sorted(lost.items())]
-    written = [name for names in do(partial(_without_lost, store), objects) for name in names]
+    written = [new for name, rows in sorted(lost.items()) for new in _without(store, name, rows)]
     if lost:
         store.replace([*lost], written)
     return sum(map(len, lost.values()))
 
 
-def _lost_words(store: OutputStore, portion: Portion) -> list[LostWords]:
-    """Return the words that parts of a portion's recordings lose."""
+def _lost_words(store: OutputStore, portion: Portion) -> dict[str, _LostWords]:
+    """Return the words that parts of a portion's recordings lose, by object of the parts."""
     claims: dict[str, list[tuple[Claim, str, int, int]]] = {}
     for name, rows in portion.rows.items():
         for at, row, segments in _parts(store, name, rows, columns=_CLAIM_COLUMNS):
@@ -124,14 +110,14 @@ def _lost_words(store: OutputStore, portion: Portion) -> list[LostWords]:
             recording_claims += (
                 (claim, name, at, word) for word, claim in enumerate(_claims(row, segments))
             )
-    lost: dict[str, dict[int, set[int]]] = {}
+    lost: dict[str, _LostWords] = {}
     for recording_claims in claims.values():
         recording_claims.sort(key=lambda row: (row[0].part, row[0].index))
         kept = {*placed_once([claim for claim, *_ in recording_claims])}
         for number, (_, name, at, word) in enumerate(recording_claims):
             if number not in kept:
                 lost.setdefault(name, {}).setdefault(at, set()).add(word)
-    return [LostWords(name=name, rows=rows) for name, rows in lost.items()]
+    return lost
 
 
 def _parts(
@@ -163,13 +149,13 @@ def _claims(row: Mapping[str, Any], segments: _Rows) -> list[Claim]:
     ]
 
 
-def _without_lost(store: OutputStore, lost: LostWords) -> list[str]:
+def _without(store: OutputStore, name: str, lost: _LostWords) -> list[str]:
     """Write an object again whose parts lose words; return the new names."""
     outcomes: _Rows = []
     segments: _Rows = []
-    for at, row, segments_of_part in _parts(store, lost.name, sorted(lost.rows)):
+    for at, row, segments_of_part in _parts(store, name, sorted(lost)):
         claims = _claims(row, segments_of_part)
-        keep = [word not in lost.rows[at] for word in range(len(claims))]
+        keep = [word not in lost[at] for word in range(len(claims))]
         marks = iter(keep)
         pieces = (
             _with_words(segment, [w for w in segment["words"] if next(marks)])
@@ -186,13 +172,13 @@ def _without_lost(store: OutputStore, lost: LostWords) -> list[str]:
         segments += pieces_left
         event(
             _LOG, logging.INFO, "words_claimed_twice", recording_id=row["recording_id"],
-            part=row["part"], words=len(lost.rows[at]),
+            part=row["part"], words=len(lost[at]),
         )  # fmt: skip
     rows = pa.Table.from_pylist(segments, SEGMENTS)
     again = store.put_commit(nested(pa.Table.from_pylist(outcomes, OUTCOMES), rows, SEGMENT_ROWS))
-    kept = np.ones(store.read_table(lost.name, projected(OUTCOMES, ("part",))).num_rows, dtype=int)
-    kept[[*lost.rows]] = RowPlace.nowhere
-    return [again, *merge(store, [lost.name], {lost.name: kept})]
+    kept = np.ones(store.read_table(name, projected(OUTCOMES, ("part",))).num_rows, dtype=int)
+    kept[[*lost]] = RowPlace.nowhere
+    return [again, *merge(store, [name], {name: kept})]
 
 
 def _with_words(segment: dict[str, Any], words: _Rows) -> dict[str, Any] | None:

@@ -11,8 +11,8 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from corpus_asr.activity import Estimate, FileSums, Strata, added
 from corpus_asr.array_types import Float64
 from corpus_asr.config.decoding import expected_languages
 from corpus_asr.config.run import RunConfig
-from corpus_asr.errors import CorpusAsrError, DecodeError
+from corpus_asr.errors import CorpusAsrError
 from corpus_asr.logs import event
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.messages import Header
@@ -193,8 +193,6 @@ READER = "corpus_asr.stages.headers:HeaderReader"
 # Timeout for headers: if the store stalls, there is no estimate.
 SILENCE_S = 20.0
 TIME_S = 60.0
-# Crashes of the header reader after which the rest of the sample is skipped.
-_CRASHES = 3
 # A smaller run ends about as soon as all its files are opened.
 WORTH_BYTES = 32 * MEBIBYTE
 WORTH_FILES = 128  # if sizes are unknown
@@ -246,40 +244,15 @@ def survey(
         },
         timeout_s=SILENCE_S,
     )
-    uris = [file.uri for file in sample]
-    with closing(child), closing(read_headers(child, uris)) as answers:
+    with closing(child), closing(child.run([file.uri for file in sample])) as answers:
         try:
-            for index, header in answers:
-                headers[index] = header
+            for header in answers:
+                headers[header.index] = header
                 if stopped() or time.monotonic() > ends_s:
                     break
-        except CorpusAsrError as error:  # no child process could be started
+        except CorpusAsrError as error:  # no child, one that ended, or a stalled store
             event(_LOG, logging.WARNING, "headers_not_read", error=str(error))
     return _found(sample, headers)
-
-
-def read_headers(
-    child: IsolatedGenerator, uris: Sequence[str]
-) -> Generator[tuple[int, Header], None, None]:
-    """Yield headers, read by a child with `READER`, and the indices of their recordings.
-
-    All are requested at once, but one at a time after a crash.
-    """
-    indices, crashes = list(range(len(uris))), 0
-    while indices and crashes <= _CRASHES:
-        # The next crash is then attributable to a recording.
-        batch = indices[:1] if crashes else list(indices)
-        try:
-            for header in child.run([uris[index] for index in batch]):
-                indices.remove(batch[header.index])
-                yield batch[header.index], header
-        except DecodeError as death:
-            if death.kind == "decoder_timeout":  # more likely a stalled store
-                return
-            crashes += 1
-            if len(batch) == 1:
-                indices.remove(batch[0])
-                yield batch[0], Header(index=0, failure=death.kind)
 
 
 def _found(sample: Sequence[SampledFile], headers: dict[int, Header]) -> Survey:
@@ -305,31 +278,22 @@ def _found(sample: Sequence[SampledFile], headers: dict[int, Header]) -> Survey:
     )
 
 
+@contextmanager
 def surveying(
     plan: Plan, config: RunConfig, found: Callable[[dict[str, FileSums]], None]
-) -> AbstractContextManager[None]:
+) -> Iterator[None]:
     """Read headers of a plan's recordings in parallel with a run that is long enough."""
-    long_enough = plan.num_remaining_bytes >= WORTH_BYTES or plan.num_remaining >= WORTH_FILES
-
-    def read(ended: threading.Event) -> None:
-        found(survey(plan.remaining.draw(), config, stopped=ended.is_set).sums)
-
-    return beside(read) if long_enough else nullcontext()
-
-
-@contextmanager
-def beside(read: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Call `read` in a thread while the context is open; its event is set at the exit."""
     ended = threading.Event()
 
-    def run() -> None:
+    def read() -> None:
         try:
-            read(ended)
+            found(survey(plan.remaining.draw(), config, stopped=ended.is_set).sums)
         except Exception as error:  # only the estimate is less accurate
             event(_LOG, logging.WARNING, "headers_not_read", error=repr(error))
 
-    # A daemon: the end of a run does not wait for a store.
-    threading.Thread(target=run, name="headers", daemon=True).start()
+    if plan.num_remaining_bytes >= WORTH_BYTES or plan.num_remaining >= WORTH_FILES:
+        # A daemon: the end of a run does not wait for a store.
+        threading.Thread(target=read, name="headers", daemon=True).start()
     try:
         yield
     finally:

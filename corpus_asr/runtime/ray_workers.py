@@ -412,7 +412,7 @@ class Commits:
                     self.failure = error
                 else:
                     self.tally += done.tally
-                    self.names += done.names
+                    self.names.append(done.name)
                     self._num_parts += done.num_parts
 
     def _check(self) -> None:

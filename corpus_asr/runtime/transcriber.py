@@ -5,13 +5,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack
 
 import numpy as np
 
 from corpus_asr.audio.inputs import AudioInput, GivenAudio, given_audio, several
-from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel, with_confidence
+from corpus_asr.confidence import DEFAULT_MODEL, with_confidence
 from corpus_asr.config.decoding import (
     PACKAGED_CHECKPOINT,
     ComputeType,
@@ -47,7 +47,7 @@ from corpus_asr.stages.extract import EXTRACTOR
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.stores.filesystem import StoreOptions
-from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, HostRules
+from corpus_asr.storage.stores.host_allowlist import HostRules
 from corpus_asr.threads import spin_briefly
 from corpus_asr.units import SAMPLE_RATE_HZ
 
@@ -123,12 +123,6 @@ class Transcriber:
         ConfigError: an invalid option, or one not supported by an English-only checkpoint.
     """
 
-    _calibration: ConfidenceModel = DEFAULT_MODEL
-    _engine: "Engine | RoutedEngine"
-    _model: str
-    # Languages with their own checkpoints, to which the calibration does not apply.
-    _own_models: frozenset[str] = frozenset()
-
     def __init__(
         self,
         checkpoint: str | None = None,
@@ -168,18 +162,28 @@ class Transcriber:
             from corpus_asr.storage.run_state.run_files import read_calibration
 
             fitted = read_calibration(calibration, family=main.family_name)
-        # The child process starts while this one imports torch.
-        self._set_up(
-            str(main.folder),
-            recognizer=recognizer,
-            further_folders=main.further_folders,
-            options=options,
-            item_timeout_s=item_timeout_s,
-            hosts=hosts,
+        # Under canonical names; calls may use any synonym.
+        self._options = translated(options)
+        extractor = partial(
+            IsolatedGenerator,
+            EXTRACTOR,
+            init_kwargs={
+                "folder": str(main.folder),
+                "recognizer": recognizer,
+                "further_folders": main.further_folders,
+                # The caller chose the files: no size or duration limits.
+                "settings": settings.extract.model_copy(
+                    update={"max_file_gb": math.inf, "max_duration_h": math.inf}
+                ),
+                "store": StoreOptions(hosts=hosts),
+            },
+            timeout_s=item_timeout_s,
         )
+        # The child process starts while this one imports torch.
+        self._pool = ExtractorPool(extractor)
         try:
             self._pool.start()
-            self._engine = _load_engine(
+            self._engine: Engine | RoutedEngine = _load_engine(
                 model,
                 main,
                 settings.decoding,
@@ -194,6 +198,7 @@ class Transcriber:
             raise
         self._model = full_name(main.name)
         self._calibration = fitted
+        # Languages with their own checkpoints, to which the calibration does not apply.
         self._own_models = frozenset(by_language or ())
 
     @classmethod
@@ -202,48 +207,6 @@ class Transcriber:
     ) -> Self:
         """Load a checkpoint; `options` are the arguments of the class."""
         return cls(checkpoint, **options)
-
-    @classmethod
-    def around(
-        cls,
-        engine: "Engine | RoutedEngine",
-        folder: str,
-        options: TranscriptionOptions,
-    ) -> Self:
-        """Transcribe with a loaded engine, closed with this object, and its checkpoint's folder."""
-        made = cls.__new__(cls)
-        made._set_up(folder, options=options, item_timeout_s=ITEM_TIMEOUT_S)
-        made._engine, made._model = engine, folder
-        return made
-
-    def _set_up(
-        self,
-        folder: str,
-        *,
-        recognizer: str | None = None,
-        further_folders: Mapping[str, Path] | None = None,
-        options: TranscriptionOptions,
-        item_timeout_s: float,
-        hosts: HostRules = ANY_NAMED_HOST,
-    ) -> None:
-        # Under canonical names; calls may use any synonym.
-        self._options = translated(options)
-        # The caller chose the files: no size or duration limits.
-        no_limits = {"max_file_gb": math.inf, "max_duration_h": math.inf}
-        extract = options_from(options).extract.model_copy(update=no_limits)
-
-        def extractor() -> IsolatedGenerator:
-            store = StoreOptions(hosts=hosts)
-            kwargs = {
-                "folder": folder,
-                "recognizer": recognizer,
-                "further_folders": further_folders or {},
-                "settings": extract,
-                "store": store,
-            }
-            return IsolatedGenerator(EXTRACTOR, init_kwargs=kwargs, timeout_s=item_timeout_s)
-
-        self._pool = ExtractorPool(extractor)
 
     def transcribe(
         self,

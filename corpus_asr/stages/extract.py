@@ -7,12 +7,10 @@ decoder costs one recording.
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +20,11 @@ from corpus_asr.activity import Activity, FileSums, stratum
 from corpus_asr.config.decoding import expected_languages
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, DecodeError, EngineError
-from corpus_asr.failure_kinds import FETCH, TIMEOUT
 from corpus_asr.families.registry import further_folders, users_family
 from corpus_asr.logs import event
 from corpus_asr.schemas import FILES, PARTS
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.parts import (
-    FAILED,
     GIGABYTE,
     DecodeProgress,
     ExtractedPart,
@@ -41,9 +37,8 @@ from corpus_asr.stages.parts import (
 from corpus_asr.storage.manifest import aligned_text, expected_bytes
 from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.storage.stores.filesystem import BLOCK_BYTES, StoreOptions
-from corpus_asr.storage.stores.host_allowlist import WEB, host_of
 from corpus_asr.storage.stores.members import located
-from corpus_asr.storage.stores.uri import redact_uri, scheme_of
+from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 
 _LOG = logging.getLogger(__name__)
@@ -169,28 +164,20 @@ class ExtractStage:
         """Yield one PARTS table per part, as soon as it is known whether it is the last."""
         for files in packs.column("files").to_pylist():
             # One after another: the workers are what runs in parallel, and memory stays bounded.
-            pending = deque(files)
-            postponed: set[str] = set()
-            while pending:
-                file = pending.popleft()
+            for number, file in enumerate(files, start=1):
                 size_bytes = expected_bytes(*(file[name] for name in _OF_SIZE))
                 self._file = _RecordingProgress(
                     stratum=stratum(file["uri"], size_bytes), size_bytes=size_bytes
                 )
-                following = list(islice(pending, PREFETCH_FILES))
+                following = files[number : number + PREFETCH_FILES]
                 with closing(self._extract(file, following)) as tables:
                     for parts in tables:
-                        if file["uri"] not in postponed and _host_fails(parts, file, pending):
-                            postponed.add(file["uri"])
-                            pending.append(file)  # files of other hosts first
-                            break
                         self._count(Activity(parts_extracted=parts.num_rows))
                         _log_parts(parts)
                         self._begin("backpressure_s")
                         yield parts
                         self._end()
-                    else:
-                        self._count(self._file.activity(ended=True))
+                self._count(self._file.activity(ended=True))
                 self._file = None
 
     def close(self) -> None:
@@ -292,19 +279,6 @@ class ExtractStage:
 def _spent(count: str, seconds: float) -> Activity:
     counts: dict[str, Any] = {count: seconds}
     return Activity(**counts)
-
-
-def _host_fails(parts: pa.Table, file: dict[str, Any], pending: Iterable[dict[str, Any]]) -> bool:
-    """Whether a web host returned no part of a file while files of other hosts are waiting."""
-    if scheme_of(file["uri"]) not in WEB:
-        return False
-    row = parts.select(["part", "status", "error_kind"]).to_pylist()[0]
-    if row["part"] or row["status"] != FAILED:
-        return False
-    host = host_of(file["uri"])
-    return row["error_kind"] in (TIMEOUT, FETCH) and any(
-        host_of(pending_file["uri"]) != host for pending_file in pending
-    )
 
 
 def _log_parts(parts: pa.Table) -> None:

@@ -35,6 +35,7 @@ from corpus_asr.stages.parts import (
     failure_fields,
     further_features,
     half_views,
+    one_row,
 )
 from corpus_asr.storage.manifest import AlignedText, aligned_text, hotwords_of
 from corpus_asr.storage.model_files import fetch_checkpoint
@@ -265,7 +266,7 @@ class TranscribeStage:
                 part.end()
         # Parts without speech need not wait for the engine to load.
         if not any(row["status"] == OK for row in rows):
-            return _results([_carry(row) for row in rows])
+            return pa.concat_tables([one_row(RESULTS, _carry(row)) for row in rows])
         engine = self._engine.result()
         views = {name: half_views(parts.column(name)) for name in FEATURE_COLUMNS}
         # Submit all before waiting for the first: the engine fills its slots from many parts.
@@ -286,10 +287,12 @@ class TranscribeStage:
             if future is not None:
                 future.add_done_callback(part.end)
         results = [
-            _carry(row) if future is None else _finish(row, future, engine.device_name)
+            one_row(RESULTS, _carry(row))
+            if future is None
+            else _finish(row, future, engine.device_name)
             for row, future in zip(rows, submitted, strict=True)
         ]
-        return _results(results)
+        return pa.concat_tables(results)
 
     def _count(self, audio_s: float) -> None:
         with self._lock:
@@ -394,25 +397,24 @@ def part_request(
     )
 
 
-def _finish(
-    row: dict[str, Any], future: Future[PartTranscript], device_name: str
-) -> dict[str, Any]:
+def _finish(row: dict[str, Any], future: Future[PartTranscript], device_name: str) -> pa.Table:
     try:
         transcript = future.result()
         columns = _transcribed(transcript)
         result = _carry(row, columns["segments"]) | columns | {"device": device_name}
         check_finite(result)
+        table = one_row(RESULTS, result)
     except (CheckpointError, ConfigError, EngineError):
         raise
     except Exception as error:  # a part's failure becomes its row
         failure = failure_fields(error, stage="transcribe", of=row)
-        return _carry(row) | {"device": device_name} | failure
+        return one_row(RESULTS, _carry(row) | {"device": device_name} | failure)
     event(
         _LOG, logging.INFO, "part_transcribed", recording_id=row["recording_id"], part=row["part"],
         segments=len(transcript.segments), language=transcript.language,
         transcribe_s=round(transcript.transcribe_s, 3),
     )  # fmt: skip
-    return result
+    return table
 
 
 def _transcribed(transcript: PartTranscript) -> dict[str, Any]:
@@ -479,21 +481,3 @@ def _carry(row: dict[str, Any], segments: Sequence[dict[str, Any]] = ()) -> dict
 def _duration_s(row: dict[str, Any]) -> float | None:
     start_s, end_s = row["part_start_s"], row["part_end_s"]
     return None if start_s is None or end_s is None else end_s - start_s
-
-
-def _results(rows: list[dict[str, Any]]) -> pa.Table:
-    try:
-        return pa.Table.from_pylist(rows, schema=RESULTS)
-    except Exception as error:  # Arrow does not report the row
-        event(_LOG, logging.DEBUG, "results_not_stored", error=repr(error))
-    return pa.Table.from_pylist([_storable(row) for row in rows], schema=RESULTS)
-
-
-def _storable(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row, or its failure if its values do not fit the schema."""
-    try:
-        pa.Table.from_pylist([row], schema=RESULTS)
-    except Exception as error:
-        carried = {name: row[name] for name in _CARRIED}
-        return carried | NOTHING_SAID | failure_fields(error, stage="transcribe", of=row)
-    return row

@@ -127,10 +127,10 @@ def check(store: OutputStore) -> None:
     assert [w.index for w in words[recording_id("/b")]] == [5]
 
 
-def place_all(store: OutputStore, spread: Any = None) -> int:
+def place_all(store: OutputStore) -> int:
     """Place the words of all recordings as a finish does; return how many parts lost some."""
     with RunTables(store) as tables:
-        num_parts = place_words_once(store, tables, spread)
+        num_parts = place_words_once(store, tables)
         if num_parts:
             tables.reread(store)
         settle(store, tables, None)
@@ -170,70 +170,6 @@ def test_killed_before_the_first_commit_is_replaced_it_is_done_by_the_next(
     assert len(rows_of(contested.outcomes())) > 4
     assert place_all(contested) == 1
     check(contested)
-
-
-def contest(store: OutputStore, *names: str) -> None:
-    """Commit recordings of which both parts claim the refrain, with all of their parts together."""
-    for index, words, probability in ((0, (0, 1, 2, 3, 4), 0.4), (1, (2, 3, 4, 9), 0.8)):
-        rows = [
-            saying(name, index, *words, probability=probability, last=index == 1) for name in names
-        ]
-        for at in range(0, len(rows), 3):
-            commit(store, results(*rows[at : at + 3]))
-
-
-MANY = [f"r{number}" for number in range(5)]
-
-
-def said_by_many(store: OutputStore) -> dict[tuple[str, int], list[str]]:
-    """What the parts say that count, once nothing is committed twice."""
-    assert len(rows_of(store.outcomes())) == 2 * len(MANY)
-    return said(store)
-
-
-ONCE = {(f"/{name}", at): SAID["/a", at] for name in MANY for at in range(2)}
-
-
-@pytest.mark.parametrize("killed_after", [1, 3, 4])
-def test_many_texts_are_placed_in_portions_which_a_kill_does_not_lose(
-    store: OutputStore, monkeypatch: pytest.MonkeyPatch, killed_after: int
-) -> None:
-    monkeypatch.setattr(complete_recordings, "MANY_RECORDINGS", 2)
-    monkeypatch.setattr(portions, "RECORDINGS_PER_PORTION", 2)
-    contest(store, *MANY)
-    done: list[Any] = []
-
-    def spread(work: Any, given: Any) -> Any:
-        for each in given:
-            # As on another machine.
-            found = pickle.loads(pickle.dumps(work))(pickle.loads(pickle.dumps(each)))
-            done.append(each)
-            yield found
-            if len(done) == killed_after:
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        place_all(store, spread)
-    # Three portions of recordings, whose first parts lie in two objects.
-    assert len(done) == killed_after
-    assert place_all(store, spread) == 5
-    assert said_by_many(store) == ONCE
-    assert place_all(store, spread) == 0
-
-
-def test_what_two_workers_did_is_there_once(
-    store: OutputStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(complete_recordings, "MANY_RECORDINGS", 2)
-    contest(store, *MANY)
-
-    def after_a_death(work: Any, given: Any) -> Any:
-        for each in given:
-            work(each)
-            yield work(each)
-
-    assert place_all(store, after_a_death) == 5
-    assert said_by_many(store) == ONCE
 
 
 def test_a_recording_of_which_a_part_failed_has_no_missing_words(contested: OutputStore) -> None:

@@ -330,25 +330,17 @@ def test_a_few_small_ranges_are_read_of_a_remote_file(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_header_that_kills_its_reader_costs_one_recording(
+def test_what_was_read_before_the_reader_died_or_stalled_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    crashing = "tests.support.isolated:make_crashing_reader"
-    found = surveyed(["crash1.wav", "b.wav", "c.wav"], tmp_path, reader=crashing)
-    assert (found.read, found.failures) == (2, {"decoder_crashed": 1})
-    assert found.sums["wav:5"].audio_s == 20.0
-    monkeypatch.setattr(estimate, "_CRASHES", 1)
-    found = surveyed(["crash1.wav", "crash2.wav", "crash3.wav"], tmp_path, reader=crashing)
-    assert found.failures == {"decoder_crashed": 1}, "and no more are tried"
     monkeypatch.setattr(estimate, "SILENCE_S", 0.5)
-    began_s = time.monotonic()
-    found = surveyed(
-        ["a.wav", "b.wav"], tmp_path, reader="tests.support.isolated:make_silent_reader"
-    )
-    assert (found.read, found.failures) == (1, {})
-    assert time.monotonic() - began_s < 30
-    refused = surveyed(["a.wav"], tmp_path, reader="tests.support.isolated:crash_at_start")
-    assert (refused.asked, refused.read) == (1, 0)
+    for reader, names, num_read in (
+        ("make_crashing_reader", ["b.wav", "crash.wav", "c.wav"], 1),
+        ("make_silent_reader", ["a.wav", "b.wav"], 1),
+        ("crash_at_start", ["a.wav"], 0),
+    ):
+        found = surveyed(names, tmp_path, reader=f"tests.support.isolated:{reader}")
+        assert (found.read, found.failures) == (num_read, {}), reader
 
 
 def test_a_long_run_is_surveyed_beside_its_work_and_a_short_one_is_not(

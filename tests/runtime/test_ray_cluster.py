@@ -4,7 +4,6 @@ import platform
 import socket
 import threading
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -55,55 +54,19 @@ def test_a_ray_that_is_there_is_used_and_left_running(ray_session: Cluster):
     assert ray.is_initialized()
 
 
-LISTENS = "0A"  # in the kernel's tables of sockets, whose numbers are hexadecimal
-
-
-def listening() -> dict[str, str]:
-    """Where processes of this machine listen, by inode of the socket."""
-    found = {}
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == LISTENS:
-                found[fields[9]] = fields[1].partition(":")[0]
-    return found
-
-
-def sockets(process: psutil.Process) -> set[str]:
-    inodes = set()
-    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
-        try:
-            target = os.readlink(descriptor)
-        except OSError:  # closed meanwhile
-            continue
-        if target.startswith("socket:["):
-            inodes.add(target[8:-1])
-    return inodes
-
-
-def address_of(words: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """Read an address as the kernel writes it: words of 32 bits, each in the machine's order."""
-    data = bytes.fromhex(words)
-    packed = b"".join(data[at : at + 4][::-1] for at in range(0, len(data), 4))
-    address = ipaddress.ip_address(packed)
-    return getattr(address, "ipv4_mapped", None) or address
-
-
 @pytest.mark.ray
-@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads the tables of Linux")
 def test_a_ray_started_here_listens_on_loopback_alone(ray_session: Cluster):
     ray.get(ray.remote(lambda: None).remote())  # so that there is a worker
     mine = psutil.Process()
-    listeners = listening()
     found = {
-        (process.name(), address_of(listeners[inode]))
+        (process.name(), ipaddress.ip_address(connection.laddr.ip.removeprefix("::ffff:")))
         for process in (mine, *mine.children(recursive=True))
-        for inode in sockets(process) & set(listeners)
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
     }
     assert {"gcs_server", "raylet"} <= {name for name, _ in found}
     assert any(name.startswith("ray::") for name, _ in found)
-    beyond = {(name, address) for name, address in found if not address.is_loopback}
-    assert not beyond
+    assert all(address.is_loopback for _, address in found), found
 
 
 def test_a_ray_without_the_function_that_is_replaced_is_said_to_listen_anywhere(

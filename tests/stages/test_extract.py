@@ -84,22 +84,6 @@ def test_a_failure_is_one_row_after_the_good_parts(stage: ExtractStage):
     assert [row["content_digest"] for row in rows] == ["7", "7", "7", None]
 
 
-def test_files_of_other_hosts_come_before_a_second_try_of_one_that_fails(stage: ExtractStage):
-    bad, good, local = "https://bad/{}/parts=1/hang_up=0", "https://good/parts=1", "x/parts=1"
-    packs = packs_of(
-        bad.format("1"), bad.format("2"), good, local, "https://good/parts=2/hang_up=1"
-    )
-    found = [(row["uri"], row["status"]) for row in rows_of(stage, packs)]
-    assert found == [
-        (good, "ok"),
-        (local, "ok"),
-        ("https://good/parts=2/hang_up=1", "ok"),  # something of it came: it is not tried again
-        ("https://good/parts=2/hang_up=1", "failed"),
-        (bad.format("1"), "failed"),
-        (bad.format("2"), "failed"),
-    ]
-
-
 def test_a_recording_that_became_shorter_than_what_is_done_ends_all_the_same(stage: ExtractStage):
     uri = "x/parts=2"
     rows = rows_of(stage, packs_of(uri, "y/parts=1", done={uri: [0, 1, 2]}))

@@ -205,14 +205,6 @@ def test_the_child_waits_for_its_reader(shared_child):
     assert times[-1] - times[0] > 0.4
 
 
-def test_memory_does_not_grow_with_the_messages(run):
-    run("megabytes", 5)
-    (before,) = run("peak_memory")
-    run("megabytes", 300)
-    (after,) = run("peak_memory")
-    assert after - before < 50 * 1024
-
-
 def test_the_child_has_one_thread_for_linear_algebra_and_no_torch(run):
     assert run("threads") == [1]
     (modules,) = run("modules")
@@ -360,21 +352,6 @@ def test_a_fork_is_refused_and_the_parents_child_lives_on():
                 assert "secret" not in said
             assert in_fork(one.close) == "None"
         assert pid_of(generator) == child
-
-
-def test_messages_name_the_recording_and_no_class():
-    item = isolated.RecordingItem("hang")
-    with fresh_child(timeout_s=0.5) as generator:
-        with pytest.raises(DecodeError, match=r"^decoding s3://bucket/talk\.wav: no progress for"):
-            list(generator.run(item))
-        held = generator.run(("count", 2))
-        next(held)
-        with pytest.raises(RuntimeError, match=r"^decoding s3://bucket/talk\.wav: .*finish or"):
-            next(generator.run(item))
-        held.close()
-    with pytest.raises(EngineError) as caught, fresh_child("tests.nowhere:make") as generator:
-        list(generator.run(item))
-    assert "starting a child process that decodes: ModuleNotFoundError" in str(caught.value)
 
 
 @pytest.mark.long

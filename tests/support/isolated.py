@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -177,10 +176,6 @@ def _print(_: None, settings: dict[str, Any]) -> Iterator[int]:
 def _megabytes(limit: int, settings: dict[str, Any]) -> Iterator[tuple[float, bytes]]:
     for _index in range(limit):
         yield time.monotonic(), bytes(1 << 20)
-
-
-def _peak_memory(_: None, settings: dict[str, Any]) -> Iterator[int]:
-    yield resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
 
 
 def _leave_a_grandchild(_: None, settings: dict[str, Any]) -> Iterator[int]:
