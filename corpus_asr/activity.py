@@ -147,8 +147,6 @@ class Activity:
     """Decoded audio, incomplete parts included."""
     transcribed_s: float = 0.0
     """Transcribed audio, incomplete parts included."""
-    longest_left_s: float = 0.0
-    """Longest remaining audio of a part in an engine; parts are decoded sequentially."""
     load_s: float = 0.0
     """Time to load the model."""
     transcribe_alive_s: float = 0.0
@@ -195,14 +193,13 @@ class Activity:
         return Activity(
             **sums,
             slots=max(self.slots, other.slots),
-            longest_left_s=max(self.longest_left_s, other.longest_left_s),
             durations=added(self.durations, other.durations),
         )
 
     def since(self, before: "Activity") -> "Activity":
         """Return the activity after `before`, so that both sum to this.
 
-        `slots` and `longest_left_s`, which are not additive, keep their present values.
+        `slots`, which are not additive, keep their present value.
         """
         grown: dict[str, Any] = {n: getattr(self, n) - getattr(before, n) for n in _ADDED}
         kinds = self.durations.keys() | before.durations.keys()
@@ -210,8 +207,7 @@ class Activity:
             (k, self.durations.get(k, _NO_FILES), before.durations.get(k, _NO_FILES)) for k in kinds
         )
         durations = {kind: later - earlier for kind, later, earlier in pairs if later != earlier}
-        largest: dict[str, Any] = {"slots": self.slots, "longest_left_s": self.longest_left_s}
-        return Activity(**grown, **largest, durations=durations)
+        return Activity(**grown, slots=self.slots, durations=durations)
 
     @classmethod
     def total(cls, activities: "Iterable[Activity]") -> "Activity":
@@ -264,11 +260,6 @@ class Activity:
         return _share(self.slot_steps, self.slot_room)
 
     @property
-    def slots_in_use(self) -> float:
-        """Mean number of one worker's slots in use; 0 before the first step."""
-        return self.slot_steps / self.steps if self.steps else 0.0
-
-    @property
     def parts_ready(self) -> int:
         """Extracted parts queued for an engine."""
         # A part whose worker died is submitted twice.
@@ -280,7 +271,7 @@ class Activity:
         return max(0, self.parts_started - self.parts_transcribed)
 
 
-_NOT_ADDED = ("slots", "longest_left_s", "durations")
+_NOT_ADDED = ("slots", "durations")
 _ADDED = tuple(field.name for field in fields(Activity) if field.name not in _NOT_ADDED)
 
 

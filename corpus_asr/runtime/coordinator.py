@@ -18,8 +18,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from operator import itemgetter
+from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 import ray
@@ -228,6 +227,7 @@ class RunStatus(NamedTuple):
     """Random ID of the coordinator; a new one counts from 0."""
     tally: Tally
     activity: Activity
+    """Activity of all workers, including dead ones."""
     replaced: list[str]
     """Reasons why workers were replaced since the last poll."""
     out: list[TakenOut]
@@ -246,8 +246,6 @@ class RunCoordinator:
         self._stopping = self._over = False
         self._replaced: list[str] = []
         self._sum = Activity()
-        # Slots and remaining audio of the longest part, by process. They do not add up.
-        self._largest: dict[str, tuple[int, float]] = {}
         # By the time of the last report, the earliest first.
         self._heard: dict[str, tuple[float, Report]] = {}
         self._out: dict[str, TakenOut] = {}
@@ -264,10 +262,7 @@ class RunCoordinator:
 
     def report(self, report: Report) -> ReportReply:
         """Add what a process did since its last report."""
-        did = report.activity
-        if did.slots or did.longest_left_s or report.worker in self._largest:
-            self._largest[report.worker] = did.slots, did.longest_left_s
-        self._sum += replace(did, slots=0, longest_left_s=0.0)
+        self._sum += report.activity
         self._heard.pop(report.worker, None)
         self._heard[report.worker] = time.monotonic(), report._replace(activity=NOTHING)
         return ReportReply(self._stopping, len(self._heard) / MOST_REPORTS_PER_S, self._over)
@@ -275,13 +270,6 @@ class RunCoordinator:
     def num_heard(self) -> int:
         """Return the number of workers that reported recently."""
         return len(self._heard)
-
-    def activity(self) -> Activity:
-        """Return the activity of all workers, including dead ones."""
-        largest = self._largest.values()
-        slots = max(map(itemgetter(0), largest), default=0)
-        left_s = max(map(itemgetter(1), largest), default=0.0)
-        return replace(self._sum, slots=slots, longest_left_s=left_s)
 
     def take_out(self, worker: TakenOut) -> None:
         """Note that a worker is taken out of work."""
@@ -298,11 +286,10 @@ class RunCoordinator:
         """
         self._stopping |= stop
         self._over |= over
-        activity = self.activity()
-        self._metrics.update(self._tally, activity)
+        self._metrics.update(self._tally, self._sum)
         replaced = self._take_replaced()
         out = list(self._out.values())
-        return RunStatus(self._life, self._tally, activity, replaced, out, self._failure)
+        return RunStatus(self._life, self._tally, self._sum, replaced, out, self._failure)
 
     def replace(self, why: str) -> None:
         """Record that a worker is unusable and will be replaced by another process."""
@@ -327,7 +314,6 @@ class RunCoordinator:
         while self._heard and now_s - next(iter(self._heard.values()))[0] > self._silent_s:
             worker, (_, last) = next(iter(self._heard.items()))
             del self._heard[worker]
-            self._largest.pop(worker, None)
             silent.append(last)
         return silent
 

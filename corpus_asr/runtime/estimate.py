@@ -53,10 +53,6 @@ _MIN_WORKING_S = 2.0
 _FIRST_SHARE = 0.125
 # Progress of windows in flight is unknown: one half, plus or minus this.
 _PROGRESS_SPREAD = 0.3
-# At the end the longest part is decoded alone, and faster: by a factor of 3 to 4 on a CPU
-# (measured), where the time per step grows with the slots; hardly on a GPU.
-_ALONE_SPEED = 2.7
-_ALONE_SPREAD = 0.6
 
 
 def estimate_audio(
@@ -120,8 +116,6 @@ def rest_s(
     workers: int,
     files: int,
     slots: int = 0,
-    slots_in_use: float = 0.0,
-    longest_left_s: float = 0.0,
 ) -> Estimate | None:
     """Estimate the remaining seconds from the speed since the engines were loaded.
 
@@ -131,8 +125,6 @@ def rest_s(
         workers: number of engines.
         files: number of remaining recordings.
         slots: number of windows in progress, not counted as done.
-        slots_in_use: average number of slots in use.
-        longest_left_s: remaining audio of the longest part, whose windows are sequential.
 
     Returns:
         None without sufficient data.
@@ -162,12 +154,7 @@ def rest_s(
         _PROGRESS_SPREAD * in_progress_s / done_s,
         _LEAST_SPREAD,
     )
-    rest = _estimate(value_s, spread)
-    if not slots_in_use:
-        return rest
-    alone = done_s / working_s / slots_in_use * _ALONE_SPEED
-    last = _estimate(min(longest_left_s, audio.value - moment.audio_done_s) / alone, _ALONE_SPREAD)
-    return Estimate(*(max(pair) for pair in zip(astuple(rest), astuple(last), strict=True)))
+    return _estimate(value_s, spread)
 
 
 def _marks(moments: Sequence[ProgressSample]) -> Float64[np.ndarray, "mark 3"]:

@@ -183,8 +183,6 @@ class Progress:
             workers=self._workers,
             files=files_left,
             slots=activity.slots * self._workers,
-            slots_in_use=activity.slots_in_use * self._workers,
-            longest_left_s=activity.longest_left_s,
         )
         return audio, rest
 

@@ -13,7 +13,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from typing import Any, Self
@@ -390,7 +389,7 @@ class _CoordinatorPoll(threading.Thread):
         if self._look is not None and look.life != self._look.life:
             # Keep the counts of its predecessor.
             self._before += self._look.tally
-            self._did += replace(self._look.activity, longest_left_s=0.0)
+            self._did += self._look.activity
         self._look = look
         self._progress.set(self._before + look.tally)
         activity = self._did + look.activity

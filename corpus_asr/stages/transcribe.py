@@ -153,7 +153,6 @@ class TranscribeStage:
         self._lock = threading.Lock()
         self._begun = self._transcribed = 0
         self._transcribed_s = 0.0
-        self._parts: set[_PartProgress] = set()
 
     @property
     def activity(self) -> Activity:
@@ -163,7 +162,6 @@ class TranscribeStage:
                 parts_started=self._begun,
                 parts_transcribed=self._transcribed,
                 transcribed_s=self._transcribed_s,
-                longest_left_s=max((part.left_s for part in self._parts), default=0.0),
             )
         now_s = time.monotonic()
         if not self._engine.done():
@@ -247,13 +245,7 @@ class TranscribeStage:
             self._begun += parts.num_rows
         rows = parts.drop_columns(list(FEATURE_COLUMNS)).to_pylist()
         through = [_PartProgress(self._count, audio_s=_duration_s(row) or 0.0) for row in rows]
-        with self._lock:
-            self._parts.update(through)
-        try:
-            results = self._transcribe(parts, rows, through)
-        finally:
-            with self._lock:
-                self._parts.difference_update(through)
+        results = self._transcribe(parts, rows, through)
         with self._lock:
             self._transcribed += parts.num_rows
         return results

@@ -93,15 +93,13 @@ PROCESS = ProcessName(host="h", user="u", pid=1, machine=None, started_ticks=Non
 
 def test_what_workers_did_since_they_last_said_so_adds_up(exported: Exported) -> None:
     coordinator = RunCoordinator()
-    coordinator.report(Report("one", Activity(tokens=3, longest_left_s=9.0), "node", PROCESS))
-    coordinator.report(
-        Report("two", Activity(tokens=4, slots=8, longest_left_s=5.0), "node", PROCESS)
-    )
+    coordinator.report(Report("one", Activity(tokens=3), "node", PROCESS))
+    coordinator.report(Report("two", Activity(tokens=4, slots=8), "node", PROCESS))
     coordinator.report(Report("one", Activity(tokens=2, slots=4), "node", PROCESS))
     coordinator.add(Tally(parts=1, files=1), Activity(commits=1, commit_s=0.25))
     coordinator.replace("no memory")
     assert coordinator.look().activity == Activity(
-        tokens=9, slots=8, longest_left_s=5.0, commits=1, commit_s=0.25, workers_replaced=1
+        tokens=9, slots=8, commits=1, commit_s=0.25, workers_replaced=1
     )
     assert exported.added["corpus_asr_tokens_total"] == 9
 
@@ -223,7 +221,7 @@ def test_nobody_is_frozen_who_could_not_be_heard() -> None:
     coordinator = RunCoordinator(silent_s=10.0)
     start_s = time.monotonic()
     for worker in ("one", "two"):
-        coordinator.report(Report(worker, Activity(longest_left_s=9.0), "node", PROCESS))
+        coordinator.report(Report(worker, Activity(), "node", PROCESS))
     # The coordinator was stopped itself, or its machine was: reports are waiting to be read.
     assert coordinator._silent(start_s + 1000.0) == []
     for passed_s in range(1001, 1009):

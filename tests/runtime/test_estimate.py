@@ -230,18 +230,6 @@ def test_little_done_and_much_in_progress_are_no_ground():
     assert rest_at(20.0, 8.0, 60.0, files=5, slots=8) is not None
 
 
-def test_the_longest_part_is_waited_for():
-    """At RTFx 40 in eight slots, each takes its part at 5; alone it is somewhat faster."""
-    options: dict[str, Any] = {"slots": 8, "slots_in_use": 8.0}
-    soon = rest_at(90.0, 3600.0, 4000.0, **options, longest_left_s=30.0)
-    late = rest_at(90.0, 3600.0, 4000.0, **options, longest_left_s=350.0)
-    assert soon is not None
-    assert late is not None
-    assert soon.value < 11
-    assert 350 / 5 / 4 < late.value < 350 / 5
-    assert late.high > 350 / 5 / 1.3, "it may be no faster"
-
-
 def test_counts_that_begin_again_after_a_coordinator_died_do_no_harm():
     moments = [moment(at_s, 10 * at_s, files=1) for at_s in (10.0, 20.0, 30.0, 3.0, 13.0, 13.0)]
     rest = rest_s(moments, Estimate(1000.0, 1000.0, 1000.0), workers=1, files=10)
