@@ -140,9 +140,6 @@ class Progress:
             audio_done_s=round(done_s, 2),
             files=files,
             failed=tally.failed,
-            extract_s=round(activity.extract_s, 2),
-            extract_alive_s=round(activity.extract_alive_s, 2),
-            engine_s=round(activity.engine_s, 2),
             transcribe_alive_s=round(activity.transcribe_alive_s, 2),
         )
         moments = self._history.with_now(moment)

@@ -61,7 +61,6 @@ def segment(text: str, confidence: float, **values: Any) -> dict[str, Any]:
 def moment(elapsed_s: float, audio_s: float) -> ProgressSample:
     return ProgressSample(
         elapsed_s=elapsed_s, audio_s=audio_s, audio_done_s=audio_s, files=0, failed=0,
-        extract_s=elapsed_s / 2, extract_alive_s=elapsed_s, engine_s=elapsed_s,
         transcribe_alive_s=elapsed_s,
     )  # fmt: skip
 
@@ -427,15 +426,8 @@ def test_steps_are_to_scale() -> None:
     assert chart.get("aria-label") == HOSTILE
 
 
-def idle_moment(elapsed_s: float, audio_s: float) -> ProgressSample:
-    busy = dict.fromkeys(
-        ("audio_done_s", "extract_s", "extract_alive_s", "engine_s", "transcribe_alive_s"), 0.0
-    )
-    return ProgressSample(elapsed_s=elapsed_s, audio_s=audio_s, files=0, failed=0, **busy)
-
-
 def speeds(*moments: tuple[float, float]) -> list[tuple[float, float, float]]:
-    found = speed_steps([idle_moment(*each) for each in moments])
+    found = speed_steps([moment(*each) for each in moments])
     return [(step.start_s, step.stop_s, step.value) for step in found]
 
 

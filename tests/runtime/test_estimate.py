@@ -74,7 +74,7 @@ def moment(working_s: float, done_s: float, *, files: int, failed: int = 0) -> P
     """Return a moment of a run whose engine works all the time."""
     return ProgressSample(
         elapsed_s=working_s, audio_s=done_s, audio_done_s=done_s, files=files, failed=failed,
-        extract_s=0.0, extract_alive_s=0.0, engine_s=working_s, transcribe_alive_s=working_s,
+        transcribe_alive_s=working_s,
     )  # fmt: skip
 
 

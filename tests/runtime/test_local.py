@@ -5,14 +5,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from corpus_asr.errors import CheckpointError, EngineError, FetchError
 from corpus_asr.runtime import commit as committing
-from corpus_asr.runtime.commit import CommitBuffer, Committer, tally_of
+from corpus_asr.runtime.commit import CommitBuffer, Committer
 from corpus_asr.runtime.progress import ENOUGH_ALIKE
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import StoreOptions
@@ -45,22 +44,6 @@ def test_every_part_is_committed_and_counted(tmp_path: Path):
     }
     assert (tally.parts, tally.files, tally.failed) == (6, 3, 2)
     assert tally.audio_s == pytest.approx(5.0)
-
-
-def test_a_tally_counts_what_was_tried_again_and_each_failure_once():
-    failure: dict[str, Any] = {
-        "status": "failed", "error_stage": "extract", "error_kind": "not_audio",
-    }  # fmt: skip
-    found = tally_of(
-        results(
-            part("a", 0, texts=["x"], last=False),
-            part("a", 1, texts=["x"], attempts=2),
-            part("b", 0, texts=None, attempts=3, **failure),
-        )
-    )
-    assert (found.parts, found.files, found.failed, found.retried) == (3, 2, 1, 2)
-    [counted] = (found + found).failures
-    assert (counted.kind, counted.count) == ("not_audio", 2)
 
 
 def test_extraction_goes_on_while_the_engine_is_busy_and_waits_when_its_bytes_are_full(
@@ -150,24 +133,6 @@ def test_a_committer_that_fails_ends_the_run(tmp_path: Path):
     )  # fmt: skip
     with pytest.raises(Exception, match="in the way"):
         run_scripted(config, [packs_of("a/parts=1")], committer=blocked)
-
-
-def test_a_store_that_fails_once_makes_no_failure_of_a_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    commit, failures = OutputStore.put_commit, [FetchError("writing: no space")]
-
-    def commits(store: OutputStore, rows: pa.Table, **options: Any) -> Any:
-        if failures:
-            raise failures.pop()
-        return commit(store, rows, **options)
-
-    monkeypatch.setattr(OutputStore, "put_commit", commits)
-    store = OutputStore(str(tmp_path))
-    committer = Committer(store=store, run_id="r", model="m", model_revision="1")
-    with pytest.raises(FetchError, match="no space"):
-        committer(results(part("a", 0, texts=[" x"])))
-    assert list(store.outcomes()) == []
 
 
 def test_the_first_result_is_committed_at_once_and_others_together_in_time():

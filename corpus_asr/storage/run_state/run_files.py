@@ -70,10 +70,7 @@ class ProgressSample:
     audio_done_s: float
     files: int
     failed: int  # these four: as in `RunProgress`
-    extract_s: float
-    extract_alive_s: float
-    engine_s: float
-    transcribe_alive_s: float  # these four: as in `Activity`
+    transcribe_alive_s: float  # as in `Activity`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
