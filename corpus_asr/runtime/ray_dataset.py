@@ -274,7 +274,6 @@ def build(
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=resources.extract_cpus,
-        memory=resources.extract_memory_bytes,
         max_task_retries=_RETRIES,
     )
     return parts.map_batches(

@@ -15,9 +15,8 @@ from corpus_asr.config.document import hide_secrets
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.stages.extract import further_features_of
-from corpus_asr.stages.measures import memory_bytes
 from corpus_asr.threads import group_folders, read_limit, usable_cpus, usable_threads
-from corpus_asr.units import FRAMES_PER_SECOND, HOP_SAMPLES, MEBIBYTE, SAMPLE_RATE_HZ, counted
+from corpus_asr.units import FRAMES_PER_SECOND, HOP_SAMPLES, MEBIBYTE, counted
 
 # Slots assumed for bookkeeping where the engine chooses them itself.
 ASSUMED_SLOTS_GPU = 64
@@ -53,11 +52,6 @@ PARTS_PER_EXTRACT_WORKER = 2
 AHEAD_BYTES_LOCAL = 64 * MEBIBYTE
 MIN_STORE_BYTES = 512 * MEBIBYTE
 MAX_STORE_SHARE_OF_MEMORY = 0.3
-# An extract worker: samples and features of two parts, beside interpreters, decoder and detector.
-# The child alone peaked at 537 MiB with parts of 600 s and 128 mel bins (measured, 51 minutes of
-# mp3); the actor around it is an estimate.
-EXTRACT_BASE_BYTES = 630 * MEBIBYTE
-EXTRACT_COPIES_OF_PART = 4
 # One core extracts 340 to 630 times faster than real time, far ahead of a model on the other three.
 CORES_PER_EXTRACT_WORKER_ON_CPU = 4
 # While one waits for a store that answers late, another feeds the GPU.
@@ -92,7 +86,6 @@ class Resources:
 
     extract_workers: int
     extract_cpus: float
-    extract_memory_bytes: int | None
     packs_per_task: int
     block_bytes: int
     """Parts that travel between the stages together."""
@@ -118,15 +111,9 @@ class Resources:
         """Return one line per stage."""
         threads = self.transcribe_threads
         model = "" if threads is None else f", {counted(threads, 'thread')}"
-        memory = (
-            ""
-            if self.extract_memory_bytes is None
-            else f", {self.extract_memory_bytes / MEBIBYTE:.0f} MiB"
-        )
         return (
             f"extract: up to {counted(self.extract_workers, 'worker')} of {self.extract_cpus:g} "
-            f"CPU{memory}; "
-            f"{self.ahead_bytes / MEBIBYTE:.0f} MiB of buffered features at most\n"
+            f"CPU; {self.ahead_bytes / MEBIBYTE:.0f} MiB of buffered features at most\n"
             f"transcribe: {counted(self.transcribe_workers, 'worker')} of {self.transcribe_gpus:g} "
             f"GPU, {self.transcribe_cpus:g} CPU{model}; {counted(self.parts_in_flight, 'part')} "
             f"in flight each ({counted(self.calls_in_flight, 'call')} of {self.rows_per_call})\n"
@@ -193,9 +180,6 @@ def resolve_resources(
     block_bytes = BLOCK_BYTES
     if gpus_each > 0:
         block_bytes = min(MAX_BLOCK_BYTES, max(1, workers) * BLOCK_BYTES_PER_GPU)
-    # A block is concatenated from its parts in memory.
-    memory = _extract_bytes(config) + 2 * (block_bytes - BLOCK_BYTES)
-    fits = sum(node.memory_bytes // memory for node in nodes) >= extract_workers
     ahead_bytes = _ahead_bytes(config, store_bytes)
     rows, calls = _in_flight(
         config,
@@ -208,8 +192,6 @@ def resolve_resources(
     resources = Resources(
         extract_workers=extract_workers,
         extract_cpus=extract_cpus,
-        # An unsatisfiable reservation would wait forever.
-        extract_memory_bytes=memory if fits else None,
         packs_per_task=max(
             1, min(MAX_PACKS_PER_TASK, num_packs // (MIN_TASKS_PER_WORKER * extract_workers))
         ),
@@ -412,14 +394,6 @@ def _feature_bytes_per_s(config: RunConfig) -> int:
 
 def _part_bytes(config: RunConfig) -> int:
     return int(config.extract.part_s * _feature_bytes_per_s(config))
-
-
-def _extract_bytes(config: RunConfig) -> int:
-    bytes_per_s = SAMPLE_RATE_HZ * 4  # float32
-    # The base was measured with features of one kind.
-    bytes_per_s += _feature_bytes_per_s(config) - FEATURE_BYTES_PER_S
-    copies_bytes = int(EXTRACT_COPIES_OF_PART * config.extract.part_s * bytes_per_s)
-    return EXTRACT_BASE_BYTES + copies_bytes + memory_bytes(config.extract)
 
 
 def memory_limit_bytes() -> int | None:

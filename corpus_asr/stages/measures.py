@@ -47,10 +47,7 @@ _OF_SEGMENTS = {field.name for field in SEGMENT_FIELDS}
 
 
 class Measure(Protocol):
-    """Interface of a measure of parts. Custom classes are listed in `extract.measures`.
-
-    A class may define `memory_bytes`, the memory of an object, to limit the number of workers.
-    """
+    """Interface of a measure of parts. Custom classes are listed in `extract.measures`."""
 
     name: ClassVar[str]
     columns: ClassVar[Sequence[str]]
@@ -166,16 +163,6 @@ def check_measures(config: RunConfig) -> None:
                 f"a name other than that of {references.get(name, packaged)}; rename it"
             )
         references[name] = reference
-
-
-def memory_bytes(extract: ExtractSettings) -> int:
-    """Return the memory of custom measures in an extracting process, in bytes.
-
-    Raises:
-        ConfigError: a class cannot be imported, or is not a measure.
-    """
-    references = (name for name in extract.measures if name not in _REFERENCES)
-    return sum(getattr(_measure_class(name), "memory_bytes", 0) for name in references)
 
 
 def new_measure(reference: str, options: Mapping[str, Any]) -> Measure:

@@ -24,7 +24,6 @@ class Dnsmos:
 
     name = "dnsmos"
     columns = ("signal", "background", "overall")
-    memory_bytes = 100_000_000
 
     def __init__(self) -> None:
         # The network alone: speechmos's code needs librosa.

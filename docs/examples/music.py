@@ -30,7 +30,6 @@ class Music:
 
     name = "music"
     columns = ("share", "other_sound", "other_score")
-    memory_bytes = 100_000_000
 
     def __init__(self) -> None:
         path = Path(os.environ["YAMNET"]) / "yamnet.onnx"

@@ -59,7 +59,6 @@ def test_the_more_gpus_there_are_the_less_the_driver_has_to_do_for_each():
     ]
     assert [each.block_bytes // MEBIBYTE for each in found] == [2, 16, 128, 128]
     assert [each.rows_per_call for each in found] == [4, 4, 9, 9]  # a block is one call
-    assert found[0].extract_memory_bytes is not None
     assert all(each.parts_in_flight >= 128 for each in found)
     # Many tasks are left for each worker, and each has a few packs.
     packs = [resolve_resources(many, (GPU_BOX,), num_packs=n).packs_per_task for n in PACKS]
@@ -137,10 +136,7 @@ def test_there_are_no_more_workers_than_their_cpus_allow_and_packs_need():
     assert (found.transcribe_workers, found.extract_workers) == (3, 3)
 
 
-def test_memory_bounds_reservations_and_the_object_store():
-    tiny = NodeShape(cpus=4, cores=4, gpus=0, memory_bytes=256 * MEBIBYTE)
-    assert resolve_resources(config(), (tiny,), num_packs=1).extract_memory_bytes is None
-    assert resolve_resources(config(), (LAPTOP,), num_packs=1).extract_memory_bytes
+def test_memory_bounds_the_object_store():
     assert 512 * MEBIBYTE <= store_bytes_for(config(), LAPTOP) <= 2 * GIBIBYTE
     small = NodeShape(cpus=4, cores=4, gpus=1, memory_bytes=8 * GIBIBYTE)
     assert store_bytes_for(config(), small) <= 8 * GIBIBYTE * 0.3

@@ -22,7 +22,6 @@ from corpus_asr.stages.measures import (
     check_measures,
     measure_part,
     measured_columns,
-    memory_bytes,
     new_measure,
 )
 from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage
@@ -45,7 +44,6 @@ class Loudest:
 
     name: ClassVar[str] = "loudest"
     columns: ClassVar[Sequence[str]] = ("peak", "at_s")
-    memory_bytes = 7
 
     def measure(self, samples: np.ndarray, speech: object) -> np.ndarray:
         seconds = len(samples) // SAMPLE_RATE_HZ
@@ -302,5 +300,3 @@ def test_measures_are_named_once_as_packaged_or_as_a_class():
     config = run_config("/in", "/out", extract=extract.model_dump(), speakers="auto")
     check_measures(config)
     check_measures(run_config("/in", "/out", extract={"measures": []}))
-    assert memory_bytes(extract) == 7
-    assert memory_bytes(ExtractSettings()) == 0
