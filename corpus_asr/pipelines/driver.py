@@ -18,7 +18,6 @@ from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.logs import event, name_run
 from corpus_asr.runtime.checkpoints import (
     Checkpoint,
-    check_model,
     fetch_checkpoints,
     model_name,
 )
@@ -132,8 +131,8 @@ def _check_hooks(config: RunConfig) -> None:
         check_hooks(config)
 
 
-# Whether what a job names can do what it asks: each refuses by ConfigError or CheckpointError.
-_CHECKS: tuple[Callable[[RunConfig], None], ...] = (_check_hooks, check_model, check_measures)
+# Whether optional parts can do what a job asks: each refuses by ConfigError or CheckpointError.
+_CHECKS: tuple[Callable[[RunConfig], None], ...] = (_check_hooks, check_measures)
 
 
 def prepare(config: RunConfig) -> Checkpoint:

@@ -162,8 +162,17 @@ def _users_revision(checkpoint: Checkpoint) -> str:
 
 
 def fetch_checkpoints(config: RunConfig, *, hashed: bool = True) -> Checkpoint:
-    """Fetch a job's checkpoints; without `hashed`, only their small files."""
+    """Fetch a job's checkpoints; without `hashed`, only their small files.
+
+    Raises:
+        ConfigError: a checkpoint does not support the job, judged by its small files.
+        CheckpointError: one cannot be fetched.
+    """
     main = Checkpoint.of(config.model)
+    if hashed and config.pipeline == CLASSIFY_AUDIO:
+        _check_classifies(main, config.classification)
+    elif hashed:
+        check_transcribes(main, config.decoding.settings())
     names = {} if config.pipeline == CLASSIFY_AUDIO else config.model.by_language
     by_language = fetch_others(main, names)
     aligner = fetch_aligner(config.align.model)
@@ -242,20 +251,6 @@ def check_transcribes(checkpoint: Checkpoint, decoding: DecodingSettings) -> Non
         return
     wanted = [decoding.language] if isinstance(decoding.language, str) else decoding.language
     check_known(wanted, checkpoint.language_ids)
-
-
-def check_model(config: RunConfig) -> None:
-    """Raise an error if a checkpoint does not support a job, judged by its small files.
-
-    Raises:
-        ConfigError: unsupported settings.
-        CheckpointError: the checkpoint cannot be fetched.
-    """
-    checkpoint = Checkpoint.of(config.model)
-    if config.pipeline == CLASSIFY_AUDIO:
-        _check_classifies(checkpoint, config.classification)
-    else:
-        check_transcribes(checkpoint, config.decoding.settings())
 
 
 def _check_classifies(checkpoint: Checkpoint, classification: ClassificationSettings) -> None:

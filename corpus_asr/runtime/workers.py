@@ -35,7 +35,7 @@ from corpus_asr.runtime.coordinator import (
 )
 from corpus_asr.schemas import PARTS, RESULTS
 from corpus_asr.stages.extract import ExtractStage, further_features_of
-from corpus_asr.stages.parts import further_columns, one_row
+from corpus_asr.stages.parts import OK, further_columns, one_row
 from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, TranscribeStage
 from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.storage.stores.uri import without_secrets
@@ -158,17 +158,21 @@ class StuckWatch:
 
 
 def silent_part(config: RunConfig) -> pa.Table:
-    """Return a PARTS row with the kinds of features that a job's engine takes, and none of them."""
-    model, silence = config.needed_model, np.zeros(SAMPLE_RATE_HZ, np.float32)
+    """Return a PARTS row of a second of silence, with all features that a job's engine takes."""
+    model, samples = config.needed_model, np.zeros(SAMPLE_RATE_HZ, np.float32)
     if model.recognizer is not None:
         features = resolve(users_family(model.recognizer).part_features).from_folder(Path())
     else:
         folder = fetch_checkpoint(model.checkpoint, revision=model.revision, weights=False)
         features = part_features(folder)
+    silence = features(samples)
     further = {
-        kind: part_features(folder)(silence) for kind, folder in further_features_of(config).items()
+        kind: part_features(folder)(samples) for kind, folder in further_features_of(config).items()
     }
-    row = {"num_mel_bins": features.num_mel_bins, "pad_value": features(silence).pad_value}
+    row = {"recording_id": "silence", "uri": "silence", "part": 0, "last_part": True, "status": OK,
+           "part_start_s": 0.0, "part_end_s": 1.0, "num_samples": SAMPLE_RATE_HZ,
+           "num_mel_bins": features.num_mel_bins, "pad_value": float(silence.pad_value),
+           "features": silence.values}  # fmt: skip
     return one_row(PARTS, row | further_columns(further))
 
 

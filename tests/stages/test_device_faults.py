@@ -4,7 +4,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,7 @@ from corpus_asr.transcription.engine import Engine
 from tests.support.corpora import tiny_model
 from tests.support.device import pretended_gpu
 from tests.support.device_state import Gpu
-from tests.support.engines import ScriptedEngine, ScriptedTranscript, always
-from tests.support.tables import extracted, run_config, segment, with_section
+from tests.support.tables import extracted, run_config
 
 MEL = 80
 SPEC = EngineSpec(config=run_config("/in", "/out"), device="cuda")
@@ -151,24 +149,3 @@ def test_what_has_nothing_to_do_is_not_stuck() -> None:
     steps = (Activity(parts_started=1, steps=number) for number in range(STUCK_LOOKS + 2))
     assert not any(slow.is_stuck(each) for each in steps)
     assert any(watch.is_stuck(Activity(), proving=True) for _ in range(STUCK_LOOKS + 2))
-
-
-def test_other_tokens_for_the_same_silence_are_a_fault_where_results_repeat() -> None:
-    class Changing(ScriptedEngine):
-        def submit(self, request: Any) -> Any:
-            future: Future[Any] = Future()
-            self.requests.append(request)
-            said = segment(" a", 0.0, 1.0, tokens=(len(self.requests),))
-            future.set_result(ScriptedTranscript(segments=(said,)))
-            return future
-
-    for reproducible in (False, True):
-        config = with_section(SPEC.config, "model", reproducible=reproducible)
-        spec = EngineSpec(config=config, device="cuda")
-        stage = TranscribeStage(spec, engine_factory=always(Changing()))
-        stage.transcribe_silence(part())
-        if not reproducible:
-            stage.transcribe_silence(part())
-            continue
-        with pytest.raises(EngineError, match=r"found tokens \[\(2,\)\], expected \[\(1,\)\]"):
-            stage.transcribe_silence(part())

@@ -76,23 +76,19 @@ def test_the_engine_sees_the_features_where_they_are_and_everything_else_as_writ
     assert [(span.start_s, span.end_s) for span in second.speech] == [(10.25, 10.75)]
 
 
-def test_the_engine_gets_features_of_all_kinds_and_so_does_its_test_with_silence():
+def test_the_engine_gets_features_of_all_kinds():
     engine = ScriptedEngine()
     stage = stage_with(engine)
     other = PartFeatures(values=np.full((100, 6), 3.0, np.float16), pad_value=-2.0)
     plain, several = extracted("a"), extracted("b", **further_columns({"other": other}))
     stage(pa.concat_tables([plain, several]))
-    stage.transcribe_silence(several)
-    without, with_both, silence = engine.requests
+    without, with_both = engine.requests
     assert not without.further
     assert without.with_kind(None) is without
     taken = with_both.with_kind("other")
     np.testing.assert_array_equal(taken.features, other.values)
     assert (taken.pad_value, taken.language_features) == (-2.0, None)
     assert (taken.recording_id, taken.speech) == (with_both.recording_id, with_both.speech)
-    quiet = silence.with_kind("other")
-    assert quiet.features.shape == (silence.features.shape[0], 6)
-    assert set(quiet.features.ravel().tolist()) == {-2.0}
 
 
 def test_silence_and_failures_pass_through_without_the_engine():
