@@ -59,11 +59,13 @@ from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted, shortened
 
 if TYPE_CHECKING:  # what only some jobs ask for is imported where they do
-    from corpus_asr.runtime.complete_recordings import Spread
     from corpus_asr.runtime.hooks import HookCounts
 
 # Between looks at the tables of a store whose listing lags behind what was put.
 LISTING_WAITS_S = (2.0, 5.0, 15.0, 30.0)
+
+# Of a portion of recordings whose machine goes.
+_RETRIES = 3
 
 # One recording that fails is one that failed.
 FEWEST_ALIKE = 2
@@ -461,7 +463,8 @@ class CorpusRun:
         if self.config.speakers.wanted:
             from corpus_asr.runtime.complete_recordings import find_speakers_of_run
 
-            find_speakers_of_run(self.store, self.config.speakers, self._spread)
+            spread = None if self.local else partial(self._on_workers, retries=_RETRIES)
+            find_speakers_of_run(self.store, self.config.speakers, spread)
         # Existing duplicates follow their recordings even if no new fingerprints are made.
         if "fingerprint" in self.config.extract.measures or self.store.names(DUPLICATES_FOLDER):
             from corpus_asr.storage.run_state.duplicates import find_duplicates
@@ -475,7 +478,7 @@ class CorpusRun:
             found = run_hook(
                 self.store,
                 hook,
-                workers=None if self.local else self._on_mortal_workers,
+                workers=None if self.local else self._on_workers,
                 ends_at_s=ends_at_s,
             )
             # A finish may be repeated where a store's listing lags behind.
@@ -483,27 +486,17 @@ class CorpusRun:
         hooks = {name: asdict(counts) for name, counts in self._hooks.items()}
         return {"hooks": hooks} if hooks else {}
 
-    @property
-    def _spread(self) -> "Spread | None":
-        return None if self.local else self._on_workers
-
-    def _on_workers(self, work: Callable[[T], R], portions: Iterable[T]) -> Iterator[R]:
-        from corpus_asr.runtime.ray_workers import on_workers
-
-        with self._at_once() as at_once:
-            yield from on_workers(work, portions, at_once=at_once)
-
-    def _on_mortal_workers(
-        self, work: Callable[[T], R], portions: Iterable[T]
+    def _on_workers(
+        self, work: Callable[[T], R], portions: Iterable[T], *, retries: int = 0
     ) -> Iterator[R | LostPortion]:
         waiting = iter(portions)
         first = [*itertools.islice(waiting, 1)]
         if first:  # Ray takes a while to start
-            from corpus_asr.runtime.ray_workers import on_mortal_workers
+            from corpus_asr.runtime.ray_workers import on_workers
 
             with self._at_once() as at_once:
                 portions = itertools.chain(first, waiting)
-                yield from on_mortal_workers(work, portions, at_once=at_once)
+                yield from on_workers(work, portions, at_once=at_once, retries=retries)
 
     @contextmanager
     def _at_once(self) -> Iterator[int]:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,7 @@ from corpus_asr.speakers.turns import (
 from corpus_asr.speakers.voices import find_voices
 from corpus_asr.storage.run_state.finish import merge
 from corpus_asr.storage.run_state.part_rows import part_rows
-from corpus_asr.storage.run_state.portions import Portion, portions_of
+from corpus_asr.storage.run_state.portions import LostPortion, Portion, portions_of
 from corpus_asr.storage.run_state.recording_rows import tidy
 from corpus_asr.storage.run_state.result_rows import SEGMENT_ROWS, nested
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RowPlace, RunTables
@@ -49,16 +49,8 @@ _LOG = logging.getLogger(__name__)
 # Below, Ray takes longer to start than a core takes for them.
 MANY_RECORDINGS = 2_000
 
-T = TypeVar("T")
-R = TypeVar("R")
-
-
-class Spread(Protocol):
-    """Has portions of work done elsewhere, in any order."""
-
-    def __call__(self, work: Callable[[T], R], portions: Iterable[T], /) -> Iterable[R]:
-        """Yield the results."""
-
+Spread = Callable[[Callable[[Portion], int], Iterable[Portion]], Iterable[int | LostPortion]]
+"""Has portions of work done elsewhere, in any order."""
 
 _Rows = list[dict[str, Any]]
 
@@ -212,7 +204,11 @@ def find_speakers_of_run(
     chosen = settings.model_dump(mode="json", exclude={"mode", "segmentation"})
     with voices_left(store, chosen) as (num_left, portions):
         if spread is not None and num_left >= MANY_RECORDINGS:
-            number = sum(spread(partial(_write_speakers, store, settings), portions))
+            number = 0
+            for outcome in spread(partial(_write_speakers, store, settings), portions):
+                if isinstance(outcome, LostPortion):
+                    raise outcome.error
+                number += outcome
         else:
             recording_rows = (_rows_of(store, settings, portion) for portion in portions)
             number = write_turns(store, chain.from_iterable(recording_rows))

@@ -38,7 +38,6 @@ from corpus_asr.storage.stores.uri import without_secrets
 T = TypeVar("T")
 R = TypeVar("R")
 
-_RETRIES = 3  # of a task whose machine goes
 _DIED = (
     ray.exceptions.WorkerCrashedError,
     ray.exceptions.NodeDiedError,
@@ -61,18 +60,13 @@ MOST_OPEN = 4
 _WAIT_S = 1.0
 
 
-def on_workers(work: Callable[[T], R], portions: Iterable[T], *, at_once: int) -> Iterator[R]:
-    """Yield results of portions, in any order: tasks of one CPU each on the connected Ray."""
-    for result in on_mortal_workers(work, portions, at_once=at_once, retries=_RETRIES):
-        if isinstance(result, LostPortion):
-            raise result.error
-        yield result
-
-
-def on_mortal_workers(
+def on_workers(
     work: Callable[[T], R], portions: Iterable[T], *, at_once: int, retries: int = 0
 ) -> Iterator[R | LostPortion]:
-    """Do as `on_workers`; yield also those portions with which processes end."""
+    """Yield results of portions, in any order: tasks of one CPU each on the connected Ray.
+
+    A portion whose process ended `retries` times and once more is a `LostPortion`.
+    """
     task: Any = ray.remote(num_cpus=1, max_retries=retries)(lambda work, portion: work(portion))
     shared, waiting = ray.put(work), dict[Any, T]()
     try:

@@ -20,7 +20,6 @@ from corpus_asr.config.decoding import (
 )
 from corpus_asr.config.extraction import ExtractSettings
 from corpus_asr.config.options import (
-    OPTION_NAMES,
     CallSettings,
     TranscriptionOptions,
     options_from,
@@ -59,24 +58,11 @@ _LOG = logging.getLogger(__name__)
 ITEM_TIMEOUT_S: float = ExtractSettings.model_fields["item_timeout_s"].default
 
 
-class TranscriberOptions(TranscriptionOptions, total=False):
-    """Keyword arguments of `Transcriber.from_pretrained`, documented in `Transcriber`."""
-
-    revision: str | None
-    device: str
-    compute_type: ComputeType
-    slots: int | Literal["auto"]
-    num_threads: int | None
-    recognizer: str | None
-    by_language: Mapping[str, str] | None
-    align_model: str | None
-    calibration: str | None
-    item_timeout_s: float
-    allow_hosts: str | Sequence[str] | None
-
-
 # Options that calls cannot change.
-_FIXED = ("checkpoint", *(TranscriberOptions.__annotations__.keys() - {*OPTION_NAMES}))
+_FIXED = (
+    "checkpoint", "revision", "device", "compute_type", "slots", "num_threads", "recognizer",
+    "by_language", "align_model", "calibration", "item_timeout_s", "allow_hosts",
+)  # fmt: skip
 
 
 OnError = Callable[[str, ItemError], None]
@@ -202,9 +188,7 @@ class Transcriber:
         self._own_models = frozenset(by_language or ())
 
     @classmethod
-    def from_pretrained(
-        cls, checkpoint: str | None = None, **options: Unpack[TranscriberOptions]
-    ) -> Self:
+    def from_pretrained(cls, checkpoint: str | None = None, **options: Any) -> Self:
         """Load a checkpoint; `options` are the arguments of the class."""
         return cls(checkpoint, **options)
 

@@ -13,7 +13,7 @@ from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.runtime import hooks
 from corpus_asr.runtime.hooks import DIED, HookCounts, check_hooks, run_hook
 from corpus_asr.runtime.ray_cluster import Cluster
-from corpus_asr.runtime.ray_workers import on_mortal_workers
+from corpus_asr.runtime.ray_workers import on_workers
 from corpus_asr.storage.run_state import hook_rows, recording_rows
 from corpus_asr.storage.run_state.hook_rows import hooks_of, read_rows
 from corpus_asr.storage.run_state.portions import LostPortion
@@ -445,7 +445,7 @@ def test_a_recording_with_which_processes_end_is_one_row(ray_session: Cluster, s
     )  # fmt: skip
 
     def workers(work: Any, given: Any) -> Any:
-        return on_mortal_workers(work, given, at_once=2)
+        return on_workers(work, given, at_once=2)
 
     assert run_hook(store, hook, workers=workers) == HookCounts(recordings=2, failed=1)
     other, _, talk = rows(store, "deadly")

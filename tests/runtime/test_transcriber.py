@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +16,12 @@ import torch
 
 from corpus_asr.audio.inputs import given_audio
 from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel, segment_evidence
-from corpus_asr.config.options import OPTION_NAMES, options_from
+from corpus_asr.config.options import options_from
 from corpus_asr.errors import ConfigError, DecodeError, FetchError
 from corpus_asr.runtime import in_flight
+from corpus_asr.runtime import transcriber as transcribing
 from corpus_asr.runtime.in_flight import TranscriptionProgress
-from corpus_asr.runtime.transcriber import Transcriber, TranscriberOptions
+from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.segments import PartTranscript, Segment
 from corpus_asr.storage.run_state.run_files import write_calibration
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -102,13 +103,9 @@ def test_wrong_options_are_refused_before_a_file_is_read(transcriber: Transcribe
         transcriber.stream("nowhere.wav", channels="each")
 
 
-def test_from_pretrained_takes_what_the_class_takes() -> None:
-    arguments = inspect.signature(Transcriber.__init__).parameters
-    own = {*arguments} - {"self", "checkpoint", "options"}
-    assert own == TranscriberOptions.__annotations__.keys() - {*OPTION_NAMES}
-    hints = get_type_hints(TranscriberOptions)
-    assert {name: hints[name] for name in own} == {
-        name: get_type_hints(Transcriber.__init__)[name] for name in own
+def test_what_only_the_class_takes_is_refused_in_calls() -> None:
+    assert {*transcribing._FIXED, "self", "options"} == {
+        *inspect.signature(Transcriber.__init__).parameters
     }
 
 
