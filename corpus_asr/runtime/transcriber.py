@@ -15,7 +15,6 @@ from corpus_asr.confidence import DEFAULT_MODEL, with_confidence
 from corpus_asr.config.decoding import (
     PACKAGED_CHECKPOINT,
     ComputeType,
-    DecodingSettings,
     default_model_notice,
 )
 from corpus_asr.config.extraction import ExtractSettings
@@ -44,6 +43,7 @@ from corpus_asr.runtime.in_flight import (
 from corpus_asr.segments import Segment
 from corpus_asr.stages.extract import EXTRACTOR
 from corpus_asr.stages.isolation import IsolatedGenerator
+from corpus_asr.stages.transcribe import load_transcriber
 from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.host_allowlist import HostRules
@@ -137,6 +137,7 @@ class Transcriber:
             **named, revision=revision, recognizer=recognizer, by_language=dict(by_language or {})
         )
         main = Checkpoint.of(model)
+        check_transcribes(main, settings.decoding)
         main = replace(
             main,
             by_language=fetch_others(main, model.by_language),
@@ -169,15 +170,15 @@ class Transcriber:
         self._pool = ExtractorPool(extractor)
         try:
             self._pool.start()
-            self._engine: Engine | RoutedEngine = _load_engine(
+            spin_briefly()
+            self._engine: Engine | RoutedEngine = load_transcriber(
                 model,
-                main,
                 settings.decoding,
+                align_model=align_model,
                 device=device,
                 dtype=compute_type,
-                slots=slots,
                 num_threads=num_threads,
-                aligner=None if main.aligner is None else main.aligner.with_weights().folder,
+                slots=slots,
             )
         except BaseException:
             self._pool.close()
@@ -488,29 +489,6 @@ class Transcriber:
         if self._calibration is DEFAULT_MODEL or segment.language in self._own_models:
             return segment
         return with_confidence(segment, self._calibration)
-
-
-def _load_engine(
-    model: ModelSettings, main: Checkpoint, decoding: DecodingSettings, **options: Any
-) -> "Engine | RoutedEngine":
-    spin_briefly()
-    # These import torch.
-    from corpus_asr.transcription.engine import Engine
-    from corpus_asr.transcription.routing import RoutedEngine
-
-    if model.recognizer is not None:
-        del options["slots"]  # a recognizer has no slots
-        return Engine.from_recognizer(
-            model.recognizer, model.given_checkpoint, decoding=decoding, **options
-        )
-    check_transcribes(main, decoding)
-    folders = {
-        code: checkpoint.with_weights().folder for code, checkpoint in main.by_language.items()
-    }
-    folder = main.with_weights().folder
-    if not folders:
-        return Engine.from_folder(folder, decoding=decoding, **options)
-    return RoutedEngine.from_folders(folder, folders, decoding=decoding, **options)
 
 
 def _checked_text(text: object) -> str:

@@ -11,15 +11,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from corpus_asr.activity import Activity
 from corpus_asr.array_types import Float16
-from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.run import CLASSIFY_AUDIO, ModelSettings, RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemError
 from corpus_asr.failure_kinds import NOT_A_NUMBER
 from corpus_asr.families.registry import PartFeatures
@@ -42,6 +42,10 @@ from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.threads import spin_briefly
 from corpus_asr.transcription.windows import KnownText, Listener, PartRequest
+
+if TYPE_CHECKING:  # imports torch
+    from corpus_asr.transcription.engine import Engine
+    from corpus_asr.transcription.routing import RoutedEngine
 
 _LOG = logging.getLogger(__name__)
 
@@ -92,47 +96,58 @@ def load_engine(spec: EngineSpec) -> TranscribingEngine:
     spin_briefly()
     # Import torch in the worker only.
     from corpus_asr.families.loading import check_cuda
-    from corpus_asr.transcription.engine import Engine
     from corpus_asr.transcription.labels import label_engine
-    from corpus_asr.transcription.routing import RoutedEngine
 
     config, model = spec.config, spec.config.needed_model
-    decoding = config.decoding.settings()
     if spec.device.startswith("cuda"):
         check_cuda(spec.device)
-    classifies = config.pipeline == CLASSIFY_AUDIO
-    aligner = None if config.align.model is None else fetch_checkpoint(config.align.model)
-    if model.recognizer is not None:
-        return Engine.from_recognizer(
-            model.recognizer,
-            model.given_checkpoint,
-            decoding=decoding,
-            device=spec.device,
-            dtype=spec.dtype or model.compute_type,
-            num_threads=spec.num_threads,
-            aligner=aligner,
-        )
-    folder = fetch_checkpoint(model.checkpoint, revision=model.revision)
-    load: Callable[..., TranscribingEngine]
-    if classifies:
-        load = partial(label_engine, folder, classification=config.classification)
-    elif model.by_language:
-        language_folders = {
-            code: fetch_checkpoint(checkpoint) for code, checkpoint in model.by_language.items()
-        }
-        load = partial(
-            RoutedEngine.from_folders, folder, language_folders, decoding=decoding, aligner=aligner
-        )
-    else:
-        load = partial(Engine.from_folder, folder, decoding=decoding, aligner=aligner)
-    return load(
-        device=spec.device,
-        dtype=spec.dtype or model.compute_type,
-        slots=config.transcribe.slots,
-        num_threads=spec.num_threads,
-        gpu_fraction=spec.gpu_fraction,
-        reproducible=model.reproducible,
+    shared: dict[str, Any] = {
+        "device": spec.device,
+        "dtype": spec.dtype or model.compute_type,
+        "num_threads": spec.num_threads,
+        "slots": config.transcribe.slots,
+        "gpu_fraction": spec.gpu_fraction,
+        "reproducible": model.reproducible,
+    }
+    if config.pipeline == CLASSIFY_AUDIO:
+        folder = fetch_checkpoint(model.checkpoint, revision=model.revision)
+        return label_engine(folder, classification=config.classification, **shared)
+    return load_transcriber(
+        model, config.decoding.settings(), align_model=config.align.model, **shared
     )
+
+
+def load_transcriber(
+    model: ModelSettings,
+    decoding: DecodingSettings,
+    *,
+    align_model: str | None,
+    device: str,
+    dtype: str,
+    num_threads: int | None,
+    **networks: Any,
+) -> "Engine | RoutedEngine":
+    """Download a model's weights to this machine, once, and load the engine that transcribes.
+
+    `networks` are further options of `Engine.from_folder`, which a user's recognizer has not.
+    """
+    from corpus_asr.transcription.engine import Engine
+    from corpus_asr.transcription.routing import RoutedEngine
+
+    shared: dict[str, Any] = {
+        "decoding": decoding,
+        "device": device,
+        "dtype": dtype,
+        "num_threads": num_threads,
+        "aligner": None if align_model is None else fetch_checkpoint(align_model),
+    }
+    if model.recognizer is not None:
+        return Engine.from_recognizer(model.recognizer, model.given_checkpoint, **shared)
+    folder = fetch_checkpoint(model.checkpoint, revision=model.revision)
+    if not model.by_language:
+        return Engine.from_folder(folder, **shared, **networks)
+    others = {code: fetch_checkpoint(name) for code, name in model.by_language.items()}
+    return RoutedEngine.from_folders(folder, others, **shared, **networks)
 
 
 class TranscribeStage:
