@@ -23,7 +23,6 @@ from corpus_asr.families.registry import (
     USERS_FEATURES,
     Family,
     family_of,
-    further_folders,
     part_features,
     recognizer_class,
     resolve,
@@ -89,18 +88,12 @@ class Checkpoint:
         """Key of its calibration: the family, or the class of a user's recognizer."""
         return str(self.family.recognizer) if self.is_users else self.family.model_type
 
-    def with_weights(self) -> "Checkpoint":
-        """Fetch the weights as well; a user's recognizer loads its own."""
-        if self.is_users:
-            return self
-        return replace(self, folder=fetch_checkpoint(self.name, revision=self.hub_revision))
-
     def hashed(self) -> "Checkpoint":
-        """Fetch the weights and set `revision`, their hash."""
-        whole = self.with_weights()
-        if whole.is_users:
-            return replace(whole, revision=_users_revision(whole))
-        return replace(whole, revision=model_revision(whole.folder))
+        """Fetch the weights and set `revision`, their hash; a user's recognizer loads its own."""
+        if self.is_users:
+            return replace(self, revision=_users_revision(self))
+        folder = fetch_checkpoint(self.name, revision=self.hub_revision)
+        return replace(self, folder=folder, revision=model_revision(folder))
 
     @property
     def models_by_language(self) -> "dict[str, ModelName]":
@@ -126,19 +119,6 @@ class Checkpoint:
             return None
         tokenizer = resolve(self.family.tokenizer).from_pretrained(self.folder)
         return getattr(tokenizer, "language_ids", None)
-
-    @property
-    def further_folders(self) -> dict[str, Path]:
-        """A folder for each kind of features used only by `by_language` and `aligner`."""
-        checkpoints = [
-            *self.by_language.values(),
-            *([] if self.aligner is None else [self.aligner]),
-        ]
-        if not checkpoints:
-            return {}
-        return further_folders(
-            self.folder, [checkpoint.folder for checkpoint in checkpoints], family=self.family
-        )
 
     @cached_property
     def is_classifier(self) -> bool:

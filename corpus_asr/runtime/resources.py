@@ -388,7 +388,7 @@ def _feature_bytes_per_s(config: RunConfig) -> int:
     A user's own recognizer gets the samples.
     """
     values = MAX_MEL_BINS if config.model.recognizer is None else HOP_SAMPLES
-    values += MAX_MEL_BINS * len(further_features_of(config))
+    values += MAX_MEL_BINS * len(further_features_of(config.needed_model, config.align.model))
     return FEATURE_BYTES_PER_S * values // MAX_MEL_BINS
 
 

@@ -41,7 +41,7 @@ from corpus_asr.runtime.in_flight import (
     OnProgress,
 )
 from corpus_asr.segments import Segment
-from corpus_asr.stages.extract import EXTRACTOR
+from corpus_asr.stages.extract import EXTRACTOR, further_features_of
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.transcribe import load_transcriber
 from corpus_asr.storage.model_files import full_name
@@ -138,11 +138,8 @@ class Transcriber:
         )
         main = Checkpoint.of(model)
         check_transcribes(main, settings.decoding)
-        main = replace(
-            main,
-            by_language=fetch_others(main, model.by_language),
-            aligner=fetch_aligner(align_model),
-        )
+        fetch_others(main, model.by_language)  # checks them
+        fetch_aligner(align_model)
         fitted = DEFAULT_MODEL
         if calibration is not None:
             # Imports a job's output modules, which are not needed otherwise.
@@ -157,7 +154,7 @@ class Transcriber:
             init_kwargs={
                 "folder": str(main.folder),
                 "recognizer": recognizer,
-                "further_folders": main.further_folders,
+                "further_folders": further_features_of(model, align_model),
                 # The caller chose the files: no size or duration limits.
                 "settings": settings.extract.model_copy(
                     update={"max_file_gb": math.inf, "max_duration_h": math.inf}

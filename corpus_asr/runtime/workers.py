@@ -167,7 +167,8 @@ def silent_part(config: RunConfig) -> pa.Table:
         features = part_features(folder)
     silence = features(samples)
     further = {
-        kind: part_features(folder)(samples) for kind, folder in further_features_of(config).items()
+        kind: part_features(folder)(samples)
+        for kind, folder in further_features_of(model, config.align.model).items()
     }
     row = {"recording_id": "silence", "uri": "silence", "part": 0, "last_part": True, "status": OK,
            "part_start_s": 0.0, "part_end_s": 1.0, "num_samples": SAMPLE_RATE_HZ,

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from corpus_asr.activity import Activity, FileSums, stratum
 from corpus_asr.config.decoding import expected_languages
-from corpus_asr.config.run import RunConfig
+from corpus_asr.config.run import ModelSettings, RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, DecodeError, EngineError
 from corpus_asr.families.registry import further_folders, users_family
 from corpus_asr.logs import event
@@ -92,12 +92,12 @@ class _RecordingProgress:
         return Activity(decoded_s=wanted_s, durations={self.stratum: sums})
 
 
-def further_features_of(config: RunConfig) -> dict[str, Path]:
+def further_features_of(model: ModelSettings, aligner: str | None) -> dict[str, Path]:
     """Return the folders of checkpoints with additional kinds of features, by kind.
 
-    Parts have features of each of these kinds as well.
+    Parts have features of each of these kinds as well: of models for some languages, and of the
+    `aligner` that computes word times.
     """
-    model, aligner = config.needed_model, config.align.model
     checkpoints = [*sorted(model.by_language.values()), *([] if aligner is None else [aligner])]
     if not checkpoints:
         return {}
@@ -131,7 +131,7 @@ class ExtractStage:
             init_kwargs={
                 "folder": folder,
                 "recognizer": model.recognizer,
-                "further_folders": further_features_of(config),
+                "further_folders": further_features_of(model, config.align.model),
                 "settings": settings,
                 "store": store,
                 "speakers": config.speakers,

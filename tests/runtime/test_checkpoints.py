@@ -10,6 +10,7 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.registry import further_folders
 from corpus_asr.runtime.checkpoints import fetch_checkpoints
+from corpus_asr.stages.extract import further_features_of
 from corpus_asr.storage.model_files import model_revision
 from corpus_asr.storage.run_state.run_files import fingerprint
 from tests.support.checkpoints import tiny_whisper
@@ -94,9 +95,10 @@ def test_each_kind_of_features_has_one_folder(folder: Path) -> None:
     expected = {"whisper-128": "v3", "kaldi-80": "other", "nemo-80-0.97": "parakeet"}
     found = further_folders(folder / "a", [folder / name for name in names])
     assert found == {kind: folder / name for kind, name in expected.items()}
-    job = fetch_checkpoints(job_with(folder, de="b", fr="v3"), hashed=False)
-    assert job.further_folders == {"whisper-128": folder / "v3"}
-    assert fetch_checkpoints(job_with(folder, de="b"), hashed=False).further_folders == {}
+    assert further_features_of(job_with(folder, de="b", fr="v3").model, None) == {
+        "whisper-128": folder / "v3"
+    }
+    assert further_features_of(job_with(folder, de="b").model, None) == {}
 
 
 def test_a_checkpoint_that_is_not_there_is_told(folder: Path) -> None:
