@@ -330,7 +330,6 @@ class SlotScheduler:
         encode_batch: int = 8,
         check_every: int | None = 1,
         recorder: CudaRecorder | None = None,
-        record: bool = True,
         num_beams: int = 1,
         reproducible: bool = False,
         encode_beside: bool = False,
@@ -338,9 +337,8 @@ class SlotScheduler:
         """Allocate `slots` for searches with `num_beams`; other queues are allocated on demand.
 
         `check_every` is the number of steps between checks for finished slots; None adapts it to
-        the steps' duration. Without a `recorder`, steps are recorded on GPUs only, as CUDA graphs,
-        and without `record` never, for models whose steps have Python side effects. With
-        `encode_beside` a CPU with several threads encodes in half of them while it decodes.
+        the steps' duration. Without a `recorder`, steps are recorded on GPUs only, as CUDA graphs.
+        With `encode_beside` a CPU with several threads encodes in half of them while it decodes.
 
         GPU kernels differ with the batch size and round differently. With `reproducible`, sizes are
         constant: steps compute all slots, windows are encoded in full batches, short ones
@@ -352,7 +350,7 @@ class SlotScheduler:
         self.encode_batch = encode_batch
         """Number of windows per encoder batch."""
         self._check_every = check_every
-        if recorder is None and record and model.device.type == "cuda":
+        if recorder is None and model.device.type == "cuda":
             recorder = CudaRecorder(model.device)
         self._recorder = recorder
         self._search = Search(num_beams=num_beams)

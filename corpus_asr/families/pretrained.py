@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -249,20 +249,6 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
         """Whether the class has a `generate` method."""
         return cls._generation is not None and hasattr(cls, "generate")
 
-    def add_adapter(self, adapter_config: Any, adapter_name: str | None = None) -> NoReturn:
-        """Raise NotImplementedError, which names the function of PEFT that adds adapters."""
-        raise NotImplementedError(
-            f"adding the adapter {adapter_name or 'default'}: found no own adapters; call "
-            "peft.get_peft_model(model, adapter_config)"
-        )
-
-    def load_adapter(self, peft_model_id: Any = None, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raise NotImplementedError, which names the function of PEFT that loads adapters."""
-        raise NotImplementedError(
-            f"loading the adapter {peft_model_id}: found no own adapters; call "
-            "peft.PeftModel.from_pretrained(model, peft_model_id)"
-        )
-
     @property
     def device(self) -> torch.device:
         """Device of the weights; the CPU for weights that hooks load on demand."""
@@ -499,10 +485,7 @@ class Vocabulary(TokenTables):
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, past_key_values: DecoderCache | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Return the arguments of `forward` for the next tokens: those not yet in the cache.
-
-        `generate` calls it if a class overrides it, or if modules are not the family's own.
-        """
+        """Return the arguments of `forward` for the next tokens: those not yet in the cache."""
         start = 0 if past_key_values is None else past_key_values.get_seq_length()
         tokens = input_ids[:, start:]
         return {"decoder_input_ids": tokens, "past_key_values": past_key_values, **kwargs}

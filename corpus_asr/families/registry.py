@@ -39,8 +39,8 @@ class Family:
     None without it. For a `recognizer` it also has `window(features, start, end)`, the model input,
     and `loudness(features)`."""
     slot_model: str | None = None
-    """Class with `from_pretrained(folder, dtype=, device=)`, `slot_model(int8=, consume=)` and
-    `module_slots()`; imports torch. None for models that process a window once."""
+    """Class with `from_pretrained(folder, dtype=, device=)` and `slot_model(int8=, consume=)`;
+    imports torch. None for models that process a window once."""
     recognizer: str | None = None
     """`Recognizer` class of models that process a window once; may import torch."""
     word_aligner: str | None = None

@@ -146,8 +146,8 @@ class DecoderCache(Cache):
         return (self[i] for i in range(len(self)))
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the number of cached tokens."""
-        return self.layers[layer_idx].own.length if self.layers else 0
+        """Return the number of cached tokens, the same in every layer that has any."""
+        return max((layer.own.length for layer in self.layers), default=0)
 
     @property
     def self_attention_cache(self) -> AttentionCache:

@@ -22,7 +22,6 @@ _NETWORK = (
     "get_encoder",
     "get_decoder",
     "get_output_embeddings",
-    "prepare_inputs_for_generation",
     "_scored",
 )
 

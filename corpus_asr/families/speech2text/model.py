@@ -14,7 +14,6 @@ from corpus_asr.decoding.device import to_device
 from corpus_asr.families.generation_config import GenerationConfig
 from corpus_asr.families.layers.blocks import EncoderBlock
 from corpus_asr.families.layers.cached_decoder import DecoderSlots
-from corpus_asr.families.layers.module_slots import ModuleSlots
 from corpus_asr.families.layers.packed import (
     PackedConvolution,
     PackedEncoderBlock,
@@ -217,10 +216,6 @@ class Speech2TextSeq2SeqLM(Speech2TextPreTrainedModel, Vocabulary):
         """Return the form of this model for decoding; see `Speech2TextSlotModel`."""
         return Speech2TextSlotModel(self, int8=int8, consume=consume)
 
-    def module_slots(self) -> "Speech2TextModuleSlots":
-        """Return the form that calls this model's own modules; see `Speech2TextModuleSlots`."""
-        return Speech2TextModuleSlots(self)
-
 
 # Positions are padded to multiples of this: oneDNN compiles its products for every shape and caches
 # a thousand of them. Divides the number of rows of a block.
@@ -289,14 +284,37 @@ class PackedSpeech2TextEncoder:
 _ALIKE = 0.8
 
 
-class Speech2TextWindows:
-    """Windows of `window_frames`, at most the model's maximum."""
+class Speech2TextSlotModel(DecoderSlots):
+    """A `Speech2TextSeq2SeqLM` as a `SlotModel`; on CPUs its encoder is a packed copy.
 
-    _config: Any
-    _max_source_positions: int
-    window_frames: int
-    max_target_positions: int
+    On GPUs it shares the encoder of `model`, with fused queries, keys and values. Windows have
+    `window_frames`, initially `max_source_positions`. With `consume` each decoder block of `model`
+    is deleted as soon as it is copied.
+    """
+
     frame_step = 1
+
+    def __init__(
+        self, model: Speech2TextSeq2SeqLM, *, int8: bool = False, consume: bool = False
+    ) -> None:
+        config, encoder, decoder = model.config, model.model.encoder, model.model.decoder
+        self._weight_bytes = sum(weight.nbytes for weight in model.model.parameters())
+        self.window_frames = config.max_source_positions
+        super().__init__(
+            decoder,
+            model.lm_head,
+            max_source_positions=shorter(self.window_frames, config.num_conv_layers),
+            int8=int8,
+            consume=consume,
+        )
+        self._embed_scale = decoder.embed_scale
+        self._padding_row = decoder.embed_positions.padding_row
+        self._token_positions = decoder.embed_positions.rows(
+            decoder.max_target_positions, like=decoder.embed_tokens.weight
+        )
+        on_cpu = self.device.type == "cpu"
+        self._encoder: Speech2TextEncoder = encoder if on_cpu else fused_encoder(encoder)
+        self._packed = PackedSpeech2TextEncoder(encoder, int8=int8) if on_cpu else None
 
     def for_windows(self, num_frames: int, *, max_tokens: int | None = None) -> Self:
         """Return this model for shorter windows and sequences; all weights are shared."""
@@ -334,37 +352,6 @@ class Speech2TextWindows:
         lengths = [self.window_frames] * len(features) if num_frames is None else list(num_frames)
         check_heard(lengths, windows=len(features), whole=self.window_frames)
         return lengths
-
-
-class Speech2TextSlotModel(Speech2TextWindows, DecoderSlots):
-    """A `Speech2TextSeq2SeqLM` as a `SlotModel`; on CPUs its encoder is a packed copy.
-
-    On GPUs it shares the encoder of `model`, with fused queries, keys and values. Windows have
-    `window_frames`, initially `max_source_positions`. With `consume` each decoder block of `model`
-    is deleted as soon as it is copied.
-    """
-
-    def __init__(
-        self, model: Speech2TextSeq2SeqLM, *, int8: bool = False, consume: bool = False
-    ) -> None:
-        config, encoder, decoder = model.config, model.model.encoder, model.model.decoder
-        self._weight_bytes = sum(weight.nbytes for weight in model.model.parameters())
-        self.window_frames = config.max_source_positions
-        super().__init__(
-            decoder,
-            model.lm_head,
-            max_source_positions=shorter(self.window_frames, config.num_conv_layers),
-            int8=int8,
-            consume=consume,
-        )
-        self._embed_scale = decoder.embed_scale
-        self._padding_row = decoder.embed_positions.padding_row
-        self._token_positions = decoder.embed_positions.rows(
-            decoder.max_target_positions, like=decoder.embed_tokens.weight
-        )
-        on_cpu = self.device.type == "cpu"
-        self._encoder: Speech2TextEncoder = encoder if on_cpu else fused_encoder(encoder)
-        self._packed = PackedSpeech2TextEncoder(encoder, int8=int8) if on_cpu else None
 
     def _embed(
         self, tokens: Int[Tensor, "batch token"], positions: Int[Tensor, "batch token"]
@@ -442,40 +429,6 @@ class Speech2TextSlotModel(Speech2TextWindows, DecoderSlots):
                 states = self._encoder.encode(inputs, num_frames=row_lengths)
             encoded += zip(rows, states, strict=True)
         return encoded
-
-
-class Speech2TextModuleSlots(Speech2TextWindows, ModuleSlots):
-    """A `Speech2TextSeq2SeqLM` whose modules are called directly."""
-
-    def __init__(self, network: Any) -> None:
-        self.window_frames = network.config.max_source_positions
-        positions = shorter(self.window_frames, network.config.num_conv_layers)
-        super().__init__(network, max_source_positions=positions)
-
-    def encode(
-        self,
-        features: Float[Tensor, "batch mel frame"],
-        *,
-        num_frames: Sequence[int] | None = None,
-    ) -> Float[Tensor, "batch pos width"]:
-        rows = zip(features, self._lengths(features, num_frames), strict=True)
-        # One by one, so that convolutions see no padding.
-        encoded = [self._encode(row[None, :, :end], [end])[0] for row, end in rows]
-        whole = self.window_shape[0]
-        return torch.stack([F.pad(states, (0, 0, 0, whole - len(states))) for states in encoded])
-
-    def encode_padded(
-        self, features: Float[Tensor, "batch mel frame"], *, num_frames: Sequence[int]
-    ) -> Float[Tensor, "batch pos width"]:
-        """Encode windows as `transformers` encodes a padded batch: convolutions see padding."""
-        return self._encode(features, self._lengths(features, num_frames))
-
-    def _encode(
-        self, features: Float[Tensor, "batch mel frame"], lengths: Sequence[int]
-    ) -> Float[Tensor, "batch pos width"]:
-        inputs = features.to(self.device, self.dtype).transpose(1, 2)
-        frames = torch.tensor(list(lengths), device=inputs.device)
-        return self._encoded(inputs, within(frames, inputs.shape[1]).long())
 
 
 def _alike(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -12,7 +12,6 @@ from corpus_asr.array_types import Float, Int
 from corpus_asr.families.layers.blocks import EncoderBlock
 from corpus_asr.families.layers.cached_decoder import DecoderSlots
 from corpus_asr.families.layers.kv_cache import DecoderCache
-from corpus_asr.families.layers.module_slots import ModuleSlots
 from corpus_asr.families.layers.packed import (
     PackedConvolution,
     PackedEncoderBlock,
@@ -261,10 +260,6 @@ class WhisperSeq2SeqLM(WhisperWithVocabulary):
         """Return the form of this model for decoding; see `WhisperSlotModel`."""
         return WhisperSlotModel(self, int8=int8, consume=consume)
 
-    def module_slots(self) -> "WhisperModuleSlots":
-        """Return the form that calls this model's own modules; see `WhisperModuleSlots`."""
-        return WhisperModuleSlots(self)
-
 
 @plain_network
 class _DecoderOnly(nn.Module):
@@ -354,10 +349,6 @@ class WhisperForCausalLM(WhisperWithVocabulary):
         """Return the form of this model for drafting; see `WhisperDecoderSlots`."""
         return WhisperDecoderSlots(self.model.decoder, self.proj_out)
 
-    def module_slots(self) -> "WhisperModuleSlots":
-        """Return the form that calls this model's own modules; see `WhisperModuleSlots`."""
-        return WhisperModuleSlots(self)
-
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, past_key_values: DecoderCache | None = None, **kwargs: Any
     ) -> dict[str, Any]:
@@ -419,26 +410,11 @@ class PackedWhisperEncoder:
         return normed
 
 
-class WhisperWindows:
-    """Windows of the model's length."""
-
-    _config: Any
-    frame_step = FRAMES_PER_SECOND
-
-    @property
-    def _whole_frames(self) -> int:
-        return int(self._config.max_source_positions) * FRAMES_PER_POSITION
-
-    def positions_heard(self, num_frames: Sequence[int], *, windows: int) -> list[int]:
-        step = FRAMES_PER_POSITION
-        check_heard(num_frames, windows=windows, whole=self._whole_frames, step=step)
-        return [number // step for number in num_frames]
-
-
-class WhisperDecoderSlots(WhisperWindows, DecoderSlots):
+class WhisperDecoderSlots(DecoderSlots):
     """A decoder-only Whisper model; its windows are encoded by another model."""
 
     has_encoder = False
+    frame_step = FRAMES_PER_SECOND
 
     def __init__(
         self,
@@ -459,8 +435,17 @@ class WhisperDecoderSlots(WhisperWindows, DecoderSlots):
         self._token_positions = decoder.embed_positions
 
     @property
+    def _whole_frames(self) -> int:
+        return int(self._config.max_source_positions) * FRAMES_PER_POSITION
+
+    @property
     def window_values(self) -> int:
         return int(self._config.num_mel_bins) * self._whole_frames
+
+    def positions_heard(self, num_frames: Sequence[int], *, windows: int) -> list[int]:
+        step = FRAMES_PER_POSITION
+        check_heard(num_frames, windows=windows, whole=self._whole_frames, step=step)
+        return [number // step for number in num_frames]
 
     def encode(
         self,
@@ -512,24 +497,3 @@ class WhisperSlotModel(WhisperDecoderSlots):
         num_frames: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch pos width"]:
         return self._encoder.encode(features.to(self.device, self.dtype), num_frames=num_frames)
-
-
-class WhisperModuleSlots(WhisperWindows, ModuleSlots):
-    """A Whisper network, complete or decoder-only, whose modules are called directly."""
-
-    def __init__(self, network: Any) -> None:
-        super().__init__(network, max_source_positions=network.config.max_source_positions)
-        self.has_encoder = network.config.is_encoder_decoder
-
-    def encode(
-        self,
-        features: Float[Tensor, "batch mel frame"],
-        *,
-        num_frames: Sequence[int] | None = None,
-    ) -> Float[Tensor, "batch pos width"]:
-        if num_frames is not None:
-            raise ValueError(
-                f"encoding {list(num_frames)} frames of windows: found replaced modules, expected "
-                "whole windows for these; omit num_frames"
-            )
-        return self._encoded(features.to(self.device, self.dtype))

@@ -11,7 +11,7 @@ from torch import Tensor
 from corpus_asr.array_types import Float
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.decoding.slots import encode_batch_on
-from corpus_asr.families.speech2text.model import Speech2TextModuleSlots, Speech2TextSlotModel
+from corpus_asr.families.speech2text.model import Speech2TextSlotModel
 from corpus_asr.models.generation.settings import encoded_of, features_of, lengths_of
 from corpus_asr.models.generation.slots import in_own_type, slot_model
 
@@ -133,7 +133,7 @@ class Audio:
 class PaddedBatch:
     """A batch of recordings, padded at the end."""
 
-    model: Speech2TextSlotModel | Speech2TextModuleSlots
+    model: Speech2TextSlotModel
     """Slot model for windows as long as the batch."""
     features: Float[Tensor, "batch frame mel"] | None
     given: Float[Tensor, "batch pos width"] | None
@@ -147,7 +147,7 @@ class PaddedBatch:
     ) -> "PaddedBatch":
         """Validate the arguments."""
         slots = slot_model(model)
-        assert isinstance(slots, Speech2TextSlotModel | Speech2TextModuleSlots)
+        assert isinstance(slots, Speech2TextSlotModel)
         if features is None and encoder_outputs is None:
             raise ValueError(
                 "generating text: found neither `inputs` (`input_features`) nor `encoder_outputs`, "
@@ -221,7 +221,7 @@ class PaddedBatch:
         kind = device.type
         # A CPU encodes each row separately, and balances best over all rows.
         batch_size = self.size if kind == "cpu" else encode_batch_on(kind)
-        with in_own_type(device, plain=isinstance(self.model, Speech2TextSlotModel)):
+        with in_own_type(device):
             parts = [
                 self.model.encode_padded(
                     self.features[first : first + batch_size].transpose(1, 2),

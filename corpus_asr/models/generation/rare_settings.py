@@ -1,6 +1,6 @@
-"""Rare settings of `generate`, for which transformers' search runs on this package's modules.
+"""Rare settings of `generate` and changed modules, for which transformers' search is used.
 
-transformers is only imported if such a setting is given.
+It calls this package's modules. transformers is only imported in these cases.
 """
 
 import functools
@@ -9,9 +9,10 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from corpus_asr.array_types import Float, Int
+from corpus_asr.models.generation.slots import changed_module
 
 # Values, besides None, for which the search here is equivalent, by name.
 RARE: dict[str, tuple[Any, ...]] = {
@@ -59,7 +60,7 @@ _NOT_PASSED = (
 
 
 def or_transformers(search: Callable[..., Any]) -> Callable[..., Any]:
-    """Delegate to transformers if a setting is given that `search` does not support.
+    """Delegate to transformers if `search` does not support a setting or a module of the model.
 
     The returned function raises ImportError if transformers is not installed.
     """
@@ -70,7 +71,7 @@ def or_transformers(search: Callable[..., Any]) -> Callable[..., Any]:
         options = dict(signature.bind(model, *args, **keywords).arguments)
         options |= options.pop("kwargs", {})
         del options["model"]
-        setting = _rare_setting(model, options)
+        setting = _rare_setting(model, options) or changed_module(model)
         if setting is None:
             return search(model, *args, **keywords)
         return transformers_generate(model, setting, **options)
@@ -79,13 +80,13 @@ def or_transformers(search: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def transformers_generate(model: Any, setting: str, /, **options: Any) -> Any:
-    """Generate with transformers' search; errors name the `setting` that requires it."""
+    """Generate with transformers' search; errors name the setting or module that requires it."""
     if options.get("custom_generate") is not None:
         raise ValueError(
             "generating text: found custom_generate, expected none, since foreign code is not "
             "run; remove it"
         )
-    view = _view(model, setting)
+    view = transformers_view(model, setting)
     config = options.get("generation_config")
     if config is not None:
         options["generation_config"] = _converted(config)
@@ -105,7 +106,7 @@ def compute_transition_scores(
         sequences, scores, beam_indices: named results of `generate`.
         normalize_logits: whether to convert scores to log-probabilities first.
     """
-    view = _view(self, "compute_transition_scores")
+    view = transformers_view(self, "compute_transition_scores")
     transition_scores: Tensor = view.compute_transition_scores(
         sequences, scores, beam_indices, normalize_logits=normalize_logits
     )
@@ -135,23 +136,14 @@ def _rare_setting(model: Any, options: dict[str, Any]) -> str | None:
     # Whisper samples one text for any `num_beams`.
     if not _is_whisper(model) and value("do_sample") and (value("num_beams") or 1) > 1:
         return "do_sample"
-    return "adapter_names" if _mixes_adapters(model) else None
+    return None
 
 
 def _is_whisper(model: Any) -> bool:
     return model.config.model_type == "whisper" and bool(model.config.is_encoder_decoder)
 
 
-def _mixes_adapters(model: nn.Module) -> bool:
-    # PEFT selects the adapter of each row by hooks of its layers.
-    return any(
-        "adapter_names" in getattr(hook, "keywords", {})
-        for module in model.modules()
-        for hook in module._forward_pre_hooks.values()
-    )
-
-
-def _view(model: Any, setting: str) -> Any:
+def transformers_view(model: Any, setting: str) -> Any:
     """Return an object with transformers' methods that shares the model's modules."""
     try:
         transformers = importlib.import_module("transformers")

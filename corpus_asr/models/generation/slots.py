@@ -1,15 +1,11 @@
-"""Slot models of networks, cached for each state of their weights, and execution of tasks.
-
-If modules of a network are modified, the slot model calls the modules themselves.
-"""
+"""Slot models of networks, cached for each state of their weights, and execution of tasks."""
 
 import copy
 import functools
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
@@ -56,26 +52,26 @@ _slots: WeakKeyDictionary[nn.Module, _CachedSlotModel] = WeakKeyDictionary()
 _warned: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
+def changed_module(network: Any) -> str | None:
+    """Return the first module that slot models do not stand for, with a reason, and warn of it."""
+    changed = first_changed(_replace_lora(network, attrgetter("base_layer")))
+    if changed is not None and _warned.get(network) != changed:
+        _warned[network] = changed
+        warnings.warn(
+            f"generating text: {changed}, expected the family's modules or plain LoRA; decoding "
+            "is several times slower: merge adapters (merge_and_unload) and remove hooks",
+            stacklevel=3,
+        )
+    return changed
+
+
 def slot_model(network: Any) -> SlotModel:
     """Return the slot model of a network, rebuilt if its weights have changed.
 
     If the caller chose no data type, it computes in the best one on a CPU: in float16, in which
     most large checkpoints are stored, CPUs are several times slower.
     """
-    changed = first_changed(_replace_lora(network, attrgetter("base_layer")))
-    if changed is None:
-        return _slots_of(network).model
-    _slots.pop(network, None)
-    if _warned.get(network) != changed:
-        _warned[network] = changed
-        warnings.warn(
-            f"generating text: {changed}, expected the family's modules or plain LoRA; decoding "
-            "is several times slower: merge adapters (merge_and_unload) and remove hooks",
-            stacklevel=2,
-        )
-    # Not cached: it references the network, and is created fast.
-    model: SlotModel = network.module_slots()
-    return model
+    return _slots_of(network).model
 
 
 def _slots_of(network: Any) -> _CachedSlotModel:
@@ -173,8 +169,7 @@ def run(
     `model` is the network's slot model for other windows, if it is not the usual one.
     """
     model = slot_model(network) if model is None else model
-    # None if modules are called directly.
-    slots = _slots.get(network)
+    slots = _slots[network]
     shape = beams, model.window_shape, model.max_target_positions
     results: list[Any] = [None] * len(tasks)
     errors: list[Exception] = []
@@ -185,46 +180,42 @@ def run(
         results[number] = result
 
     # Removed while in use: threads never share one, and a failed one is not kept.
-    scheduler = slots.schedulers.pop(shape, None) if slots else None
-    if slots:
-        slots.schedulers.clear()
+    scheduler = slots.schedulers.pop(shape, None)
+    slots.schedulers.clear()
     if scheduler is None or scheduler.slots < _num_slots(model, len(tasks), beams):
         scheduler = None  # released before another is created
-        scheduler = _scheduler(model, len(tasks), beams, record=slots is not None)
+        scheduler = _scheduler(model, len(tasks), beams)
     for number, task in enumerate(tasks):
         scheduler.add(task, partial(done, number))
-    with in_own_type(model.device, plain=slots is not None):
+    with in_own_type(model.device):
         while scheduler.pending and not errors:
             scheduler.advance()
     if errors:
         scheduler.fail(errors[0])
         raise errors[0]
-    if slots and model.device.type == "cuda":
+    if model.device.type == "cuda":
         slots.schedulers[shape] = scheduler
     return results
 
 
-@contextmanager
-def in_own_type(device: torch.device, *, plain: bool) -> Iterator[None]:
-    """Compute in the type of the weights under `torch.autocast` too, unless modules are called.
+def in_own_type(device: torch.device) -> torch.autocast:
+    """Return a context that computes in the type of the weights under `torch.autocast` too.
 
     Packed weights have one type, and threads that compute single rows are not under autocast.
     """
-    with torch.autocast(device.type, enabled=False) if plain else nullcontext():
-        yield
+    return torch.autocast(device.type, enabled=False)
 
 
 def _num_slots(model: SlotModel, texts: int, beams: int) -> int:
     return max(1, min(texts, _MAX_SLOTS.get(model.device.type, 8))) * beams
 
 
-def _scheduler(model: SlotModel, texts: int, beams: int, *, record: bool) -> SlotScheduler:
+def _scheduler(model: SlotModel, texts: int, beams: int) -> SlotScheduler:
     kind = model.device.type
     return SlotScheduler(
         model,
         _num_slots(model, texts, beams),
         encode_batch=encode_batch_on(kind),
         check_every=check_every_on(kind),
-        record=record,
         num_beams=beams,
     )

@@ -22,6 +22,7 @@ from corpus_asr.models.generation.rare_settings import (
     compute_transition_scores,
     or_transformers,
     transformers_generate,
+    transformers_view,
 )
 from corpus_asr.models.generation.settings import (
     Settings,
@@ -36,7 +37,7 @@ from corpus_asr.models.generation.settings import (
     temperatures_of,
     token_rules,
 )
-from corpus_asr.models.generation.slots import run, slot_model
+from corpus_asr.models.generation.slots import changed_module, run, slot_model
 from corpus_asr.transcription.long_form import Clock
 
 logger = logging.getLogger(__name__)
@@ -199,6 +200,10 @@ def detect_language(
     if input_features is not None:
         input_features = features_of(input_features, model.config.num_mel_bins)
         input_features = input_features[:, :, :num_segment_frames]
+    if (changed := changed_module(model)) is not None:
+        view = transformers_view(model, changed)
+        found: Tensor = view.detect_language(input_features, encoder_outputs, generation_config)
+        return found
     model_settings = getattr(model, "generation_config", None)
     config, _ = prepare(GenerationConfig, model_settings, generation_config, {})
     if not config.lang_to_id or config.decoder_start_token_id is None:
@@ -275,6 +280,8 @@ def _assistant(audio: Audio, rest: dict[str, Any], config: GenerationConfig) -> 
             f"generating text: found a {type(assistant).__name__} as assistant_model, expected a "
             "model; load it with WhisperForCausalLM.from_pretrained"
         )
+    if changed_module(assistant) is not None:
+        return None
     draft = slot_model(assistant)
     if audio.features is None and draft.has_encoder:
         raise ValueError(

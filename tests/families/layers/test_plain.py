@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from corpus_asr.families.layers.blocks import Attention
 from corpus_asr.families.layers.packed import FusedEncoderBlock, fused_encoder
@@ -17,48 +17,6 @@ from corpus_asr.models.speech2text import Speech2TextForConditionalGeneration
 from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_speech2text, tiny_whisper
 from tests.support.searches import small_whisper
-from tests.support.slots import STEP_TOLERANCE, begin, load, sequences, windows
-
-
-def test_attention_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
-    """What slots say that call the network's modules is in tests/models/generation."""
-    network: Any = load(tmp_path)
-
-    class Silent(torch.nn.Module):
-        def forward(self, hidden: Tensor, *_: Any, **__: Any) -> Tensor:
-            return hidden
-
-    for message, head in (
-        ("head 4 of decoder layer 0", (0, 4)),
-        ("found the cross-attention weights of 1 decoder layers", (1, 0)),
-    ):
-        model = network.module_slots()
-        state = model.new_state(1)
-        model.fill(state, [0], model.encode(windows(1)))
-        with pytest.raises(ValueError, match=message):
-            model.align(state, [0], sequences(1, 4), [4], [head])
-        network.model.decoder.layers[0] = Silent()
-
-
-def test_slots_that_call_the_modules_go_on_move_and_align_as_the_fast_ones(
-    tmp_path: Path,
-) -> None:
-    network: Any = load(tmp_path)
-    tokens, found = sequences(2, 6), []
-    for model in (network.slot_model(), network.module_slots()):
-        state = model.new_state(4, beams=2)
-        begin(model, state, [0, 2], windows(2), tokens[:, :3], [3, 2])
-        for beam in (0, 1):
-            model.move(state, 2 + beam, beam)
-        model.reorder(state, [0, 1], torch.tensor([0, 0]))
-        model.step(state, tokens[:, 3], torch.full((2,), 2))
-        said = [model.step(state, tokens[:, 4], torch.full((2,), 3))]
-        said.append(model.extend(state, [0, 1], tokens[:, 3:6], torch.tensor([1, 2])))
-        # The window has moved too, for whatever is asked of it next.
-        said.append(model.logits(model.prefill(state, [0], tokens[:1], [6])))
-        weights, hidden = model.align(state, [0, 1], tokens, [6, 4], [(1, 0), (0, 3)])
-        found.append([*said, weights, model.logits(hidden)])
-    torch.testing.assert_close(*found, atol=STEP_TOLERANCE, rtol=0)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from corpus_asr.families.layers.blocks import DecoderBlock
-from corpus_asr.models.generation.slots import slot_model
+from corpus_asr.models.generation.slots import changed_module
 from corpus_asr.models.speech2text import Speech2TextForConditionalGeneration
 from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_speech2text, tiny_whisper
@@ -60,7 +60,6 @@ class Whisper:
         short, long = sound(3, WINDOW, seed=1), sound(1, 2 * WINDOW + 30, seed=2)
         found = [said(network, short, **search) for search in WHISPER_SEARCHES]
         found.append(said(network, long, return_timestamps=True, max_new_tokens=12))
-        # Its own guesses are checked, and some of them taken back where a hook changed the scores.
         found.append(said(network, short, assistant_model=self.network, max_new_tokens=12))
         return [*found, network.detect_language(short)]
 
@@ -132,20 +131,13 @@ def adapted(family: Family, config: Any) -> Any:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "config",
-    [
-        peft.LoHaConfig(r=2, target_modules=TARGETS, init_weights=False),
+def test_an_adapter_of_peft_says_what_it_says_merged(family: Family, usual: list[Any]) -> None:
+    network = adapted(
+        family,
         peft.IA3Config(
             target_modules=TARGETS, feedforward_modules=r".*fc1", init_ia3_weights=False
         ),
-    ],
-    ids=["LoHa", "IA3"],
-)
-def test_an_adapter_of_peft_says_what_it_says_merged(
-    family: Family, usual: list[Any], config: Any
-) -> None:
-    network = adapted(family, config)
+    )
     with pytest.warns(UserWarning, match=f"model.encoder.layers.0.*{CALLED}"):
         found = family.begin(network)
     with network.disable_adapter():
@@ -177,7 +169,7 @@ def test_lora_is_merged_into_a_copy(family: Family, usual: list[Any], use_dora: 
 
 
 def test_a_hooked_adapter_is_called(family: Family) -> None:
-    network = adapted(family, LORA)
+    network = adapted(family, LORA).eval()
     calls: list[int] = []
     layer = network.get_base_model().get_submodule(LAYER + "self_attn.q_proj")
     layer.lora_A["default"].register_forward_hook(lambda *_: calls.append(1))
@@ -266,18 +258,12 @@ def _wrapped(name: str, network: Any) -> None:
 
 
 NEUTRAL: dict[str, Callable[[Any], None]] = {
-    "a layer without weights": partial(_wrapped, LAYER + "fc1"),
-    "a norm without weights": partial(_wrapped, LAYER + "final_layer_norm"),
     "an attention": partial(_wrapped, LAYER + "encoder_attn"),
     "a whole block": partial(_wrapped, LAYER.rstrip(".")),
     "a subclass of a block": _recast,
     "a forward of an instance": _patched,
     "a parametrization": _parametrized,
 }
-
-
-# What reordered, moved and aligned slots reach; the others differ in how a layer is called.
-EVERY_WAY = (NEUTRAL["an attention"], NEUTRAL["a whole block"])
 
 
 @pytest.mark.parametrize("change", NEUTRAL.values(), ids=NEUTRAL)
@@ -287,8 +273,7 @@ def test_modules_that_compute_the_same_say_the_same(
     network = copy.deepcopy(family.network)
     change(network)
     with pytest.warns(UserWarning, match=f"model.decoder.layers.1.*{CALLED}") as warned:
-        found = (family.say if change in EVERY_WAY else family.begin)(network)
-    same(found, usual[: len(found)])
+        same(family.begin(network), usual[:1])
     assert len(warned) == 1
 
 
@@ -311,7 +296,7 @@ def test_hooks_are_run(family: Family, usual: list[Any]) -> None:
         assert {*calls} == {"before", "after"}, name
         before.remove()
         after.remove()
-    slot_model(network)
+    assert changed_module(network) is None
 
 
 def test_a_hook_of_all_modules_is_run(family: Family, usual: list[Any]) -> None:
@@ -334,7 +319,7 @@ def test_a_hook_that_changes_the_scores_changes_the_text(family: Family) -> None
         lambda module, inputs, output: output.index_fill(-1, torch.tensor([11]), 1e4)
     )
     with pytest.warns(UserWarning, match=f"{network._projection} has forward hooks"):
-        found = family.say(network)[0]
+        found = family.begin(network)[0]
     assert set(found[0].tolist()) >= {11}
 
 
@@ -351,47 +336,22 @@ def test_a_block_that_keeps_nothing_is_given_the_whole_text(family: Family, numb
     network, shorter = copy.deepcopy(family.network), copy.deepcopy(family.network)
     network.model.decoder.layers[number] = Skipped()
     del shorter.model.decoder.layers[number]
-    for search in SEARCHES:
-        features = sound(2, WINDOW, seed=3)
-        if isinstance(family, Speech2Text):
-            features = features[:, :MELS].transpose(1, 2)
-        same(said(network, features, **search), said(shorter, features, **search))
+    features = sound(2, WINDOW, seed=3)
+    if isinstance(family, Speech2Text):
+        features = features[:, :MELS].transpose(1, 2)
+    same(said(network, features, **SEARCHES[0]), said(shorter, features, **SEARCHES[0]))
 
 
 @pytest.mark.filterwarnings("ignore:generating text")
-def test_a_network_with_inputs_or_a_forward_of_its_own_is_called(
-    family: Family, usual: list[Any]
-) -> None:
-    calls: list[str] = []
-    kind: Any = type(family.network)
-
-    class Mine(kind):  # type: ignore[misc]
-        def forward(self, *inputs: Any, **keywords: Any) -> Any:
-            calls.append("forward")
-            return super().forward(*inputs, **keywords)
-
-    class Prepared(kind):  # type: ignore[misc]
-        def prepare_inputs_for_generation(self, *inputs: Any, **keywords: Any) -> Any:
-            calls.append("inputs")
-            return super().prepare_inputs_for_generation(*inputs, **keywords)
-
-    for mine in (Mine, Prepared):
-        network = copy.deepcopy(family.network)
-        network.__class__ = mine
-        same(family.begin(network), usual[:1])
-    assert {*calls} == {"forward", "inputs"}
-
-
-def test_training_changes_no_text(family: Family, usual: list[Any]) -> None:
-    network = copy.deepcopy(family.network)
-    network.model.decoder.layers[0].fc1.register_forward_hook(lambda *_: None)
-    network.gradient_checkpointing_enable()
-    for module in network.modules():
-        module.dropout = 0.5
-    network.train()
-    with pytest.warns(UserWarning, match=CALLED):
-        same(family.begin(network), usual[:1])
-    assert all(module.training for module in network.modules())
+def test_what_changed_modules_cannot_do_is_done_without_them(family: Family) -> None:
+    if isinstance(family, Speech2Text):
+        return
+    network, features = copy.deepcopy(family.network), sound(3, WINDOW, seed=1)
+    network.get_submodule(LAYER + "fc1").register_forward_hook(lambda *_: None)
+    assert torch.equal(network.detect_language(features), family.network.detect_language(features))
+    # It would draft for the network, whose text is the same without.
+    same(said(family.network, features, assistant_model=network, max_new_tokens=12),
+         said(family.network, features, max_new_tokens=12))  # fmt: skip
 
 
 @pytest.mark.long
@@ -404,5 +364,5 @@ def test_dynamically_quantized_layers_are_called(family: Family) -> None:
     )
     calls: list[int] = []
     network.model.decoder.layers[0].fc1.register_forward_hook(lambda *_: calls.append(1))
-    assert len(family.say(network)[0])
+    assert len(family.begin(network)[0])
     assert calls

@@ -114,6 +114,7 @@ def test_a_cache_and_a_streamer_are_taken(speech2text: Pair) -> None:
     assert [token for part in streamer.tokens[:-1] for token in part] == plain[0].tolist()
 
 
+@pytest.mark.filterwarnings("ignore:generating text")
 def test_each_row_has_its_adapter(speech2text: Pair, tmp_path: Path) -> None:
     speech2text.ours.save_pretrained(tmp_path)
     base: Any = Speech2TextForConditionalGeneration.from_pretrained(tmp_path)
