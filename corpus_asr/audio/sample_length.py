@@ -1,8 +1,7 @@
 """Repairs wrong lengths in headers of uncompressed audio files, as recorders leave them.
 
 A header is written when recording starts, and again when it ends: if the recorder was killed, it
-has an early length, none, or one truncated to 32 bits; if space was preallocated, the length
-includes trailing zeros.
+has an early length, none, or one truncated to 32 bits.
 
 Sources: Microsoft and IBM, "Multimedia Programming Interface and Data Specifications 1.0" (RIFF);
 EBU Tech 3306 (RF64); Sony, "Sony Wave64".
@@ -12,16 +11,8 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-import numpy as np
-
 _HEAD_BYTES = 4096
 _MAX_CHUNKS = 64  # before the samples; usually three or four
-_BLOCK_BYTES = 1 << 20
-_LOOK_BYTES = 4096  # most files end with non-zero samples, so no more is read
-# Shorter runs of zeros decode within a second, and may be silence at the end of a recording.
-_LEAST_ZEROS = 64 << 20
-_LOOKED_AT_BYTES = 256 << 10  # at the start and the end of possible samples
-_LEAST_LIKENESS = 0.1  # random 16-bit values have 0.004
 # Chunks that programs write after the samples.
 _LATER_CHUNKS = (b"LIST", b"bext", b"iXML", b"cue ", b"smpl", b"inst", b"plst", b"id3 ", b"ID3 ",
                  b"_PMX", b"JUNK", b"PAD ")  # fmt: skip
@@ -43,7 +34,7 @@ class Correction(NamedTuple):
     length: bytes
     """Corrected content of the length field."""
     end: int
-    """End of the samples: libav would search zeros after it for chunks."""
+    """End of the samples."""
 
 
 class _Layout(NamedTuple):
@@ -96,15 +87,6 @@ _RIFF = _Layout(12, "<4sI", 0, 2)
 _W64 = _Layout(40, "<16sQ", 24, 8)
 
 
-class _SampleFormat(NamedTuple):
-    """Format of the samples."""
-
-    frame_bytes: int
-    """Bytes per sample of all channels."""
-    bits: int
-    is_float: bool = False
-
-
 class _PcmData(NamedTuple):
     """The samples of a file according to its header."""
 
@@ -118,8 +100,6 @@ class _PcmData(NamedTuple):
     """Length field as a `struct` format."""
     counted: int
     """Bytes included in the length in addition to the samples."""
-    form: _SampleFormat | None
-    """None for codecs and unusual formats."""
 
     @property
     def most(self) -> int:
@@ -146,98 +126,45 @@ def _samples_of(file: _File) -> _PcmData | None:
 
 
 def _of_riff(file: _File, *, chunks: _Layout = _RIFF, is_long: bool = False) -> _PcmData | None:
-    form, long_at, long_length = None, None, 0
+    long_at, long_length = None, 0
     for name, start, length in chunks.all(file, chunks.first):
         if name[:4] == b"ds64" and is_long:
             long_at = start + 8
             (long_length,) = struct.unpack("<Q", file.span(long_at, 8).ljust(8, b"\0"))
-        elif name[:4] == b"fmt ":
-            form = _riff_form(file.span(start, 16))
         elif name[:4] == b"data":
             if long_at is not None:
-                return _PcmData(chunks, start, long_length, long_at, "<Q", 0, form)
+                return _PcmData(chunks, start, long_length, long_at, "<Q", 0)
             if chunks is _W64:
-                return _PcmData(chunks, start, length, start - 8, "<Q", chunks.counted, form)
-            return _PcmData(chunks, start, length, start - 4, "<I", 0, form)
+                return _PcmData(chunks, start, length, start - 8, "<Q", chunks.counted)
+            return _PcmData(chunks, start, length, start - 4, "<I", 0)
     return None
-
-
-def _riff_form(data: bytes) -> _SampleFormat | None:
-    if len(data) < 16:
-        return None
-    tag, channels, _, _, frame_bytes, bits = struct.unpack("<HHIIHH", data)
-    if tag not in (1, 3, 0xFFFE) or frame_bytes != channels * bits // 8:
-        return None
-    return _known(_SampleFormat(frame_bytes, bits, tag == 3))
-
-
-def _known(form: _SampleFormat) -> _SampleFormat | None:
-    return form if form.bits in (16, 24, 32) and form.frame_bytes else None
 
 
 def _corrected(file: _File, samples: _PcmData) -> Correction | None:
     start, length, file_end = samples.start, samples.length, file.num_bytes
     is_known = 0 < length <= samples.most
     claimed = start + length if is_known else file_end
+    behind = file_end - claimed
+    # Other data behind the samples is short: more are samples that were not counted.
     is_whole = (
         is_known
-        and claimed <= file_end
+        and behind >= 0
         and (
-            claimed == file_end
+            behind <= min(length, _TAIL_BYTES)
             or any(
                 samples.chunks.is_chunk(file, claimed + pad) for pad in {0, length % 2, -length % 8}
             )
-            or not _goes_on(file, samples, claimed)
         )
     )
-    end = min(claimed, file_end) if is_whole else _before_chunks(file, samples)
-    sound_end = _without_zeros(file, start, end)
-    if is_whole and sound_end == end < file_end and _without_zeros(file, end, file_end) == file_end:
-        return None  # chunks, or no audio: libav stops before it
+    end = file_end if is_whole else _before_chunks(file, samples)
     # libav handles lengths that are too large, but not always a length of zero or none.
-    reads_on = is_known or samples.written == "<I"
-    if sound_end == start or (sound_end == file_end and reads_on and claimed >= file_end):
+    reads_on = (is_known or samples.written == "<I") and behind <= 0
+    if is_whole or end == start or (end == file_end and reads_on):
         return None
-    num_bytes = sound_end - start + samples.counted
+    num_bytes = end - start + samples.counted
     if num_bytes > samples.most:
         num_bytes = 0 if samples.written == "<I" else samples.most
-    return Correction(
-        at=samples.field, length=struct.pack(samples.written, num_bytes), end=sound_end
-    )
-
-
-def _goes_on(file: _File, samples: _PcmData, claimed: int) -> bool:
-    """Whether more audio follows the length in the header, neither text nor random bytes."""
-    start, form = samples.start, samples.form
-    length = file.num_bytes - start
-    if length >> 32 and length % 2**32 == claimed - start:
-        return True  # the maximum in 32 bits
-    if form is None:
-        return False
-    frame_bytes = form.frame_bytes
-    behind = (file.num_bytes - claimed) // frame_bytes * frame_bytes
-    size = min(behind, _LOOKED_AT_BYTES // frame_bytes * frame_bytes)
-    # At a whole number of frames from the first sample.
-    first = start + -(-(claimed - start) // frame_bytes) * frame_bytes
-    last = start + (file.num_bytes - size - start) // frame_bytes * frame_bytes
-    return any(_is_sound(file.span(at, size), form) for at in (first, last))
-
-
-def _is_sound(data: bytes, form: _SampleFormat) -> bool:
-    if sum(0x20 <= byte < 0x7F or byte in b"\t\r\n" for byte in data[:4096]) > 0.9 * 4096:
-        return False  # text
-    frames = np.frombuffer(data[: len(data) // form.frame_bytes * form.frame_bytes], np.uint8)
-    sample_bytes = frames.reshape(-1, form.frame_bytes)[:, : form.bits // 8]  # of the first channel
-    if not form.is_float:  # its two most significant bytes
-        sample_bytes = sample_bytes[:, -2:]
-    kind = f"<f{form.bits // 8}" if form.is_float else "<i2"
-    values = np.ascontiguousarray(sample_bytes).view(kind).astype(np.float64).ravel()
-    if len(values) < 2 or not np.isfinite(values).all() or np.abs(values).max() > 1e6:
-        return False
-    values -= values.mean()
-    power = float(values @ values)
-    # Neighboring audio samples correlate, in whispered sounds negatively; random bytes do not.
-    return power > 0 and abs(float(values[1:] @ values[:-1])) > _LEAST_LIKENESS * power
+    return Correction(at=samples.field, length=struct.pack(samples.written, num_bytes), end=end)
 
 
 def _before_chunks(file: _File, samples: _PcmData) -> int:
@@ -262,22 +189,3 @@ def _places(data: bytes, name: bytes) -> Iterator[int]:
     while at >= 0:
         yield at
         at = data.find(name, at + 1)
-
-
-def _without_zeros(file: _File, start: int, end: int) -> int:
-    """Return the end of samples before a long run of trailing zeros."""
-    if end - start < _LEAST_ZEROS or any(file.span(end - _LOOK_BYTES, _LOOK_BYTES)):
-        return end
-    at = end
-    while at > start:
-        first = max(start, at - _BLOCK_BYTES)
-        block = file.span(first, at - first)
-        if block.count(0) != len(block):
-            last = first + len(block.rstrip(b"\0"))
-            break
-        at = first
-    else:
-        last = start
-    # A multiple of all frame sizes.
-    last = min(end, start + -(-(last - start) // 64) * 64)
-    return last if end - last >= _LEAST_ZEROS else end

@@ -1,8 +1,7 @@
-"""Files of recorders that were killed, or that took their room beforehand."""
+"""Files of recorders that were killed."""
 
 import io
 import struct
-import time
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +35,7 @@ def seconds_of(data: bytes) -> float:
 
 
 @pytest.mark.parametrize(
-    ("claimed_s", "expected_s"),
-    [(1, 4.0), (0, 4.0), (None, 4.0), (4, 4.0), (9, 4.0)],
-    ids=["stale", "zero", "unknown", "right", "too much"],
+    "claimed_s", [1, 0, None, 4, 9], ids=["stale", "zero", "unknown", "right", "too much"]
 )
 @pytest.mark.parametrize(
     "extra",
@@ -49,9 +46,9 @@ def seconds_of(data: bytes) -> float:
     ],
     ids=["no other chunk", "a list", "a long chunk of an odd length"],
 )
-def test_all_samples_are_read(claimed_s: int | None, expected_s: float, extra: bytes) -> None:
+def test_all_samples_are_read(claimed_s: int | None, extra: bytes) -> None:
     length = 0xFFFF_FFFF if claimed_s is None else claimed_s * SECOND_BYTES
-    assert seconds_of(header(length, extra=extra) + noise(4)) == expected_s
+    assert seconds_of(header(length, extra=extra) + noise(4)) == 4.0
 
 
 def test_chunks_behind_the_samples_are_no_sound() -> None:
@@ -64,34 +61,15 @@ def test_chunks_behind_the_samples_are_no_sound() -> None:
     assert seconds_of(header(2 * SECOND_BYTES) + noise(2) + cut) == pytest.approx(2.0, abs=0.02)
 
 
-@pytest.mark.parametrize("claimed_s", [3, 0, None, 5000], ids=["right", "zero", "unknown", "all"])
-def test_zeros_that_were_never_recorded_over_take_no_time(
-    tmp_path: Path, claimed_s: int | None
-) -> None:
-    length = 0xFFFF_FFFF if claimed_s is None else claimed_s * SECOND_BYTES
-    path = tmp_path / "memo.wav"
-    with path.open("wb") as file:
-        file.write(header(length) + noise(3))
-        file.truncate(HEADER_BYTES + 5000 * SECOND_BYTES)  # 153 MiB, of which the disk holds few
-    began_s = time.process_time()
-    with path.open("rb") as file:
-        found = sum(rows.shape[1] for rows in open_audio(file, uri="memo.wav"))
-    assert found == pytest.approx(3 * SAMPLE_RATE_HZ, abs=64)
-    assert time.process_time() - began_s < 2  # with the zeros as sound: some 5 s
-
-
 @pytest.mark.parametrize(
     "behind",
     [
-        np.random.default_rng(3).bytes(500_000),
-        bytes(1_000_000),
         b"ID3\x04" + np.random.default_rng(4).bytes(100_000),
-        b"<html>  <body> not found </body></html>\n" * 1500,
-        b"id3 " + struct.pack("<I", 10**8) + np.random.default_rng(5).bytes(200_000),
+        b"id3 " + struct.pack("<I", 10**8) + np.random.default_rng(5).bytes(100_000),
     ],
-    ids=["random", "zeros", "ID3v2", "HTML", "a chunk of a wrong length"],
+    ids=["ID3v2", "a chunk of a wrong length"],
 )
-def test_what_is_no_sound_behind_the_samples_is_left_out(behind: bytes) -> None:
+def test_less_than_the_samples_behind_them_is_left_out(behind: bytes) -> None:
     assert seconds_of(header(4 * SECOND_BYTES) + noise(4) + behind) == 4.0
 
 
@@ -188,23 +166,3 @@ def test_chunks_behind_samples_of_a_wrong_length_are_no_sound(
     claim = -1 if claimed_s is None else claimed_s * SECOND_BYTES
     seconds, _ = read(claiming(data, layout, claim), LAYOUTS[layout][0])
     assert seconds == pytest.approx(3.0, abs=0.001)
-
-
-@pytest.mark.parametrize("layout", ["rf64", "w64"])
-def test_what_is_no_sound_behind_the_samples_of_other_formats_is_left_out(layout: str) -> None:
-    data, _ = written(layout, LAYOUTS[layout][1])
-    behind = np.random.default_rng(3).bytes(300_000)
-    assert read(bytes(data) + behind, LAYOUTS[layout][0])[0] == 3.0
-
-
-def test_zeros_behind_a_long_wav_take_no_time(tmp_path: Path) -> None:
-    data, _ = written("rf64", "pcm_s16le")
-    path = tmp_path / "memo.wav"
-    path.write_bytes(claiming(data, "rf64", 5000 * SECOND_BYTES))
-    with path.open("r+b") as file:
-        file.truncate(5000 * SECOND_BYTES)
-    began_s = time.process_time()
-    with path.open("rb") as file:
-        found = sum(rows.shape[1] for rows in open_audio(file, uri="memo.wav"))
-    assert found == pytest.approx(3 * SAMPLE_RATE_HZ, abs=64)
-    assert time.process_time() - began_s < 2
