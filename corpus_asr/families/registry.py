@@ -138,7 +138,6 @@ _PARAKEET = tuple(
         model_type=f"parakeet_{head.lower()}",
         class_prefix="Parakeet",
         config=f"corpus_asr.families.parakeet.config:Parakeet{head}Config",
-        tokenizer="corpus_asr.families.parakeet.tokenizer:ParakeetTokenizer",
         part_features="corpus_asr.families.parakeet.features:ParakeetPartFeatures",
         recognizer="corpus_asr.families.parakeet.recognizer:ParakeetRecognizer",
         word_aligner="corpus_asr.families.parakeet.alignment:WordAligner"

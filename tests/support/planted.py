@@ -29,7 +29,7 @@ Said = tuple[str, float, float]
 def tiny_tokenizer() -> ParakeetTokenizer:
     folder = Path(tempfile.mkdtemp())
     tiny_parakeet_tokenizer(folder, "CTC")
-    return ParakeetTokenizer.from_pretrained(folder)
+    return ParakeetTokenizer(folder)
 
 
 class PlantedAligner(WordAligner):
@@ -40,7 +40,7 @@ class PlantedAligner(WordAligner):
         encoder = SimpleNamespace(subsampling_factor=STEP)
         network: Any = SimpleNamespace(
             eval=lambda: SimpleNamespace(
-                blank=len(tokenizer) - 1, config=SimpleNamespace(encoder_config=encoder)
+                blank=len(tokenizer.vocabulary) - 1, config=SimpleNamespace(encoder_config=encoder)
             ),
             config=SimpleNamespace(encoder_config=encoder),
         )
@@ -50,7 +50,7 @@ class PlantedAligner(WordAligner):
     def scores(self, part: np.ndarray, **_: Any) -> np.ndarray:
         self.rows.append(len(part))
         tokens = part[::STEP, 0].astype(np.int64)
-        size = len(tiny_tokenizer())
+        size = len(tiny_tokenizer().vocabulary)
         found = np.full((len(tokens), size), math.log((1 - SURE) / (size - 1)), np.float32)
         found[np.arange(len(tokens)), tokens] = math.log(SURE)
         return found
@@ -59,9 +59,9 @@ class PlantedAligner(WordAligner):
 def plant(said: Sequence[Said], duration_s: float) -> PartFeatures:
     """Return features in which words are said; their tokens share their time."""
     tokenizer = tiny_tokenizer()
-    rows = np.full(round(duration_s * 100), len(tokenizer) - 1, np.float16)
+    rows = np.full(round(duration_s * 100), len(tokenizer.vocabulary) - 1, np.float16)
     for word, start_s, end_s in said:
-        tokens = tokenizer.encode(word.strip(" ,.!").lower(), add_special_tokens=False)
+        tokens = tokenizer.encode(word.strip(" ,.!").lower())
         edges = np.linspace(start_s, end_s, len(tokens) + 1)
         edges = np.round(edges * 100 / STEP).astype(int) * STEP
         for token, first, stop in zip(tokens, edges[:-1], edges[1:], strict=True):

@@ -16,7 +16,6 @@ from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.parakeet.features import ParakeetPartFeatures
 from corpus_asr.families.parakeet.recognizer import ParakeetRecognizer
 from corpus_asr.families.parakeet.tokenizer import ParakeetTokenizer
-from corpus_asr.models.auto import AutoConfig, AutoTokenizer
 from corpus_asr.models.speech_pipeline import pipeline
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.segments import Segment
@@ -77,8 +76,9 @@ def test_the_text_of_features_is_that_of_transformers(pair: Pair) -> None:
     num_frames = int(inputs["attention_mask"].sum())
     values = inputs["input_features"][:, :num_frames]
     (row,) = pair.ours.transcribe(values, num_frames=[num_frames]).rows()
-    found = ParakeetTokenizer.from_pretrained(pair.folder).decode_text(row.tokens)
-    assert found == text_of_transformers(pair, inputs) != ""
+    pieces = ParakeetTokenizer(pair.folder).pieces(row.tokens)
+    found = "".join(piece or "" for piece in pieces).strip()
+    assert found == text_of_transformers(pair, inputs).strip() != ""
 
 
 @pytest.mark.filterwarnings("ignore:Using the model-agnostic default")
@@ -163,13 +163,11 @@ def test_what_it_cannot_do_is_refused(pair: Pair) -> None:
 
 
 @pytest.mark.long
-def test_transcriber_and_auto_classes_find_it(pair: Pair) -> None:
+def test_transcriber_finds_it(pair: Pair) -> None:
     with Transcriber(str(pair.folder), device="cpu") as transcriber:
         transcript = transcriber.transcribe(str(CLIPS / "english.wav"))
     assert transcript.text
     assert transcript.language is None
-    assert type(AutoConfig.from_pretrained(pair.folder)).__name__ == f"Parakeet{pair.kind}Config"
-    assert type(AutoTokenizer.from_pretrained(pair.folder)) is ParakeetTokenizer
     with pytest.raises(CheckpointError, match="expected one with such a class"):
         pipeline(model=pair.folder)
 

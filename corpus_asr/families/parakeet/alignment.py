@@ -55,7 +55,7 @@ class WordAligner:
         """Load a checkpoint folder in transformers' layout."""
         return cls(
             ParakeetCTC.from_pretrained(folder, dtype=dtype, device=device),
-            ParakeetTokenizer.from_pretrained(folder),
+            ParakeetTokenizer(folder),
             ParakeetPartFeatures.from_folder(folder),
         )
 
@@ -142,9 +142,8 @@ class Speller:
 
     def __init__(self, tokenizer: ParakeetTokenizer) -> None:
         self._tokenizer = tokenizer
-        self._vocabulary = tokenizer.get_vocab()
-        self._missing = {*tokenizer.all_special_ids, tokenizer.unk_token_id}
-        self._missing |= {
+        self._vocabulary = tokenizer.vocabulary
+        self._missing = tokenizer.control_ids | {
             token for name, token in self._vocabulary.items() if _BYTE.fullmatch(name)
         }
         self._blank = self._vocabulary.get(_BLANK)
@@ -163,9 +162,9 @@ class Speller:
         for word in words:
             after_blank |= word[:1].isspace()
             piece = "".join(map(self._spelling, _without_marks(word)))
-            tokens = self._tokenizer.encode(piece, add_special_tokens=False) if piece else []
+            tokens = self._tokenizer.encode(piece) if piece else []
             if tokens and not after_blank:
-                bare = self._tokenizer.convert_ids_to_tokens(tokens[0]).removeprefix(_BLANK)
+                bare = str(self._tokenizer.token(tokens[0])).removeprefix(_BLANK)
                 tokens[:1] = [self._vocabulary.get(bare, tokens[0])] if bare else []
             spoken = (WILDCARD if token in self._missing else token for token in tokens)
             spelled.append(_joined(spoken, self._blank))
@@ -185,7 +184,7 @@ class Speller:
         if character == _APOSTROPHE:
             spellings.append("'")
         for spelling in spellings:
-            tokens = self._tokenizer.encode(spelling, add_special_tokens=False)
+            tokens = self._tokenizer.encode(spelling)
             if self._missing.isdisjoint(tokens):
                 return spelling
         if _is_mark(character):

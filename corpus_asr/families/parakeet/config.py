@@ -14,7 +14,6 @@ from corpus_asr.families.model_config import (
     Size,
 )
 from corpus_asr.json_values import Bounds
-from corpus_asr.units import shortened
 
 
 @dataclass(kw_only=True, init=False)
@@ -85,10 +84,6 @@ class ParakeetConfig(ModelConfig):
     def _canonical(cls, content: dict[str, Any], num_labels: int | None) -> dict[str, Any]:
         content = super()._canonical(content, num_labels)
         encoder_config = content.get("encoder_config", {})
-        if isinstance(encoder_config, ModelConfig) and not isinstance(
-            encoder_config, ParakeetEncoderConfig
-        ):
-            encoder_config = shortened(repr(encoder_config), 60)
         if isinstance(encoder_config, dict):
             # If given, it names a kind of encoder: other kinds are rejected.
             kind = encoder_config.get("model_type", ParakeetEncoderConfig.model_type)
@@ -100,23 +95,9 @@ class ParakeetConfig(ModelConfig):
             encoder_config = ParakeetEncoderConfig.from_dict(encoder_config)
         return content | {"encoder_config": encoder_config}
 
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Create a configuration from `to_dict()`; keywords override it.
-
-        A keyword `encoder_config` may override single values.
-        """
-        encoder_config = kwargs.get("encoder_config")
-        if isinstance(encoder_config, dict) and isinstance(config_dict.get("encoder_config"), dict):
-            kwargs["encoder_config"] = config_dict["encoder_config"] | encoder_config
-        return super().from_dict(config_dict, **kwargs)
-
     def to_dict(self) -> dict[str, Any]:
         """Return the content of config.json: every field, unknown keys and the model type."""
-        encoder = self.encoder_config.to_dict()
-        # Older readers look for it here.
-        held = {"initializer_range": self.encoder_config.initializer_range}
-        return {**held, **super().to_dict(), "encoder_config": encoder}
+        return {**super().to_dict(), "encoder_config": self.encoder_config.to_dict()}
 
     def validate(self) -> None:
         """Raise for sizes and settings that a network cannot have."""

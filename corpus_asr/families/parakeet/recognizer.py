@@ -63,7 +63,7 @@ class ParakeetRecognizer(Recognizer):
                 f"{', '.join(COMPUTE_DTYPES)} for Parakeet; set it to auto or to one of these"
             )
         folder, where = Path(checkpoint or "."), torch.device(device)
-        tokenizer = ParakeetTokenizer.from_pretrained(folder)
+        tokenizer = ParakeetTokenizer(folder)
         network, config = _network_of(folder)
         _check_vocabulary(folder, tokenizer, config)
         dtype = resolve_dtype(compute_type, where)
@@ -148,14 +148,14 @@ def _network_of(folder: Path) -> tuple[type[Any], ParakeetConfig]:
 def _check_vocabulary(folder: Path, tokenizer: ParakeetTokenizer, config: ParakeetConfig) -> None:
     """Reject a tokenizer whose vocabulary differs from the network's."""
     blank = getattr(config, "blank_token_id", config.pad_token_id)
-    spelled = set(tokenizer.get_vocab().values())
+    spelled = set(tokenizer.vocabulary.values())
     missing = [
         token for token in range(config.vocab_size) if token not in spelled and token != blank
     ]
-    if missing or tokenizer.vocab_size > config.vocab_size:
+    if missing or tokenizer.num_pieces > config.vocab_size:
         lacks = f", none of them for token {missing[0]}" if missing else ""
         raise CheckpointError(
-            f"loading {folder}: found {tokenizer.vocab_size:,} pieces in {TOKENIZER_NAME}{lacks}, "
+            f"loading {folder}: found {tokenizer.num_pieces:,} pieces in {TOKENIZER_NAME}{lacks}, "
             f"expected one for each of {config.vocab_size:,} tokens (vocab_size of config.json, "
             "the blank optional); fetch the checkpoint again"
         )
