@@ -1,29 +1,21 @@
-"""Timestamp tokens: as text, as segment boundaries, and in merged chunks of a recording."""
+"""Timestamp tokens: as text, as segment boundaries, and in chunks of a recording."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-
-from corpus_asr.array_types import Float64, Int64
 from corpus_asr.families.tensors import as_lists
 from corpus_asr.languages import LANGUAGES, resolve_language
 from corpus_asr.text.words import WITHOUT_BLANKS, Spelled, join_to_words, merge_punctuation
 from corpus_asr.units import WINDOW_POSITIONS
-
-# Bonus of a longer overlap per token, so that long matches win.
-_EPSILON = 1e-4
 
 _WRITTEN = re.compile(r"<\|(\d+\.\d+)\|>")
 # Decoded form of incomplete character bytes.
 _CUT_CHARACTER = "\ufffd"
 # With the inverted exclamation mark, which openai-whisper lacks.
 _OPENING = "\"'“¡¿([{-"
-
-Times = tuple[float, float]
 
 
 def without_timestamps(text: str) -> str:
@@ -122,235 +114,76 @@ class _WindowOffsets:
 
 @dataclass(slots=True)
 class _Chunk:
-    language: str | None
+    language: str | None = None
     start_s: float | None = None
     end_s: float | None = None
-    text: str = ""
-    words: tuple[dict[str, Any], ...] = ()
+    positions: list[int] = field(default_factory=list)
 
 
-def merged_chunks(
+def timed_chunks(
     tokenizer: Any,
-    model_outputs: Iterable[Mapping[str, Any]],
+    output: Mapping[str, Any],
     *,
     return_timestamps: bool | str | None,
-    return_language: bool | None,
     time_precision: float,
 ) -> tuple[str, dict[str, Any]]:
-    """Merge the transcripts of overlapping chunks, joined where their tokens agree best.
+    """Split the transcript of a recording at its timestamps.
 
-    Each of `model_outputs` has `tokens`, of shape `(1, token)`; `stride`, the length of the chunk
-    and its overlaps with the previous and the next one, in seconds; and for words
-    `token_timestamps`, the end of each token in seconds, of shape `(1, token)`. Returns the text,
-    and `{"chunks": [...]}` if segments (`return_timestamps=True`), words (`"word"`) or languages
-    are requested; `time_precision` is in seconds per timestamp step.
+    `output` has `tokens`, of shape `(1, token)`, and for words `token_timestamps`, the end of each
+    token in seconds, of the same shape. Returns the text, and `{"chunks": [...]}` if segments
+    (`return_timestamps=True`) or words (`"word"`) are requested; `time_precision` is in seconds
+    per timestamp step.
 
     Source: transformers 5.23, tokenization_whisper.py, `_decode_asr`.
     """
-    merger = _Merger(
-        tokenizer=tokenizer,
-        timestamps=bool(return_timestamps),
-        words=return_timestamps == "word",
-        name_language=bool(return_language),
-        precision_s=time_precision,
-    )
-    for output in model_outputs:
-        merger.add(output)
-    chunks = merger.finish()
-    text = "".join(chunk.text for chunk in chunks)
-    if not (return_timestamps or return_language):
-        return text, {}
+    ids = tokenizer._strip_prompt(as_lists(output["tokens"][0]))
+    chunks = _read_chunks(tokenizer, ids, bool(return_timestamps), time_precision)
+    texts = [tokenizer.decode([ids[k] for k in chunk.positions]) for chunk in chunks]
+    timed: list[dict[str, Any]] = []
     if return_timestamps == "word":
-        return text, {"chunks": [word for chunk in chunks for word in chunk.words]}
-    return text, {"chunks": [merger.shown(chunk) for chunk in chunks]}
+        default = tokenizer.language and LANGUAGES[resolve_language(tokenizer.language)]
+        bounds = [0.0, *as_lists(output["token_timestamps"][0])]
+        for chunk in chunks:
+            language = chunk.language or default or "english"
+            tokens = [ids[k] for k in chunk.positions]
+            for text, word in grouped_words(tokens, language, tokenizer.decode):
+                first, last = chunk.positions[word[0]], chunk.positions[word[-1]]
+                span = (round(bounds[first], 2), round(bounds[last + 1], 2))
+                timed.append({"text": text, "timestamp": span})
+    else:
+        for chunk, text in zip(chunks, texts, strict=True):
+            timed.append({"timestamp": (chunk.start_s, chunk.end_s), "text": text})
+    return "".join(texts), {"chunks": timed} if return_timestamps else {}
 
 
-@dataclass(slots=True, kw_only=True)
-class _Merger:
-    # Reads tokens from the first chunk to the last, and closes a segment at every end time.
-    tokenizer: Any  # a WhisperTokenizer, whose module imports this one
-    timestamps: bool
-    words: bool
-    name_language: bool
-    precision_s: float
-    special: set[int] = field(init=False)
-    language: str | None = None
-    chunks: list[_Chunk] = field(default_factory=list)
-    chunk: _Chunk = field(default_factory=lambda: _Chunk(None))
-    offset_s: float = 0.0
-    # A segment may span several chunks: the tokens of earlier ones, then of this one.
-    earlier: list[list[int]] = field(default_factory=list)
-    earlier_times: list[list[Times]] = field(default_factory=list)
-    current: list[int] = field(default_factory=list)
-    current_times: list[Times] = field(default_factory=list)
-    skip: bool = False
-
-    def __post_init__(self) -> None:
-        self.special = set(self.tokenizer.all_special_ids)
-
-    def add(self, output: Mapping[str, Any]) -> None:
-        # The prompt with earlier text is not part of the chunk.
-        ids = self.tokenizer.without_previous(as_lists(output["tokens"][0]))
-        ends_s = as_lists(output["token_timestamps"][0]) if self.words else []
-        length_s, left_s, right_s = output.get("stride", (0.0, 0.0, 0.0))
-        # Chunks overlap: this one starts before the previous one's exclusive range ends.
-        self.offset_s -= left_s
-        begin = self.tokenizer.timestamp_begin
-        first = left_s / self.precision_s + begin if left_s else begin
-        last = self._last_timestamp(ids, length_s - right_s) if right_s else None
-        windows = _WindowOffsets(ids, begin, self.precision_s)
-        self.current, self.current_times = [], []
-        for position, token in enumerate(ids):
-            if token in self.special:
-                self._read_special(token)
-            elif token >= begin:
-                time_s = (token - begin) * self.precision_s + self.offset_s
-                self._read_timestamp(
-                    token, round(time_s + windows.before(position), 2), first, last
-                )
-            else:
-                self.current.append(token)
-                if self.words:
-                    start_s = ends_s[position - 1] if position else 0.0
-                    times = (start_s + self.offset_s, ends_s[position] + self.offset_s)
-                    self.current_times.append((round(times[0], 2), round(times[1], 2)))
-        self.offset_s += length_s - right_s
-        if self.current:
-            self._keep_current()
-        elif not any(self.earlier):
-            self._start_chunk()
-
-    def finish(self) -> list[_Chunk]:
-        if self.earlier:
-            self._close_chunk()
-        return self.chunks
-
-    def shown(self, chunk: _Chunk) -> dict[str, Any]:
-        return {
-            **({"language": chunk.language} if self.name_language else {}),
-            **({"timestamp": (chunk.start_s, chunk.end_s)} if self.timestamps else {}),
-            "text": chunk.text,
-        }
-
-    def _last_timestamp(self, ids: list[int], right_start_s: float) -> int | None:
-        # The first timestamp that belongs to the next chunk, at least the last one.
-        begin, last = self.tokenizer.timestamp_begin, None
-        for token in reversed(ids):
-            if token >= begin:
-                if last is not None and (token - begin) * self.precision_s < right_start_s:
-                    break
-                last = token
-        return last
-
-    def _read_special(self, token: int) -> None:
-        language = LANGUAGES.get(self.tokenizer.decode([token])[2:-2])
-        if language is None:
-            return
-        # Without timestamps only this separates texts of different languages.
-        if self.language and language != self.language and not self.timestamps:
-            self._keep_current()
-            self._close_chunk()
-        self.chunk.language = language
-        self.language = language
-
-    def _read_timestamp(self, token: int, time_s: float, first: float, last: int | None) -> None:
-        if last and token >= last:
-            # It lies where the next chunk is more reliable, as does its pair, which would start
-            # another segment.
-            self.skip = True
-        elif self.skip or (self.earlier and token < first):
-            self.skip = False
-        elif self.chunk.start_s is None:
-            self.chunk.start_s = time_s
-        elif time_s != self.chunk.start_s:
-            self.chunk.end_s = time_s
-            self._keep_current()
-            self._close_chunk()
-
-    def _keep_current(self) -> None:
-        self.earlier.append(self.current)
-        if self.words:
-            self.earlier_times.append(self.current_times)
-
-    def _close_chunk(self) -> None:
-        tokens, times = joined_sequences(self.earlier, self.earlier_times)
-        self.chunk.text = self.tokenizer.decode(tokens)
-        if self.words:
-            self.chunk.words = tuple(self._timed_words(tokens, times))
-        self.chunks.append(self.chunk)
-        self._start_chunk()
-
-    def _start_chunk(self) -> None:
-        self.chunk = _Chunk(self.language)
-        self.earlier, self.earlier_times = [], []
-        self.current, self.current_times = [], []
-
-    def _timed_words(self, tokens: list[int], times: list[Times]) -> Iterable[dict[str, Any]]:
-        language = self.language
-        if language is None and self.tokenizer.language is not None:
-            language = LANGUAGES[resolve_language(self.tokenizer.language)]
-        named = {"language": self.language} if self.name_language else {}
-        for text, positions in grouped_words(tokens, language or "english", self.tokenizer.decode):
-            span = (times[positions[0]][0], times[positions[-1]][1])
-            yield {"text": text, "timestamp": span, **named}
-
-
-def joined_sequences(
-    sequences: Sequence[list[int]], times: Sequence[list[Times]] = ()
-) -> tuple[list[int], list[Times]]:
-    """Join token sequences with overlapping ends.
-
-    The first half of an overlap is taken from the left sequence and the second half from the right
-    one, as each is more reliable away from its end.
-    """
-    tokens, spans = list(sequences[0]), list(times[0]) if times else []
-    start = 0  # of the part of `tokens` that may overlap the next sequence
-    for number, right in enumerate(sequences[1:], start=1):
-        right_times = times[number] if times else []
-        left_mid, right_mid = _best_overlap(tokens[start:], right, spans[start:], right_times)
-        start += left_mid
-        tokens[start:] = right[right_mid:]
-        spans[start:] = right_times[right_mid:]
-    return tokens, spans
-
-
-def _best_overlap(
-    left: list[int], right: list[int], left_times: list[Times], right_times: list[Times]
-) -> tuple[int, int]:
-    lefts, rights = np.array(left, np.int64), np.array(right, np.int64)
-    # Without overlap both are kept completely.
-    best, cut = 0.0, (len(left), 0)
-    # The right sequence is shifted over the left one, starting with an overlap of one token.
-    for shift in range(1, len(left) + len(right)):
-        from_left = max(0, len(left) - shift)
-        to_left = min(len(left), len(left) + len(right) - shift)
-        from_right = max(0, shift - len(left))
-        to_right = min(len(right), shift)
-        a, b = slice(from_left, to_left), slice(from_right, to_right)
-        matches = _matches(lefts[a], rights[b], left_times[a], right_times[b])
-        score = matches / shift + shift * _EPSILON
-        # A single equal token is chance: many words occur in both.
-        if matches > 1 and score > best:
-            best, cut = score, ((from_left + to_left) // 2, (from_right + to_right) // 2)
-    return cut
-
-
-def _matches(
-    left: Int64[np.ndarray, " token"],
-    right: Int64[np.ndarray, " token"],
-    left_times: list[Times],
-    right_times: list[Times],
-) -> int:
-    equal = left == right
-    if left_times and equal.any():
-        left_bounds: Float64[np.ndarray, "token 2"] = np.array(left_times, np.float64)
-        right_bounds: Float64[np.ndarray, "token 2"] = np.array(right_times, np.float64)
-        same_start = left_bounds[:, 0] == right_bounds[:, 0]
-        in_order = (left_bounds[:, 0] < right_bounds[:, 0]) | (
-            same_start & (left_bounds[:, 1] <= right_bounds[:, 1])
-        )
-        equal &= in_order
-    return int(equal.sum())
+def _read_chunks(
+    tokenizer: Any, ids: list[int], timestamps: bool, precision_s: float
+) -> list[_Chunk]:
+    begin, special = tokenizer.timestamp_begin, set(tokenizer.all_special_ids)
+    windows = _WindowOffsets(ids, begin, precision_s)
+    chunk = _Chunk()
+    chunks = [chunk]
+    for position, token in enumerate(ids):
+        following = None
+        if token in special:
+            language = LANGUAGES.get(tokenizer.decode([token])[2:-2], chunk.language)
+            # Without timestamps only this separates texts of different languages.
+            if chunk.language and language != chunk.language and not timestamps:
+                following = _Chunk(language)
+            chunk.language = language
+        elif token >= begin:
+            time_s = round((token - begin) * precision_s + windows.before(position), 2)
+            if chunk.start_s is None:
+                chunk.start_s = time_s
+            elif time_s != chunk.start_s:
+                chunk.end_s = time_s
+                following = _Chunk(chunk.language)
+        else:
+            chunk.positions.append(position)
+        if following:
+            chunk = following
+            chunks.append(chunk)
+    return chunks if chunk.positions else chunks[:-1]
 
 
 def grouped_words(

@@ -6,6 +6,7 @@ multilingual and large-v3 checkpoints.
 """
 
 import codecs
+import importlib
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
@@ -34,7 +35,7 @@ from corpus_asr.families.tokenizer import (
 )
 from corpus_asr.families.truncation_padding import NO_LIMIT, decode_each
 from corpus_asr.families.whisper.timestamps import (
-    merged_chunks,
+    timed_chunks,
     timed_segments,
     without_timestamps,
     written_timestamps,
@@ -312,7 +313,7 @@ class WhisperTokenizer(LibraryTokenizer):
         clean = self._clean(clean_up_tokenization_spaces)
 
         def decode_one(ids: list[int]) -> Any:
-            kept = self.without_previous(ids) if skip_special_tokens else ids
+            kept = self._strip_prompt(ids) if skip_special_tokens else ids
             if decode_with_timestamps:
                 text = self._with_timestamps(kept, time_precision, skip_special_tokens, clean)
             else:
@@ -387,8 +388,8 @@ class WhisperTokenizer(LibraryTokenizer):
             )
         ]
 
-    def without_previous(self, ids: list[int]) -> list[int]:
-        """Drop the previous text: tokens before the start token, or all without one."""
+    def _strip_prompt(self, ids: list[int], *_: int) -> list[int]:
+        # The previous text: tokens before the start token, or all without one.
         if not ids or ids[0] != self.start_of_prev:
             return ids
         return ids[ids.index(self.sot) :] if self.sot in ids else []
@@ -401,13 +402,24 @@ class WhisperTokenizer(LibraryTokenizer):
         return_language: bool | None,
         time_precision: float,
     ) -> tuple[str, dict[str, Any]]:
-        return merged_chunks(
+        outputs = list(model_outputs)
+        if len(outputs) == 1 and not return_language and "stride" not in outputs[0]:
+            return timed_chunks(
+                self,
+                outputs[0],
+                return_timestamps=return_timestamps,
+                time_precision=time_precision,
+            )
+        # Only transformers' own pipeline asks for more.
+        module = importlib.import_module("transformers.models.whisper.tokenization_whisper")
+        merged: tuple[str, dict[str, Any]] = module._decode_asr(
             self,
-            model_outputs,
+            outputs,
             return_timestamps=return_timestamps,
             return_language=return_language,
             time_precision=time_precision,
         )
+        return merged
 
     # Files
 
