@@ -173,9 +173,7 @@ def convert(
     ] = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option(
-            help="For a .pt SRC: a checkpoint that has one, or openai-whisper's .tiktoken file."
-        ),
+        typer.Option(help="For a .pt SRC: a checkpoint of the same size, such as tiny.en."),
     ] = None,
 ) -> None:
     """Convert checkpoints between OpenAI's and Hugging Face's layout."""

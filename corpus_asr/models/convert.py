@@ -3,8 +3,6 @@
 What is written appears complete or not at all, and loads in openai-whisper and in transformers.
 """
 
-import base64
-import binascii
 import re
 import shutil
 import tempfile
@@ -22,14 +20,6 @@ from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.layers.stack import sinusoids
 from corpus_asr.families.loading import COMPUTE_DTYPES
 from corpus_asr.families.registry import family_of
-from corpus_asr.families.saved_files import read_saved_bytes, write_json_object
-from corpus_asr.families.tokenizer import (
-    ADDED_NAME,
-    MERGES_NAME,
-    SETTINGS_NAME,
-    SPECIAL_NAME,
-    VOCAB_NAME,
-)
 from corpus_asr.families.weights import (
     check_archive,
     check_extent,
@@ -41,10 +31,7 @@ from corpus_asr.families.weights import (
 from corpus_asr.families.whisper.config import GenerationConfig, WhisperConfig, tokens_to_decode
 from corpus_asr.families.whisper.model import WhisperSeq2SeqLM
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
-from corpus_asr.families.whisper.vocabulary import bytes_by_letter
-from corpus_asr.languages import LANGUAGES
 from corpus_asr.models.whisper.processor import WhisperFeatureExtractor
-from corpus_asr.units import TIMESTAMP_STEP_S
 
 OPENAI_SUFFIX = ".pt"
 INT8 = "int8"
@@ -66,6 +53,7 @@ Dimensions = dict[str, int]
 
 # Everything else of a folder is copied as it is.
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".msgpack", ".h5", ".index.json")
+_TIMESTAMPS = 1501  # 0.00 to 30.00 s in steps of 0.02 s, both ends included
 _OPENAI_VOCABULARIES = (51_864, 51_865, 51_866)
 _TIED = "proj_out.weight"
 _EMBEDDING = "model.decoder.embed_tokens.weight"
@@ -96,8 +84,8 @@ def convert(
     """Convert a checkpoint and return what was written, in words.
 
     The suffixes select the direction: `.pt` is OpenAI's, all else a folder. A `dtype` of None keeps
-    the stored one, and makes float16 of INT8 weights. A .pt source alone has a `tokenizer`, to a
-    folder: a folder of Whisper's, or OpenAI's .tiktoken file.
+    the stored one, and makes float16 of INT8 weights. A .pt source alone has a `tokenizer`: the
+    folder of a checkpoint with the same vocabulary.
     """
     if target.exists():
         raise ConfigError(f"converting to {target}: found it, expected none; choose another name")
@@ -135,8 +123,8 @@ def _openai_to_folder(
 ) -> str:
     if tokenizer is None:
         raise ConfigError(
-            f"converting {source}: found no --tokenizer, expected a Whisper checkpoint, or "
-            "openai-whisper's multilingual.tiktoken or gpt2.tiktoken (English-only); add it"
+            f"converting {source}: found no --tokenizer, expected a Whisper checkpoint of the same "
+            "size, such as openai/whisper-tiny (English-only: openai/whisper-tiny.en); add it"
         )
     dimensions, tensors = read_openai(source)
     names = tensor_names(dimensions)
@@ -147,11 +135,8 @@ def _openai_to_folder(
         )
     renamed = {names[name]: tensor for name, tensor in tensors.items()}
     with _appearing(target) as folder:
-        if tokenizer.is_dir():
-            WhisperTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
-        else:
-            write_tokenizer_files(tokenizer, folder, vocab_size=dimensions["n_vocab"])
-        loaded = WhisperTokenizer.from_pretrained(folder)
+        loaded = WhisperTokenizer.from_pretrained(tokenizer)
+        loaded.save_pretrained(folder)
         config = _config_for(dimensions, loaded)
         _check_shapes(renamed, config, source)
         config.save_pretrained(folder)
@@ -275,12 +260,8 @@ def _words(tensors: Mapping[str, Tensor], target: Path) -> str:
 # Settings files for weights that came without any
 
 
-def _tokens_of(tokenizer: WhisperTokenizer) -> int:
-    return tokenizer.timestamp_begin + TIMESTAMPS
-
-
 def _config_for(dimensions: Dimensions, tokenizer: WhisperTokenizer) -> WhisperConfig:
-    needed = _tokens_of(tokenizer)
+    needed = tokenizer.timestamp_begin + _TIMESTAMPS
     if dimensions["n_vocab"] < needed:
         raise CheckpointError(
             f"converting a model of {dimensions['n_vocab']} tokens: its tokenizer has {needed}; "
@@ -510,100 +491,3 @@ def alignment_heads(file_name: str, dimensions: Dimensions) -> Heads | None:
         name = _SIZES.get((layers, heads)) if dimensions["n_audio_layer"] == layers else None
         name = f"{name}.en" if name and vocabulary == _ENGLISH_VOCABULARY else name
     return ALIGNMENT_HEADS[name] if name else None
-
-
-# Vocabularies: .tiktoken files have the base64 of a token's bytes and its rank per line
-
-_END = "<|endoftext|>"
-TIMESTAMPS = 1501  # 0.00 to 30.00 s in steps of 0.02 s, both ends included
-_FIXED_CONTROLS = 8  # all but languages and timestamps, the end token included
-
-
-def write_tokenizer_files(ranks_path: Path, folder: Path, *, vocab_size: int) -> None:
-    """Write the tokenizer of a model with `vocab_size` tokens into `folder`."""
-    ranks = _read_ranks(ranks_path)
-    num_languages = vocab_size - len(ranks) - _FIXED_CONTROLS - TIMESTAMPS
-    if not 0 < num_languages <= len(LANGUAGES):
-        raise CheckpointError(
-            f"reading {ranks_path}: {len(ranks)} tokens of {vocab_size} leave {num_languages} "
-            f"languages, expected 1 to {len(LANGUAGES)}; use gpt2.tiktoken for English-only "
-            "models, else multilingual.tiktoken"
-        )
-    spelled = {_spell(token): rank for token, rank in ranks.items()}
-    vocab = {**spelled, _END: len(ranks)}
-    controls = _controls(num_languages)
-    timestamps = [f"<|{step * TIMESTAMP_STEP_S:.2f}|>" for step in range(TIMESTAMPS)]
-    added = {token: len(ranks) + 1 + at for at, token in enumerate([*controls, *timestamps])}
-    write_json_object(folder / VOCAB_NAME, vocab)
-    merges = "\n".join(" ".join(map(_spell, pair)) for pair in _merges(ranks))
-    (folder / MERGES_NAME).write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
-    write_json_object(folder / ADDED_NAME, added)
-    roles = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), _END)
-    special = {**roles, "additional_special_tokens": [_END, *controls]}
-    write_json_object(folder / SPECIAL_NAME, special)
-    settings = {
-        **roles,
-        "add_prefix_space": False,
-        "errors": "replace",
-        "model_max_length": 1024,
-        "tokenizer_class": "WhisperTokenizer",
-    }
-    write_json_object(folder / SETTINGS_NAME, settings)
-
-
-def _read_ranks(path: Path) -> dict[bytes, int]:
-    ranks: dict[bytes, int] = {}
-    try:
-        for line in read_saved_bytes(path).decode("ascii").splitlines():
-            if line:
-                token, rank = line.split()
-                ranks[base64.b64decode(token)] = int(rank)
-    except (OSError, UnicodeDecodeError, ValueError, binascii.Error) as error:
-        raise CheckpointError(
-            f"reading {path}: found no vocabulary ({error}), expected lines of base64 and rank; "
-            "use openai-whisper's multilingual.tiktoken or gpt2.tiktoken"
-        ) from error
-    if sorted(ranks.values()) != list(range(len(ranks))) or len(ranks) < 256:
-        raise CheckpointError(
-            f"reading {path}: found {len(ranks)} tokens with gaps in their ranks, expected 0, 1, "
-            "2 and so on; copy the file again"
-        )
-    return dict(sorted(ranks.items(), key=lambda item: item[1]))
-
-
-def _controls(num_languages: int) -> list[str]:
-    # Ordered by ID, directly after the end token.
-    # LANGUAGES is in openai-whisper's order; older vocabularies only lack the last, Cantonese.
-    languages = [f"<|{code}|>" for code in list(LANGUAGES)[:num_languages]]
-    names = ("translate", "transcribe", "startoflm", "startofprev", "nospeech", "notimestamps")
-    return ["<|startoftranscript|>", *languages, *(f"<|{name}|>" for name in names)]
-
-
-def _merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
-    # .tiktoken files rank tokens but list no merges: a token's last merge joins the two parts that
-    # remain after merging by lower ranks only.
-    merges = []
-    for token, rank in ranks.items():
-        if len(token) > 1:
-            parts = _merge_up_to(token, ranks, limit=rank)
-            if len(parts) == 2:
-                merges.append((parts[0], parts[1]))
-    return merges
-
-
-def _merge_up_to(token: bytes, ranks: dict[bytes, int], *, limit: int) -> list[bytes]:
-    parts = [bytes([byte]) for byte in token]
-    while len(parts) > 2:
-        pairs = [ranks.get(parts[at] + parts[at + 1], limit) for at in range(len(parts) - 1)]
-        best = min(range(len(pairs)), key=pairs.__getitem__)
-        if pairs[best] >= limit:
-            break
-        parts[best : best + 2] = [parts[best] + parts[best + 1]]
-    return parts
-
-
-_LETTERS = {byte: letter for letter, byte in bytes_by_letter().items()}
-
-
-def _spell(token: bytes) -> str:
-    return "".join(_LETTERS[byte] for byte in token)

@@ -143,13 +143,13 @@ def write_vocabulary(tokenizer: Tokenizer, vocab_path: Path, merges_path: Path) 
 
 def token_bytes(token: str) -> bytes:
     """Return the bytes of a token; a token with other characters is encoded as text."""
-    values = [bytes_by_letter().get(letter) for letter in token]
+    values = [_bytes_by_letter().get(letter) for letter in token]
     byte_values = [value for value in values if value is not None]
     return bytes(byte_values) if len(byte_values) == len(token) else token.encode()
 
 
 @cache
-def bytes_by_letter() -> Mapping[str, int]:
+def _bytes_by_letter() -> Mapping[str, int]:
     """Return the byte of each byte-level character; openai/gpt-2, encoder.py, bytes_to_unicode."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     # Non-printable bytes are represented by characters from U+0100, in order.

@@ -14,14 +14,11 @@ from safetensors.torch import load_file
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.models.auto import AutoProcessor
-from corpus_asr.models.convert import ALIGNMENT_HEADS, convert, write_tokenizer_files
+from corpus_asr.models.convert import ALIGNMENT_HEADS, convert
 from corpus_asr.models.speech2text import Speech2TextForConditionalGeneration
 from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_speech2text, tiny_whisper
 from tests.support.tokenizers import real_tokenizer
-
-ASSETS = Path(whisper.__file__).parent / "assets"
-RANKS = ASSETS / "multilingual.tiktoken"
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +67,7 @@ def test_there_and_back_is_the_same_to_the_bit(folder: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.long
-def test_a_file_of_openai_becomes_a_folder_with_the_tiktoken_file_alone(tmp_path: Path) -> None:
+def test_a_file_of_openai_becomes_a_folder(folder: Path, tmp_path: Path) -> None:
     dimensions = whisper.model.ModelDimensions(
         n_mels=80, n_audio_ctx=1500, n_audio_state=16, n_audio_head=2, n_audio_layer=1,
         n_vocab=51865, n_text_ctx=448, n_text_state=16, n_text_head=2, n_text_layer=1,
@@ -81,7 +78,7 @@ def test_a_file_of_openai_becomes_a_folder_with_the_tiktoken_file_alone(tmp_path
     source = tmp_path / "theirs.pt"
     torch.save({"dims": dimensions.__dict__, "model_state_dict": theirs.state_dict()}, source)
     target = tmp_path / "folder"
-    convert(source, target, tokenizer=RANKS)
+    convert(source, target, tokenizer=folder)
     ours = WhisperForConditionalGeneration.from_pretrained(target)
     features, tokens = inputs()
     with torch.inference_mode():
@@ -212,61 +209,8 @@ def test_a_file_that_is_no_checkpoint_is_told_by_name(
     else:
         torch.save(content, source)
     with pytest.raises(CheckpointError, match=rf"odd\.pt: {message}"):
-        convert(source, tmp_path / "x", tokenizer=RANKS)
+        convert(source, tmp_path / "x", tokenizer=folder)
     assert list(tmp_path.iterdir()) == [source]
-
-
-TEXTS = [
-    "And so, my fellow Americans: ask not what your country can do for you!",
-    " Straße und Größe — naïve café 12,345.67",
-    "北風と太陽が言い争っていました。",
-    "Однажды северный ветер\n\n  и  солнце 👩‍👩‍👧",
-]
-
-
-@pytest.mark.parametrize(
-    ("name", "vocab_size", "languages"),
-    [
-        pytest.param("multilingual", 51865, 99, marks=pytest.mark.slow),
-        ("multilingual", 51866, 100),
-        pytest.param("gpt2", 51864, 99, marks=pytest.mark.slow),
-    ],
-)
-def test_ids_are_those_of_openai_whisper(
-    tmp_path: Path, name: str, vocab_size: int, languages: int
-) -> None:
-    write_tokenizer_files(ASSETS / f"{name}.tiktoken", tmp_path, vocab_size=vocab_size)
-    ours = WhisperTokenizer.from_pretrained(tmp_path)
-    theirs = whisper.tokenizer.get_tokenizer(name != "gpt2", num_languages=languages)
-    for text in TEXTS:
-        ids = theirs.encode(text)
-        assert ours.encode(text, add_special_tokens=False) == ids
-        assert ours.decode(ids) == text
-    assert ours.eot == theirs.eot
-    assert ours.sot == theirs.sot
-    assert ours.no_speech == theirs.no_speech
-    assert ours.timestamp_begin == theirs.timestamp_begin
-    assert len(ours) == vocab_size
-
-
-def test_the_merges_equal_the_published_ones(tmp_path: Path, float_model: Path) -> None:
-    write_tokenizer_files(ASSETS / "gpt2.tiktoken", tmp_path, vocab_size=51864)
-    published = json.loads((float_model / "tokenizer.json").read_text())["model"]["merges"]
-    pairs = [one if isinstance(one, str) else " ".join(one) for one in published]
-    assert (tmp_path / "merges.txt").read_text().split("\n")[1:-1] == pairs
-
-
-def test_a_vocabulary_of_another_size_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"leave 100 languages|for English-only models"):
-        write_tokenizer_files(ASSETS / "gpt2.tiktoken", tmp_path, vocab_size=70000)
-
-
-@pytest.mark.parametrize("content", ["not base64 at all", "IQ== 0\nIg== 7\n", ""])
-def test_a_broken_file_is_told_by_name(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "broken.tiktoken"
-    path.write_text(content)
-    with pytest.raises(CheckpointError, match=r"broken\.tiktoken: found"):
-        write_tokenizer_files(path, tmp_path / "out", vocab_size=51865)
 
 
 def test_a_file_of_another_layout_is_refused(tmp_path: Path) -> None:
