@@ -173,11 +173,6 @@ class _AudioReader:
                 "it with 'rb', or pass its path"
             )
         self._refuse_rate("an open file")
-        if behind := _bytes_behind(file):
-            raise ValueError(
-                f"reading {self.name}: found an open file at its end, {behind:,} bytes from its "
-                "start, expected its start; rewind it with seek(0)"
-            )
         file_name = getattr(file, "name", None)  # a number for descriptors
         name = file_name if isinstance(file_name, str) else self.name
         return GivenAudio(name=name, write=lambda copy: shutil.copyfileobj(file, copy, _COPY_BYTES))
@@ -249,19 +244,6 @@ class _AudioReader:
                 "integers as int16, or divide by their full scale (int16: 32768)"
             )
         return rows
-
-
-def _bytes_behind(file: Any) -> int:
-    """Return the bytes already read of a file that is at its end; 0 otherwise."""
-    try:
-        if not file.seekable():
-            return 0
-        position = file.tell()
-        end = file.seek(0, io.SEEK_END)
-        file.seek(position)
-    except (AttributeError, OSError, ValueError):
-        return 0  # reading it raises its own error
-    return int(position) if position and position >= end else 0
 
 
 def _array(samples: Any) -> np.ndarray | None:

@@ -138,16 +138,7 @@ def test_what_is_no_audio_is_refused_with_what_was_found(
     assert "input-3" in str(caught.value)
 
 
-def test_a_file_that_was_read_to_its_end_and_masked_samples_are_refused() -> None:
-    for read, words in ((len(WAV), f"at its end, {len(WAV):,} bytes from its start"), (44, None)):
-        file = io.BytesIO(WAV)
-        file.read(read)
-        if words is None:
-            assert given_audio(file, sampling_rate=None).write is not None
-            assert file.tell() == 44
-            continue
-        with pytest.raises(ValueError, match=words + r".*rewind it with seek\(0\)"):
-            given_audio(file, sampling_rate=None)
+def test_masked_samples_are_refused() -> None:
     plain = np.ma.masked_array(MONO)
     assert np.array_equal(samples_of(plain, sampling_rate=SAMPLE_RATE_HZ)[0], MONO)
     with pytest.raises(ValueError, match=r"found 3 masked ones, .*samples\.filled\(0\)"):
