@@ -1,7 +1,6 @@
 """The detector and its spans against the silero-vad package; quiet and awkward real speech."""
 
 import time
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,14 +33,6 @@ ROUNDING = 1e-4
 
 PROBABILITIES = st.lists(
     st.sampled_from([0.0, 0.2, 0.34, 0.35, 0.4, 0.49, 0.5, 0.7, 1.0]), min_size=0, max_size=120
-)
-
-CRITERIA = st.builds(
-    SpeechCriteria,
-    threshold=st.sampled_from([0.1, 0.3, 0.5, 0.8]),
-    min_speech_s=st.sampled_from([0.0, 0.05, 0.25, 1.0]),
-    min_silence_s=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
-    pad_s=st.sampled_from([0.0, 0.03, 0.4]),
 )
 
 
@@ -181,40 +172,6 @@ def test_spans_equal_the_packages_state_machine(
         min_silence_s=min_silence_ms / 1000,
     )
     assert speech_spans(values, criteria, num_samples=num_samples) == expected
-
-
-@given(
-    probabilities=PROBABILITIES,
-    less=CRITERIA,
-    name=st.sampled_from(["threshold", "min_speech_s", "min_silence_s", "pad_s"]),
-    running=st.booleans(),
-    goes_on=st.booleans(),
-    more=st.floats(0.0, 1.0),
-)
-@settings(max_examples=50)
-def test_one_criterion_alone_adds_speech_or_takes_it_away(
-    probabilities: list[float], less: SpeechCriteria, name: str, running: bool, goes_on: bool,
-    more: float,
-) -> None:  # fmt: skip
-    """Of the same probabilities: what is scored a second time depends on what was found."""
-    values = np.array(probabilities, dtype=np.float32)
-    low = getattr(less, name)
-    high = low + more * ((0.99 if name == "threshold" else 3.0) - low)
-    covered = []
-    for criteria in (less, replace(less, **{name: high})):
-        steps = np.zeros(len(values) * STEP_SAMPLES, dtype=bool)
-        spans = speech_spans(
-            values, criteria, num_samples=steps.size, running=running, goes_on=goes_on
-        )
-        for start, end in spans:
-            steps[start:end] = True
-        covered.append(steps)
-    few, many = covered if name in ("min_silence_s", "pad_s") else covered[::-1]
-    assert not (few & ~many).any()
-
-
-def test_speech_ends_a_little_below_where_it_begins() -> None:
-    assert DEFAULT_CRITERIA.negative_threshold == 0.35
 
 
 @given(probabilities=PROBABILITIES, cut=st.integers(0, 120))

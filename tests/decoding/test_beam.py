@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from corpus_asr.decoding.batch import SlotBatch, encode_windows
+from corpus_asr.decoding.batch import encode_windows
 from corpus_asr.decoding.beam import BeamBatch
 from corpus_asr.decoding.protocols import (
-    Search,
     SlotModel,
     TokenRules,
     WindowJob,
@@ -127,17 +126,6 @@ def test_processors_and_criteria_are_asked_for_every_beam(models: list[WhisperSl
     assert 7 not in found[0].tokens
     assert len(found[1].tokens) == 10
     check(models[1], [replace(jobs[1], max_new_tokens=10), jobs[2]], found[1:])
-
-
-def test_the_score_of_a_token_is_that_of_the_plain_lane(models: list[WhisperSlotModel]) -> None:
-    one = job(3, num_beams=2)
-    plain = SlotBatch(models[0], 1)
-    plain.fill([0], [one], encode_windows(plain.model, [one]))
-    plain.admit([0], [replace(one, search=Search(), max_new_tokens=1)])
-    (expected,) = plain.collect([0])
-    assert isinstance(expected, WindowResult)
-    (found,) = run(models[0], [one], places=1)
-    assert found.score == pytest.approx(expected.score, abs=1e-6)
 
 
 def test_a_window_that_repeats_itself_ends_early(tmp_path: Path) -> None:

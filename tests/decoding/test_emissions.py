@@ -1,7 +1,5 @@
 """CTC collapse against a loop, and alignments against all ways to say a text and CTC's loss."""
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from itertools import groupby, product
 
@@ -142,35 +140,3 @@ def test_a_text_without_any_probability_is_refused() -> None:
 def test_tokens_that_cannot_be_said_are_refused(token: int) -> None:
     with pytest.raises(ValueError, match=f"found token {token}, expected ids from 0 to 2"):
         align_tokens(scores_of(6, 3, seed=0), [1, token], blank=0)
-
-
-# 16 columns, as of a whole vocabulary the scores are given and not of the alignment's making.
-HOUR = """
-import pathlib
-import numpy as np
-from corpus_asr.decoding.emissions import align_tokens
-
-positions, count = 45_000, 4_000
-tokens = np.arange(count) % 7 + 1
-firsts = np.arange(count) * 11 + 3
-logprobs = np.full((positions, 16), -8, dtype=np.float32)
-logprobs[:, 0] = -0.1
-for after in (0, 1):
-    logprobs[firsts + after, tokens] = -0.2
-    logprobs[firsts + after, 0] = -7
-status = pathlib.Path("/proc/self/status")
-peak = lambda: int(status.read_text().partition("VmHWM:")[2].split()[0]) // 1024
-before = peak()
-row = align_tokens(logprobs, tokens.tolist(), blank=0)
-assert row.frames == tuple(firsts), "begins"
-assert set(row.durations) == {2}, "durations"
-print(peak() - before)
-"""
-
-
-@pytest.mark.slow
-def test_an_hour_takes_little_memory() -> None:
-    found = subprocess.run(
-        [sys.executable, "-c", HOUR], capture_output=True, text=True, check=True, timeout=300
-    )
-    assert int(found.stdout) < 64  # MB; 3 GB where all scores are kept

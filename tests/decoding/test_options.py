@@ -5,8 +5,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -22,10 +20,8 @@ from transformers import (
 
 from corpus_asr.decoding.options import (
     choose,
-    forbid_repeated_ngrams,
     gumbel_noise,
     keep_likeliest,
-    penalise_repeats,
     run_processors,
     should_stop,
 )
@@ -247,50 +243,6 @@ def test_impossible_searches_are_refused_where_they_are_made(
 
 SMALL_VOCAB = 12
 
-text = st.lists(st.integers(0, SMALL_VOCAB - 1), min_size=1, max_size=14)
-texts = st.lists(text, min_size=1, max_size=5)
-
-
-def padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of tokens with rubbish behind them, and their lengths."""
-    matrix = torch.randint(0, SMALL_VOCAB, (len(rows), 16))
-    for row, text in enumerate(rows):
-        matrix[row, : len(text)] = torch.tensor(text)
-    return matrix, torch.tensor([len(text) for text in rows])
-
-
-def row_by_row(processor: Any, rows: list[list[int]], scores: torch.Tensor) -> torch.Tensor:
-    return torch.cat(
-        [
-            processor(torch.tensor([text]), scores[row : row + 1].clone())
-            for row, text in enumerate(rows)
-        ]
-    )
-
-
-@given(rows=texts, penalty=st.floats(0.5, 3.0), seed=st.integers(0, 99))
-def test_repeats_are_penalised_as_transformers_does(
-    rows: list[list[int]], penalty: float, seed: int
-) -> None:
-    scores = torch.randn(len(rows), SMALL_VOCAB, generator=torch.Generator().manual_seed(seed))
-    found = penalise_repeats(scores, *padded(rows), torch.full((len(rows),), penalty))
-    expected = row_by_row(RepetitionPenaltyLogitsProcessor(penalty), rows, scores)
-    torch.testing.assert_close(found, expected)
-
-
-@given(rows=texts, data=st.data())
-def test_ngrams_are_forbidden_as_transformers_does(rows: list[list[int]], data: Any) -> None:
-    count = len(rows)
-    size = st.integers(0, 6) | st.just(17)  # longer than any text
-    sizes = data.draw(st.lists(size, min_size=count, max_size=count))
-    scores = torch.zeros(count, SMALL_VOCAB)
-    found = forbid_repeated_ngrams(scores, *padded(rows), torch.tensor(sizes), longest=max(sizes))
-    for row, own in enumerate(sizes):
-        one = scores[row : row + 1]
-        if own:
-            one = row_by_row(NoRepeatNGramLogitsProcessor(own), [rows[row]], one)
-        assert torch.equal(found[row : row + 1], one)
-
 
 def forgets_to_return(ids: torch.Tensor, given: torch.Tensor) -> Any:
     return None
@@ -307,14 +259,6 @@ def forgets_to_return(ids: torch.Tensor, given: torch.Tensor) -> Any:
 def test_a_processor_that_gives_no_scores_is_named(processor: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run_processors([processor], torch.tensor([1]), torch.zeros(SMALL_VOCAB))
-
-
-def test_processors_get_copies_and_work_in_turn() -> None:
-    scores = torch.zeros(SMALL_VOCAB)
-    processors = (lambda ids, given: given.add_(1), lambda ids, given: given.double() * 2)
-    found = run_processors(processors, torch.tensor([1]), scores)
-    assert (found.dtype, found.unique().tolist()) == (torch.float32, [2.0])
-    assert (scores == 0).all()
 
 
 def test_criteria_are_all_asked_and_any_of_them_stops() -> None:
@@ -364,29 +308,6 @@ def test_sampling_follows_the_softmax_at_the_temperature() -> None:
     found = torch.bincount(chosen, minlength=4) / count
     torch.testing.assert_close(found, (logits[0] / 0.5).softmax(0), atol=0.01, rtol=0)
     assert found[3] == 0
-
-
-@given(
-    seed=st.integers(0, 99),
-    top_k=st.sampled_from([None, 1, 7, 60, 1000]),
-    top_p=st.sampled_from([0.01, 0.5, 0.95, 1.0]),
-)
-def test_the_likeliest_are_those_transformers_keeps(
-    seed: int, top_k: int | None, top_p: float
-) -> None:
-    logits = 3 * torch.randn(5, 60, generator=torch.Generator().manual_seed(seed))
-    logits[:, 10:20] = float("-inf")
-    temperatures = torch.tensor([0.2, 0.5, 1.0, 1.7, 3.0])
-    expected = logits / temperatures.unsqueeze(1)
-    if top_k is not None:
-        expected = TopKLogitsWarper(top_k)(None, expected)
-    if top_p < 1.0:
-        expected = TopPLogitsWarper(top_p)(None, expected)
-    found = keep_likeliest(
-        logits, temperatures=temperatures, top_k=top_k, top_p=torch.full((5,), top_p)
-    )
-    assert torch.equal(found.isfinite(), expected.isfinite())
-    assert torch.equal(found[found.isfinite()], logits[found.isfinite()])
 
 
 def test_as_likely_as_the_last_one_kept_is_kept() -> None:

@@ -20,10 +20,7 @@ from corpus_asr.decoding.batch import encode_windows
 from corpus_asr.decoding.device import (
     CudaRecorder,
     FinishedFlags,
-    StepGraphs,
     out_of_memory_by_name,
-    upload,
-    upload_stack,
 )
 from corpus_asr.decoding.protocols import (
     AlignJob,
@@ -284,14 +281,6 @@ def test_each_rung_is_recorded_once_and_replayed_from_then_on() -> None:
     assert (recorder.warmed, recorder.recorded) == (0, 0)
 
 
-def test_steps_of_beams_are_recorded_likewise() -> None:
-    recorder = Counting()
-    tasks = [[ask("beams", number) for number in range(8)] for _ in range(3)]
-    run(Steady(), tasks, slots=9, recorder=recorder)
-    assert recorder.recorded <= recorder.warmed <= 3  # 1, 2 and 3 places
-    assert recorder.replayed > 10 * recorder.recorded
-
-
 class Failing(Counting):
     """Cannot record."""
 
@@ -315,48 +304,6 @@ def test_where_nothing_can_be_recorded_steps_are_run_and_that_is_said_once(
     ]
     kinds = ("greedy", "sampled")
     check(found, [[(kind, number) for kind in kinds] for number in range(5)])
-
-
-def test_a_step_is_recorded_once_it_has_been_run_often_enough() -> None:
-    recorder, steps = Counting(), torch.zeros(1)
-    recorder.warm_ups = 3
-    graphs = StepGraphs(4, recorder)
-    seen = []
-
-    def step() -> None:
-        steps.add_(1)
-
-    for _ in range(5):
-        graphs.run("key", step)
-        seen.append((recorder.warmed, recorder.recorded, recorder.replayed))
-    assert seen == [(1, 0, 0), (2, 0, 0), (3, 0, 0), (3, 1, 1), (3, 1, 2)]
-    assert steps.item() == 5
-
-
-def test_rungs_are_powers_of_two_up_to_all_places() -> None:
-    graphs = StepGraphs(12, Counting())
-    assert [graphs.rung(active) for active in range(1, 13)] == [1, 2, 4, 4, *[8] * 4, *[12] * 4]
-
-
-CPU = torch.device("cpu")
-longs = st.integers(-(2**63), 2**63 - 1)
-floats = st.floats(width=64, allow_nan=False)
-
-
-@given(st.lists(st.one_of(st.lists(longs), st.lists(floats, min_size=1)), min_size=1, max_size=6))
-def test_numbers_arrive_as_they_were_sent(parts: list[list[int]] | list[list[float]]) -> None:
-    assert [tensor.tolist() for tensor in upload(CPU, *parts)] == parts
-
-
-def test_tensors_keep_shape_and_type() -> None:
-    block = torch.arange(6).view(2, 3)
-    found, empty, halves = upload(CPU, block, [], [0.5, 1.0])
-    assert torch.equal(found, block)
-    assert (empty.dtype, empty.shape) == (torch.long, (0,))
-    assert (halves.dtype, halves.tolist()) == (torch.float64, [0.5, 1.0])
-    rows = [torch.full((2, 3), float(n), dtype=torch.float16) for n in range(4)]
-    stacked = upload_stack(rows, CPU)
-    assert (stacked.dtype, stacked.tolist()) == (torch.float16, torch.stack(rows).tolist())
 
 
 @pytest.mark.parametrize("behind", [False, True])

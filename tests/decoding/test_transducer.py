@@ -1,6 +1,5 @@
 """Greedy search of transducers against transformers' `generate`, and by itself."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,46 +92,6 @@ def test_rounds_of_any_size_give_the_same(pair: Pair, monkeypatch: pytest.Monkey
             assert row.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
 
-def plain_steps(network: Any, encoded: Tensor) -> list[tuple[int, int]]:
-    """Search one row step by step, without anything that makes it fast."""
-    found: list[tuple[int, int]] = []
-    predicted, state = network.predict(torch.tensor([network.blank]), None)
-    frame = symbols = 0
-    while frame < len(encoded):
-        scores = network.join(encoded[frame : frame + 1], predicted)[0]
-        token = int(scores[: network.vocab_size].argmax())
-        if network.durations:
-            duration = network.durations[int(scores[network.vocab_size :].argmax())]
-            duration = max(1, duration) if token == network.blank else duration
-        else:
-            duration = int(token == network.blank)
-        symbols += 1
-        if duration == 0 and symbols == network.max_symbols:
-            duration = 1
-        found.append((token, duration))
-        if token != network.blank:
-            predicted, state = network.predict(torch.tensor([token]), state)
-        frame += duration
-        symbols = 0 if duration else symbols
-    return found
-
-
-@pytest.mark.parametrize("most", [1, 3])
-def test_steps_are_those_of_a_plain_loop(pair: Pair, most: int) -> None:
-    network = pair.ours
-    values, _ = features(*LENGTHS, seed=4)
-    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
-        patch.setattr(network, "max_symbols", most)
-        states, lengths = network.encoder.encode(values, num_frames=list(LENGTHS))
-        encoded = network.encoder_projector(states)
-        steps = GreedySearch(network)(encoded, lengths)
-        for row, length in enumerate(lengths.tolist()):
-            count = int(steps.counts[row])
-            found = zip(steps.tokens[row, :count].tolist(), steps.durations[row, :count].tolist(),
-                        strict=True)  # fmt: skip
-            assert list(found) == plain_steps(network, encoded[row, :length])
-
-
 class Scripted:
     """Says fixed tokens at fixed positions, whatever it said before."""
 
@@ -175,12 +134,3 @@ def test_rows_without_positions_say_nothing() -> None:
     steps = GreedySearch(Scripted((), 2))(encoded, torch.tensor([0, 0]))
     rows = steps.emissions(blank=0).rows()
     assert [row.tokens for row in rows] == [(), ()]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_half_the_precision_is_enough(kind: str, tmp_path: Path) -> None:
-    pair = parakeet_pair(kind, tmp_path)
-    half = type(pair.ours).from_pretrained(pair.folder, dtype=torch.bfloat16)
-    values, _ = features(80, 40)
-    rows = half.transcribe(values.bfloat16(), num_frames=[80, 40]).rows()
-    assert all(len(row.tokens) == len(row.frames) for row in rows)

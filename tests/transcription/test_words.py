@@ -325,21 +325,6 @@ def test_the_path_is_that_of_transformers(cost: np.ndarray) -> None:
     assert_same_path(cost)
 
 
-def test_long_and_narrow_matrices_and_no_numbers_have_the_path_of_transformers() -> None:
-    for shape in [(1, 1), (1, 40), (40, 1), (2, 60), (60, 2), (30, 200)]:
-        assert_same_path(np.random.default_rng(0).normal(size=shape))
-    cost = np.random.default_rng(1).normal(size=(6, 9))
-    cost[2, 3] = np.nan
-    assert_same_path(cost)
-    assert_same_path(np.full((3, 4), np.nan))
-
-
-@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
-def test_an_empty_matrix_has_no_path(shape: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=r"found a matrix of shape \(\d, \d\), expected at least"):
-        begins_on_path(np.zeros(shape))
-
-
 @pytest.mark.parametrize("width", [1, 3, 7, 13])
 @pytest.mark.parametrize("shape", [(20,), (3, 20), (2, 3, 17), (2, 1, 300, 301)])
 def test_the_median_is_that_of_scipy_and_transformers(shape: tuple[int, ...], width: int) -> None:
@@ -363,12 +348,6 @@ def test_rows_too_short_to_reflect_and_no_numbers_are_filtered_as_transformers_d
         weights[..., 3:5] = np.nan
         wanted = _median_filter(torch.from_numpy(weights), width).numpy()
         np.testing.assert_array_equal(median_filter(weights, width), wanted)
-
-
-@pytest.mark.parametrize("width", [-1, 0, 2, 8])
-def test_a_median_needs_an_odd_width(width: int) -> None:
-    with pytest.raises(ValueError, match=f"found width {width}, expected an odd one"):
-        median_filter(np.zeros((1, 9), dtype=np.float32), width)
 
 
 TEXTS = [
