@@ -3,12 +3,10 @@
 What is written appears complete or not at all, and loads in openai-whisper and in transformers.
 """
 
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from corpus_asr.families.weights import (
     stored_tensors,
     without_weights,
 )
-from corpus_asr.families.whisper.config import GenerationConfig, WhisperConfig, tokens_to_decode
+from corpus_asr.families.whisper.config import GenerationConfig, WhisperConfig
 from corpus_asr.families.whisper.model import WhisperSeq2SeqLM
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.models.whisper.processor import WhisperFeatureExtractor
@@ -53,7 +51,6 @@ Dimensions = dict[str, int]
 
 # Everything else of a folder is copied as it is.
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".msgpack", ".h5", ".index.json")
-_TIMESTAMPS = 1501  # 0.00 to 30.00 s in steps of 0.02 s, both ends included
 _OPENAI_VOCABULARIES = (51_864, 51_865, 51_866)
 _TIED = "proj_out.weight"
 _EMBEDDING = "model.decoder.embed_tokens.weight"
@@ -61,17 +58,6 @@ _FIXED = "encoder.embed_positions.weight"
 _OPENAI_FIXED = "encoder.positional_embedding"
 # The files that OpenAI publishes are in float16, positions included.
 _HALF_ROUNDING = 2.0**-10  # twice what rounding to float16 changes numbers up to 1
-
-# Signs that mark speakers, music and noises in subtitles, and are never spoken.
-# Source: openai-whisper `tokenizer.py`, `non_speech_tokens`.
-_MARKS = [
-    *'"#()*+/:;<=>@[\\]^_`{|}~「」『』',
-    *("<<", ">>", "<<<", ">>>", "--", "---", "-(", "-[", "('", '("', "((", "))", "(((", ")))"),
-    *("[[", "]]", "{{", "}}", "♪♪", "♪♪♪"),
-]
-_MUSIC = "♩♪♫♬♭♮♯"
-# Allowed within words, not in front of one.
-_JOINERS = ("-", "'")
 
 
 def convert(
@@ -85,7 +71,7 @@ def convert(
 
     The suffixes select the direction: `.pt` is OpenAI's, all else a folder. A `dtype` of None keeps
     the stored one, and makes float16 of INT8 weights. A .pt source alone has a `tokenizer`: the
-    folder of a checkpoint with the same vocabulary.
+    folder of a checkpoint of the same size, whose settings it gets as well.
     """
     if target.exists():
         raise ConfigError(f"converting to {target}: found it, expected none; choose another name")
@@ -135,12 +121,11 @@ def _openai_to_folder(
         )
     renamed = {names[name]: tensor for name, tensor in tensors.items()}
     with _appearing(target) as folder:
-        loaded = WhisperTokenizer.from_pretrained(tokenizer)
-        loaded.save_pretrained(folder)
-        config = _config_for(dimensions, loaded)
+        WhisperTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+        config, generation = _settings_for(dimensions, tokenizer)
         _check_shapes(renamed, config, source)
         config.save_pretrained(folder)
-        _generation_for(dimensions, loaded, file_name=source.name).save_pretrained(folder)
+        generation.save_pretrained(folder)
         WhisperFeatureExtractor(feature_size=dimensions["n_mels"]).save_pretrained(folder)
         save_weights(folder, _typed(renamed, dtype))
     return _words(tensors, target)
@@ -260,55 +245,20 @@ def _words(tensors: Mapping[str, Tensor], target: Path) -> str:
 # Settings files for weights that came without any
 
 
-def _config_for(dimensions: Dimensions, tokenizer: WhisperTokenizer) -> WhisperConfig:
-    needed = tokenizer.timestamp_begin + _TIMESTAMPS
-    if dimensions["n_vocab"] < needed:
+def _settings_for(dimensions: Dimensions, base: Path) -> tuple[WhisperConfig, GenerationConfig]:
+    config = WhisperConfig.from_pretrained(base)
+    if config.vocab_size != dimensions["n_vocab"]:
         raise CheckpointError(
-            f"converting a model of {dimensions['n_vocab']} tokens: its tokenizer has {needed}; "
-            "pass its own with --tokenizer"
+            f"converting a model of {dimensions['n_vocab']} tokens: {base} has "
+            f"{config.vocab_size}; pass a checkpoint of the same size with --tokenizer"
         )
-    return WhisperConfig(
-        **config_values(dimensions),
-        decoder_start_token_id=tokenizer.sot,
-        bos_token_id=tokenizer.eot,
-        eos_token_id=tokenizer.eot,
-        pad_token_id=tokenizer.eot,
-        begin_suppress_tokens=_begin_suppressed(tokenizer),
-        suppress_tokens=_suppressed(tokenizer),
-    )
-
-
-def _generation_for(
-    dimensions: Dimensions, tokenizer: WhisperTokenizer, *, file_name: str
-) -> GenerationConfig:
-    return GenerationConfig(
-        **tokens_to_decode(tokenizer),
-        bos_token_id=tokenizer.eot,
-        pad_token_id=tokenizer.eot,
-        suppress_tokens=_suppressed(tokenizer),
-        begin_suppress_tokens=_begin_suppressed(tokenizer),
-        alignment_heads=alignment_heads(file_name, dimensions),
-        max_length=dimensions["n_text_ctx"],
-    )
-
-
-def _begin_suppressed(tokenizer: WhisperTokenizer) -> tuple[int, ...]:
-    # No text starts with a space, or ends before its start.
-    return (*tokenizer.encode(" ", add_special_tokens=False), tokenizer.eot)
-
-
-def _suppressed(tokenizer: WhisperTokenizer) -> tuple[int, ...]:
-    encode = partial(tokenizer.encode, add_special_tokens=False)
-    tokens = {encode(f" {joiner}")[0] for joiner in _JOINERS}
-    for mark in (*_MARKS, *_MUSIC):
-        for ids in (encode(mark), encode(f" {mark}")):
-            # The musical symbols share their first bytes only with other symbols.
-            if len(ids) == 1 or mark in _MUSIC:
-                tokens.add(ids[0])
-    start_of_lm = tokenizer.start_of_prev - 1
-    tokens |= {tokenizer.translate, tokenizer.transcribe, tokenizer.no_speech}
-    tokens |= {tokenizer.sot, tokenizer.start_of_prev, start_of_lm}
-    return tuple(sorted(tokens))
+    generation = GenerationConfig.from_pretrained(base)
+    generation.max_length = dimensions["n_text_ctx"]
+    sizes = config_values(dimensions)
+    decoder = ("decoder_layers", "decoder_attention_heads")
+    if any(getattr(config, name) != sizes[name] for name in decoder):
+        generation.alignment_heads = None  # those of another network
+    return WhisperConfig.from_dict({**config.to_dict(), **sizes, "dtype": None}), generation
 
 
 # OpenAI's .pt files, of which nothing is executed. Sources: openai-whisper `model.py` and
@@ -433,61 +383,3 @@ def tensor_names(dimensions: Dimensions) -> dict[str, str]:
                 key = f"{stack}.blocks.{layer}.{openai}.{kind}"
                 names[key] = f"model.{stack}.layers.{layer}.{name}.{kind}"
     return names
-
-
-# Heads whose cross-attention follows the words in time
-# Source: openai-whisper `__init__.py`, `_ALIGNMENT_HEADS`, written out as (layer, head).
-
-Heads = tuple[tuple[int, int], ...]
-
-
-def _heads(text: str) -> Heads:
-    pairs = (pair.split(".") for pair in text.split())
-    return tuple((int(layer), int(head)) for layer, head in pairs)
-
-
-ALIGNMENT_HEADS: dict[str, Heads] = {
-    "tiny.en": _heads("1.0 2.0 2.5 3.0 3.1 3.2 3.3 3.4"),
-    "tiny": _heads("2.2 3.0 3.2 3.3 3.4 3.5"),
-    "base.en": _heads("3.3 4.7 5.1 5.5 5.7"),
-    "base": _heads("3.1 4.2 4.3 4.7 5.1 5.2 5.4 5.6"),
-    "small.en": _heads(
-        "6.6 7.0 7.3 7.8 8.2 8.5 8.7 9.0 9.4 9.8 9.10 10.0 10.1 10.2 10.3 10.6 10.11 11.2 11.4"
-    ),
-    "small": _heads("5.3 5.9 8.0 8.4 8.7 8.8 9.0 9.7 9.9 10.5"),
-    "medium.en": _heads(
-        "11.4 14.1 14.12 14.14 15.4 16.0 16.4 16.9 17.12 17.14 18.7 18.10 18.15 20.0 20.3 20.9 "
-        "20.14 21.12"
-    ),
-    "medium": _heads("13.15 15.4 15.15 16.1 20.0 23.4"),
-    "large-v1": _heads("9.19 11.2 11.4 11.17 22.7 22.11 22.17 23.2 23.15"),
-    "large-v2": _heads(
-        "10.12 13.17 16.11 16.12 16.13 17.15 17.16 18.4 18.11 18.19 19.11 21.2 21.3 22.3 22.9 "
-        "22.12 23.5 23.7 23.13 25.5 26.1 26.12 27.15"
-    ),
-    "large-v3": _heads("7.0 10.17 12.18 13.12 16.1 17.14 19.11 21.4 24.1 25.6"),
-    "large-v3-turbo": _heads("2.4 2.11 3.3 3.6 3.11 3.14"),
-}
-_SIZES = {(4, 6): "tiny", (6, 8): "base", (12, 12): "small", (24, 16): "medium"}
-_ENGLISH_VOCABULARY = 51_864
-_V3_VOCABULARY = 51_866
-
-
-def alignment_heads(file_name: str, dimensions: Dimensions) -> Heads | None:
-    """Return the heads of the published model of these sizes; None if there is none.
-
-    A fine-tuned model keeps its base model's heads.
-    """
-    layers, heads = dimensions["n_text_layer"], dimensions["n_text_head"]
-    vocabulary = dimensions["n_vocab"]
-    if vocabulary == _V3_VOCABULARY:
-        name = {(32, 20): "large-v3", (4, 20): "large-v3-turbo"}.get((layers, heads))
-    elif (layers, heads) == (32, 20):
-        # large-v1 and large-v2 have equal sizes, so the file's name decides.
-        match = re.search(r"large-v[12]", file_name)
-        name = match[0] if match else None
-    else:
-        # A distilled model has fewer decoder layers than encoder layers, and other heads.
-        name = _SIZES.get((layers, heads)) if dimensions["n_audio_layer"] == layers else None
-        name = f"{name}.en" if name and vocabulary == _ENGLISH_VOCABULARY else name
-    return ALIGNMENT_HEADS[name] if name else None

@@ -150,11 +150,10 @@ class GenerationConfig(generation_config.GenerationConfig):
         # If only weights are loaded, files missing in their folder are ignored.
         if not any((folder / name).is_file() for name in (TOKENIZER_NAME, VOCAB_NAME)):
             return {}
-        return tokens_to_decode(WhisperTokenizer.from_pretrained(folder))
+        return _tokens_to_decode(WhisperTokenizer.from_pretrained(folder))
 
 
-def tokens_to_decode(tokenizer: WhisperTokenizer) -> dict[str, Any]:
-    """Return the settings implied by a tokenizer: control tokens, languages and tasks."""
+def _tokens_to_decode(tokenizer: WhisperTokenizer) -> dict[str, Any]:
     ids: dict[str, Any] = {
         "decoder_start_token_id": tokenizer.sot,
         "eos_token_id": tokenizer.eot,

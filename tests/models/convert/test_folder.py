@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.models.auto import AutoProcessor
-from corpus_asr.models.convert import ALIGNMENT_HEADS, convert
+from corpus_asr.models.convert import convert
 from corpus_asr.models.speech2text import Speech2TextForConditionalGeneration
 from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_speech2text, tiny_whisper
@@ -77,18 +77,22 @@ def test_a_file_of_openai_becomes_a_folder(folder: Path, tmp_path: Path) -> None
         torch.nn.init.normal_(parameter, std=0.1)
     source = tmp_path / "theirs.pt"
     torch.save({"dims": dimensions.__dict__, "model_state_dict": theirs.state_dict()}, source)
-    target = tmp_path / "folder"
-    convert(source, target, tokenizer=folder)
+    base, target = shutil.copytree(folder, tmp_path / "base"), tmp_path / "folder"
+    settings = json.loads((base / "generation_config.json").read_text())
+    with_heads = json.dumps({**settings, "alignment_heads": [[1, 0]]})
+    (base / "generation_config.json").write_text(with_heads)
+    convert(source, target, tokenizer=base)
     ours = WhisperForConditionalGeneration.from_pretrained(target)
     features, tokens = inputs()
     with torch.inference_mode():
         found = ours(features, decoder_input_ids=tokens).logits
         torch.testing.assert_close(found, theirs(features, tokens), atol=1e-5, rtol=1e-4)
-    settings = json.loads((target / "generation_config.json").read_text())
-    tokenizer = whisper.tokenizer.get_tokenizer(True)
-    for token in tokenizer.non_speech_tokens:
-        assert token in settings["suppress_tokens"]
-    assert settings["lang_to_id"]["<|ja|>"] == tokenizer.to_language_token("ja")
+    # All settings but the heads of a decoder of other sizes.
+    assert json.loads((target / "generation_config.json").read_text()) == settings
+    dimensions.n_vocab = 51866
+    torch.save({"dims": dimensions.__dict__, "model_state_dict": {}}, source)
+    with pytest.raises(CheckpointError, match=r"of 51866 tokens: .* has 51865; pass a check"):
+        convert(source, tmp_path / "x", tokenizer=folder)
 
 
 def test_shards_and_types(folder: Path, tmp_path: Path) -> None:
@@ -113,23 +117,6 @@ def test_weights_of_other_frameworks_are_refused_with_the_cure(
     (tmp_path / "flax_model.msgpack").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"flax_model.msgpack, expected .* transformers 4"):
         WhisperForConditionalGeneration.from_pretrained(tmp_path)
-
-
-def test_published_alignment_heads_are_found_by_size() -> None:
-    from whisper import _ALIGNMENT_HEADS
-
-    for name, encoded in _ALIGNMENT_HEADS.items():
-        known = {"large": "large-v3", "turbo": "large-v3-turbo"}.get(name, name)
-        model = whisper.model.Whisper.__new__(whisper.model.Whisper)
-        torch.nn.Module.__init__(model)
-        layers, heads = {
-            "tiny": (4, 6), "base": (6, 8), "small": (12, 12), "medium": (24, 16),
-            "large-v3-turbo": (4, 20),
-        }.get(known.removesuffix(".en"), (32, 20))  # fmt: skip
-        model.dims = type("D", (), {"n_text_layer": layers, "n_text_head": heads})()
-        model.set_alignment_heads(encoded)
-        expected = tuple(map(tuple, model.alignment_heads.indices().T.tolist()))
-        assert ALIGNMENT_HEADS[known] == expected, name
 
 
 @pytest.mark.long
