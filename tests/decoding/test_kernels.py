@@ -325,12 +325,3 @@ def test_where_all_ways_cost_the_same_it_is_the_one_along_the_positions(value: f
     timing = TokenTiming(first=1, count=4, positions=17, filter_width=3)
     expected = alignment.token_begins(window, timing)
     assert side_by_side([window, window], [timing, timing]) == [expected] * 2
-
-
-def test_steps_are_those_of_the_path() -> None:
-    rng = np.random.default_rng(0)
-    # Few values, so that many ways cost the same.
-    for shape in ((1, 1), (1, 9), (9, 1), (5, 17), (17, 5)):
-        cost = rng.choice(np.array([-1.0, 0.0, 0.5, 2.0], dtype=np.float32), shape)
-        (found,) = alignment._warp_on_device(torch.from_numpy(cost).unsqueeze(0))
-        assert np.array_equal(found.numpy(), alignment._last_steps(cost))

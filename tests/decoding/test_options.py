@@ -23,7 +23,6 @@ from corpus_asr.decoding.options import (
     gumbel_noise,
     keep_likeliest,
     run_processors,
-    should_stop,
 )
 from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.slots import SlotScheduler
@@ -259,24 +258,6 @@ def forgets_to_return(ids: torch.Tensor, given: torch.Tensor) -> Any:
 def test_a_processor_that_gives_no_scores_is_named(processor: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run_processors([processor], torch.tensor([1]), torch.zeros(SMALL_VOCAB))
-
-
-def test_criteria_are_all_asked_and_any_of_them_stops() -> None:
-    asked: list[str] = []
-
-    def never(ids: torch.Tensor, scores: Any) -> bool:
-        asked.append("never")
-        return False
-
-    def at_three(ids: torch.Tensor, scores: Any) -> torch.Tensor:
-        asked.append("at three")
-        return torch.tensor([ids.shape[1] >= 3])
-
-    assert should_stop([at_three, never], torch.tensor([1, 2, 3]), None)
-    assert not should_stop([never, at_three], torch.tensor([1, 2]), None)
-    assert asked == ["at three", "never", "never", "at three"]
-    with pytest.raises(ValueError, match="tensor of shape \\(2,\\), expected a bool"):
-        should_stop([lambda ids, scores: torch.tensor([True, False])], torch.tensor([1]), None)
 
 
 def test_noise_depends_on_seed_position_and_token_alone() -> None:

@@ -259,31 +259,6 @@ def test_any_recording_splits_as_in_transformers(pairs, data):
         merged(pairs["tiny"], [output], timestamps)
 
 
-def spoken(tokenizer, text: str, *, start: int, end: int) -> list[int]:
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    return [tokenizer.timestamp_begin + start, *ids, tokenizer.timestamp_begin + end]
-
-
-@pytest.mark.parametrize("timestamps", [True, False, "word"])
-def test_overlapping_chunks_of_real_text_merge_at_what_they_share(pairs, timestamps):
-    ours, begun = pairs["v3"].ours, " The north wind and the sun were disputing which was the"
-    left = spoken(ours, begun, start=0, end=1500)
-    right = spoken(ours, " sun were disputing which was the stronger.", start=60, end=900)
-    head = list(ours.prompt("en", "transcribe", True))
-    outputs = [
-        {
-            "tokens": np.array([[*head, *ids, ours.eot]]),
-            "token_timestamps": np.linspace(0, 29, len(ids) + 5)[None],
-            "stride": stride,
-        }
-        for ids, stride in ((left, (30.0, 0.0, 5.0)), (right, (30.0, 5.0, 0.0)))
-    ]
-    found = merged(pairs["v3"], outputs, timestamps, language=True)
-    assert found[0] == " The north wind and the sun were disputing which was the stronger."
-    assert {chunk["language"] for chunk in found[1]["chunks"]} == {"english"}
-    assert merged(pairs["v3"], [], timestamps)[0] == ""
-
-
 LANGUAGE_TEXTS = {
     "english": " \"Don't,\" he said (twice): 'no -- no!' It's [here]. ½ ünïcödé €5... ",
     "japanese": "「北風と太陽」が、言い争っていました。",
