@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import compare, rows, tables
 from benchmarks.rows import ROWS, Set
-from benchmarks.tables import drawn, fill, verdict
+from benchmarks.tables import drawn
 from corpus_asr.families.registry import resolve
 
 # It answers as a worker does: the wrong text for one row, and a failure for another.
@@ -77,39 +77,11 @@ def test_rounds_alternate_and_medians_stand_with_error_rates_and_failures(place)
     assert found["hardware"]["cores"] >= 1
 
 
-def test_an_interrupted_measurement_keeps_its_rounds(place):
-    run(place, "--sets", "small", "--rounds", 1)
-    assert turns(place) == ["one", "split"]
-    run(place)
-    assert turns(place) == ["one", "split"] * 2
-    assert len((place / "out" / "rounds.jsonl").read_text().splitlines()) == 4 + 2  # failures
-    run(place)
-    assert turns(place) == ["one", "split"] * 2
-
-
 def test_every_set_names_rows_and_each_of_them_defaults_or_options():
     for each in rows.SETS:
         assert set(each.rows) <= set(ROWS)
         assert ROWS[each.rows[0]].name.startswith("corpus-asr ")
     assert all(callable(resolve(row.engine)) for row in ROWS.values())
-
-
-def test_checkpoints_of_one_language_are_given_none():
-    base, english = (
-        ROWS["openvino"].options_for(f"whisper-{name}", 1, Path("models"))
-        for name in ("base", "tiny.en")
-    )
-    assert (base["language"], base["task"]) == ("<|en|>", "transcribe")
-    assert english == {"model": "models/openvino-int8-whisper-tiny.en", "threads": 1}
-
-
-def test_workers_and_threads_are_as_many_as_the_set_has_threads():
-    one, split = (
-        ROWS[key].options_for("whisper-base", 2, Path("models"))
-        for key in ("openvino", "openvino-best")
-    )
-    assert (one["threads"], "workers" in one) == (2, False)
-    assert (split["threads"], split["workers"]) == (1, 2)
 
 
 def row(name: str, cpu_s: float, rate: float) -> dict:
@@ -134,26 +106,6 @@ def test_who_takes_least_stands_first_and_failures_below():
     assert lines[3].startswith("| corpus-asr x | 60.0 | 10.0 | 30.0 | 20.0 | 7.00 % |")
     assert "c: not measured (RuntimeError: none)." in text
     assert "medians of 2 rounds" in text
-
-
-@pytest.mark.parametrize(("ours", "ratio"), [(40.0, "0.80"), (60.0, "1.20")])
-def test_the_statement_says_who_loses(ours, ratio):
-    rows = sorted(
-        [row("corpus-asr x", ours, 0.08), row("p", 50.0, 0.07)],
-        key=lambda r: r["cpu_s"],
-    )
-    said = verdict(rows)
-    assert f"`corpus-asr x` takes {ratio} times the CPU time of `p`" in said
-    assert "`p` has the lowest error rate" in said
-
-
-def test_only_what_stands_between_the_marks_changes(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- measured: a -->\nold\n<!-- end -->\nafter\n")
-    fill(page, "a", "new")
-    assert page.read_text() == "before\n<!-- measured: a -->\nnew\n<!-- end -->\nafter\n"
-    with pytest.raises(ValueError, match="found 0 places named 'b'"):
-        fill(page, "b", "new")
 
 
 def test_both_pages_are_written_with_the_figures_next_to_them(tmp_path):

@@ -9,8 +9,6 @@ import pytest
 from benchmarks import peer_suites
 from benchmarks.peer_suites import COPY, classified, drawn, main, run_suite
 
-pytestmark = pytest.mark.long
-
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs" / "reference" / "transformers.md"
 SUITE = """
@@ -50,6 +48,7 @@ class MadeTest(unittest.TestCase):
 """
 
 
+@pytest.mark.slow
 def test_each_test_is_run_with_both_classes_and_has_its_reason(tmp_path: Path) -> None:
     (tmp_path / "test_made.py").write_text(SUITE)
     reasons = {"inside": {"test_reaches_inside": "looks inside"}}

@@ -7,7 +7,6 @@ import re
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,16 +16,12 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
 from corpus_asr.config.run import PseudoLabelConfig
-from corpus_asr.formats.options import FormatName
 from corpus_asr.pipelines.evaluate import evaluate
 from corpus_asr.pipelines.pseudo_label import label
-from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.text.normalize import numbers_in_figures
-from corpus_asr.units import SAMPLE_RATE_HZ
 from corpus_asr.view.catalogue import Library
 from corpus_asr.view.search import Filters, find, parse_query
-from tests.support.audio import read_clip
 from tests.support.cluster import ray_session
 from tests.support.logs import logging_put_back
 from tests.support.spoken import NAMES, REFERENCES, REPOSITORY, Sentence, error_rate, spoken
@@ -115,24 +110,6 @@ def test_words_are_timed(transcribed: Heard, output: Path) -> None:
     assert times.end_median_s <= 0.2
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("transcribed")
-def test_the_transcriber_says_the_same_and_writes_the_same_files(
-    output: Path, tmp_path: Path
-) -> None:
-    path = str(SPOKEN["inaugural.flac"].path)
-    formats = [name for name in get_args(FormatName) if name != "rttm"]  # which needs speakers
-    with Transcriber("whisper-tiny.en") as transcriber:
-        found = transcriber.transcribe(path, word_timestamps=True)
-    saved = found.save(tmp_path / "saved", *formats)
-    asked = [option for name in formats for option in ("--format", name)]
-    call("export", str(output), "--to", str(tmp_path / "exported"), "--uri", f"*{path}", *asked)
-    for name in saved:
-        exported = tmp_path / "exported" / Path(name).name
-        assert Path(name).read_text() == exported.read_text()
-    assert len(saved) == len(formats) == len(list((tmp_path / "exported").iterdir()))
-
-
 def call(*arguments: str) -> str:
     done = CliRunner().invoke(cli.app, list(arguments))
     assert done.exit_code == 0, done.output
@@ -209,40 +186,3 @@ def test_what_is_kept_as_training_data_is_right(output: Path, tmp_path: Path) ->
         ]
         said.append(" ".join(words))
     assert error_rate(said, [row["text"] for row in rows]) <= 0.15
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_session")
-def test_ray_hears_the_same(transcribed: Heard, tmp_path: Path) -> None:
-    assert run_demo(tmp_path / "output") == transcribed
-
-
-MAX_BYTES = 1_500_000
-MAX_BYTES_OF_CLIPS = 8_000_000  # all committed recordings
-
-
-def test_the_recordings_are_small() -> None:
-    data = REFERENCES.parent
-    sizes = [path.stat().st_size for path in (data / "spoken").iterdir()]
-    assert len(sizes) == len(NAMES)
-    assert sum(sizes) <= MAX_BYTES
-    folders = (data / name for name in ("spoken", "clips", "speech"))
-    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= MAX_BYTES_OF_CLIPS
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_references_follow_each_other_within_the_recording(name: str) -> None:
-    one = SPOKEN[name]
-    assert " ".join(sentence.text for sentence in one.sentences) == one.text
-    length_s = len(read_clip(one.path)) / SAMPLE_RATE_HZ
-    assert 10 <= length_s <= 180
-    assert one.sentences[-1].end_s < length_s
-    assert all(sentence.start_s < sentence.end_s for sentence in one.sentences)
-    for before, after in pairwise(one.sentences):
-        assert before.end_s < after.start_s
-    for word, following in pairwise(one.words):
-        assert word["start_s"] <= word["end_s"] <= following["start_s"] + 0.001
-    said = one.text.replace("-", " ").split()
-    assert [word["word"] for word in one.words] == [each.strip(".,?:;") for each in said]

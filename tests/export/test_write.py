@@ -88,16 +88,6 @@ def exported(store: OutputStore, to: Path, *formats: str, **selection: Any) -> d
     return texts(to)
 
 
-def test_parts_from_many_objects_come_together_in_the_order_of_time(
-    store: OutputStore, to: Path
-) -> None:
-    add(store, transcribed("b.wav", 1, "three", "four"), transcribed("a.wav", 0, "x"))
-    add(store, transcribed("b.wav", 0, "one", "two", last=False))
-    summary = export(store, str(to), options("txt"), Selection())
-    assert texts(to) == {"a.txt": "x\n", "b.txt": "one\ntwo\nthree\nfour\n"}
-    assert (summary.recordings, summary.segments, summary.files) == (2, 5, 2)
-
-
 def test_what_was_committed_twice_is_there_once_and_new_content_replaces_old(
     store: OutputStore, to: Path
 ) -> None:

@@ -30,7 +30,6 @@ USUAL: dict[str, Any] = {
     "temperature": 0.0, "logprob_threshold": None, "no_speech_threshold": None,
     "compression_ratio_threshold": None, "language": "en", "vad_filter": False,
 }  # fmt: skip
-TIMED = "tests.support.recognizers:Counting"
 UNTIMED = "tests.support.recognizers:Untimed"
 
 
@@ -64,13 +63,11 @@ def assert_timed(found: Transcript) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["Whisper", "Speech2Text", "TDT", "other CTC", TIMED])
+@pytest.mark.parametrize("name", ["Whisper", "Speech2Text", "TDT"])
 def test_words_of_every_family_are_timed(models: dict[str, Path], name: str) -> None:
-    model: dict[str, Any] = {"recognizer": name} if name == TIMED else {}
-    checkpoint = None if model else str(models[name])
     options = USUAL if name == "Whisper" else {"vad_filter": False}
     clip = SPEECH[: 5 * RATE_HZ]
-    with Transcriber(checkpoint, **model, **options, align_model=str(models["CTC"])) as made:
+    with Transcriber(str(models[name]), **options, align_model=str(models["CTC"])) as made:
         plain = made.transcribe(clip, sampling_rate=RATE_HZ)
         timed = made.transcribe(clip, sampling_rate=RATE_HZ, word_timestamps=True)
         assert_timed(timed)
@@ -83,23 +80,6 @@ def test_words_of_every_family_are_timed(models: dict[str, Path], name: str) -> 
         aligned = made.align(clip, timed.text, sampling_rate=RATE_HZ)
         assert "".join(one.text for one in aligned.segments).split() == timed.text.split()
         assert aligned.missing == ()
-
-
-@pytest.mark.long
-def test_it_times_the_words_of_each_of_several_models(
-    models: dict[str, Path], tmp_path: Path
-) -> None:
-    tiny_tokenizer(tmp_path / "tokenizer")
-    other = tiny_whisper(tmp_path / "de", seed=2, tokenizer=tmp_path / "tokenizer", **SHORT)
-    by_language = dict.fromkeys(("en", "de", "fr", "es"), str(other))
-    options = USUAL | {"language": ("en", "de", "fr", "es"), "word_timestamps": True}
-    clip = SPEECH[: 5 * RATE_HZ]
-    with Transcriber(
-        str(models["Whisper"]), by_language=by_language, align_model=str(models["CTC"]), **options
-    ) as made:
-        found = made.transcribe(clip, sampling_rate=RATE_HZ)
-        assert_timed(found)
-        assert made.align(clip, found.text, sampling_rate=RATE_HZ).missing == ()
 
 
 def test_checkpoints_of_other_kinds_are_refused(models: dict[str, Path]) -> None:

@@ -77,36 +77,6 @@ def said_in(config: RunConfig, *columns: str) -> Said:
 
 
 @pytest.fixture(scope="module")
-def routed(
-    models: list[Path], codes: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> RunConfig:
-    """A finished job that sends the second language to the other model."""
-    config = one_job(models, tmp_path_factory.mktemp("routed") / "out", language=codes)
-    config = with_section(config, "model", by_language={codes[1]: str(models[1])})
-    run(config, local=True, progress=None)
-    return config
-
-
-@pytest.mark.slow
-def test_each_recording_is_transcribed_as_by_its_model_alone(
-    routed: RunConfig, models: list[Path], codes: tuple[str, str], tmp_path: Path
-) -> None:
-    main = one_job(models, tmp_path / "main", language=codes)
-    run(main, local=True, progress=None)
-    other = one_job(models, tmp_path / "other", language=codes[1])
-    other = with_section(other, "model", checkpoint=str(models[1]))
-    run(other, local=True, progress=None)
-    found = said_in(routed)
-    assert found[ENGLISH] == said_in(main)[ENGLISH]
-    assert found[GERMAN] == said_in(other)[GERMAN]
-    assert found[GERMAN] != said_in(main)[GERMAN]
-    # How sure the main model is of the language comes along.
-    with_language = ("language", "language_probability")
-    detected = {row[-2:] for row in said_in(main, *with_language)[GERMAN]}
-    assert {row[-2:] for row in said_in(routed, *with_language)[GERMAN]} == detected
-
-
-@pytest.fixture(scope="module")
 def across(
     models: list[Path], codes: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> RunConfig:
@@ -171,20 +141,3 @@ def test_settings_that_one_of_the_families_cannot_honour_are_refused_by_name(
             load_engine(EngineSpec(config=config, device="cpu"))
         if "window_s" not in settings:  # Whisper's own windows are shorter
             assert f"model.by_language.{codes[1]}" in str(refused.value)
-
-
-@pytest.mark.slow  # what routes is the same without Ray; this shows that it reaches Ray's workers
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_session")
-def test_workers_of_ray_have_the_models_of_all_languages(across: RunConfig, tmp_path: Path) -> None:
-    config = with_section(across, "output", uri=str(tmp_path / "ray"))
-    summary = run(config, local=False, progress=None)
-    assert (summary.files, summary.failed) == (2, 0)
-    columns = ("model", "model_revision", "language", "language_probability")
-    assert said_in(config, *columns) == said_in(across, *columns)
-
-
-def test_rows_name_the_model_that_wrote_them(routed: RunConfig, models: list[Path]) -> None:
-    named = said_in(routed, "model", "model_revision")
-    for name, folder in ((ENGLISH, models[0]), (GERMAN, models[1])):
-        assert {row[-2:] for row in named[name]} == {(str(folder), model_revision(folder))}

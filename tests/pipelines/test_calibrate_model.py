@@ -136,13 +136,6 @@ def test_rows_of_other_weights_and_without_evidence_keep_their_confidence(tmp_pa
     assert {row["calibration"] for row in later} == {DEFAULT_MODEL.name}
 
 
-def test_the_json_has_the_figures(tmp_path: Path) -> None:
-    run(tmp_path)
-    data = json.loads(evaluate(tmp_path, "--json").stdout)["calibration"]
-    assert data["name"] == f"some/model {REVISION}"
-    assert data["segments"] == 300
-
-
 @pytest.mark.long
 def test_runs_that_cannot_be_calibrated_are_refused(tmp_path: Path) -> None:
     store = run(tmp_path / "few", recordings=6)
@@ -190,19 +183,6 @@ def test_one_of_another_family_is_refused(tmp_path: Path) -> None:
     del written["family"]
     store.write_json(CALIBRATION_NAME, written)
     assert calibration_for(config, target, model_revision=REVISION, family="parakeet_tdt")
-
-
-@pytest.mark.long
-def test_one_of_a_recognizer_is_named_after_its_class(tmp_path: Path) -> None:
-    for name, checkpoint in (("with", "my/weights"), ("without", "whisper-tiny.en")):
-        store = run(
-            tmp_path / name, family="package:Model", recognizer="package:Model",
-            checkpoint=checkpoint,
-        )  # fmt: skip
-        assert evaluate(tmp_path / name).exit_code == 0
-        calibration = read_calibration(store.uri, family="package:Model")
-        weights = " my/weights" if name == "with" else ""
-        assert calibration.name == f"package:Model{weights} {REVISION}"
 
 
 def test_what_is_no_calibration_is_refused(tmp_path: Path) -> None:

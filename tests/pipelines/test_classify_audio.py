@@ -136,14 +136,6 @@ def test_classes_are_those_of_transformers(
     assert [row["probability"] for row in rows] == pytest.approx(expected[best].tolist(), abs=CLOSE)
 
 
-def test_a_folder_of_labels_takes_no_transcripts(classes: RunConfig, whisper: Path) -> None:
-    settings = classes.model_dump(mode="json")
-    settings |= {"pipeline": "transcribe_corpus", "model": {"checkpoint": str(whisper)}}
-    other = RunConfig.model_validate(settings)
-    with pytest.raises(ConfigError, match=r"pipeline: was classify_audio, now transcribe_corpus"):
-        run(other, local=True, progress=None)
-
-
 def test_a_checkpoint_that_cannot_tell_is_refused_before_anything_is_read(
     whisper: Path, classifier: Path, tmp_path: Path
 ) -> None:

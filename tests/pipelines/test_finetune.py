@@ -26,10 +26,8 @@ from corpus_asr.families.weights import stored_tensors
 from corpus_asr.models.auto import AutoConfig, AutoProcessor
 from corpus_asr.pipelines import finetune
 from corpus_asr.pipelines.finetune import Examples, Finetuned, collate
-from corpus_asr.storage.stores.filesystem import upload
 from tests.support.audio import wav_bytes
 from tests.support.checkpoints import tiny_speech2text
-from tests.support.stores import s3_server
 from tests.support.tokenizers import tiny_speech2text_tokenizer
 from tests.support.training import spoken, tiny_student, training, write_set, write_shard
 
@@ -299,18 +297,6 @@ def test_files_without_audio_or_text_are_refused(
     path.write_bytes(b"no table")
     with pytest.raises(ConfigError, match="expected Parquet"):
         examples(small, train=(str(path),))
-
-
-@pytest.mark.long
-def test_a_data_set_in_s3_is_read(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with s3_server() as s3:
-        for variable, value in s3.environment.items():
-            monkeypatch.setenv(variable, value)
-        monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint_url)
-        address = s3.make_bucket("training")
-        name = "data/train-00000.parquet"
-        upload(str(small / "set" / name), f"{address}/set/{name}", s3.options)
-        assert len(examples(small, train=(f"{address}/set",))) == 6
 
 
 def test_an_output_of_something_else_or_another_training_is_refused(

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
 from corpus_asr.config.run import PseudoLabelConfig
-from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
+from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.export.speakers import name_speaker
 from corpus_asr.labelling import dataset
 from corpus_asr.labelling.summary import as_data, render
@@ -306,15 +306,6 @@ def test_selecting_again_needs_another_folder_and_no_transcription(
     assert {row["example_id"] for row in rows} == {*examples, None}
 
 
-def test_a_run_that_went_on_is_another_data_set(decoded: Transcribed) -> None:
-    label(decoded.config())
-    label(decoded.config())
-    write_tones(decoded.audio / "c.wav", seconds=3)
-    decoded.run({"c.wav": [(0.0, 2.0, "More.")]})
-    with pytest.raises(ConfigError, match="transcripts: the run has other"):
-        label(decoded.config())
-
-
 def test_an_interrupted_data_set_is_completed_to_the_byte(
     decoded: Transcribed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -459,6 +450,14 @@ def test_runs_whose_words_cannot_be_aligned_are_not_fused(
         label(decoded.config(output="mine", selection=selection))
 
 
+def test_texts_without_words_are_not_fused(decoded: Transcribed, tmp_path: Path) -> None:
+    for output in ("mine", "other"):
+        decoded.run({"a talk.wav": TALK}, output=output, decoding=WORD_TIMES)
+    selection = {"against": str(tmp_path / "other"), "select": "fuse"}
+    with pytest.raises(ConfigError, match=r"found segments without words in \S*/mine, expected"):
+        label(decoded.config(output="mine", selection=selection))
+
+
 def test_what_cannot_be_fused_is_refused_before_anything_is_transcribed(
     decoded: Transcribed, tmp_path: Path
 ) -> None:
@@ -470,34 +469,6 @@ def test_what_cannot_be_fused_is_refused_before_anything_is_transcribed(
     with pytest.raises(ConfigError, match=r"word_timestamps: false in the settings.*select: own"):
         run(config, local=True, progress=None)
     assert not (tmp_path / "new").exists()
-
-
-def test_existing_transcripts_decide(decoded: Transcribed, tmp_path: Path) -> None:
-    talk = "The old ship came in. Nobody saw lights until quite late"
-    lines = [
-        {"path": "audio/a talk.wav", "text": talk, "language": "en"},
-        {"path": "audio/b.wav", "text": "Go!", "language": "de"},
-        {"path": "audio/nowhere.wav", "text": "x"},
-    ]
-    manifest = tmp_path / "said.jsonl"
-    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    label(decoded.config(selection={"references": str(manifest)}))
-    rows = selection_of(tmp_path / "set")
-    assert [row["dropped_by"] for row in rows] == [None, None, "wer", None, "language"]
-    (first, second) = rows_of(tmp_path / "set")
-    assert first["text"] == "The old ship. Came in."
-    assert (first["wer"], second["reference"]) == (0.0, None)
-
-
-def test_what_is_said_too_often_is_dropped(decoded: Transcribed, tmp_path: Path) -> None:
-    decoded.run({"a talk.wav": [(at, at + 2.0, text, {}) for at, text in
-                              enumerate(["Thank you.", "thank you", "Thanks", "THANK YOU!"])]},
-              output="other")  # fmt: skip
-    label(decoded.config(output="other", selection={"max_copies": 2}))
-    rows = selection_of(tmp_path / "set")
-    assert [(row["copies"], row["dropped_by"]) for row in rows] == [
-        (3, "copies"), (3, "copies"), (1, None), (3, "copies"),
-    ]  # fmt: skip
 
 
 def test_channels_that_were_transcribed_apart_are_cut_apart(tmp_path: Path) -> None:
@@ -542,16 +513,6 @@ def test_what_cannot_be_selected_from_is_refused(
         label(decoded.config(**change))
 
 
-def test_a_selection_that_keeps_nothing_is_a_data_set_without_examples(
-    decoded: Transcribed, tmp_path: Path
-) -> None:
-    found = label(decoded.config(selection={"min_confidence": 1.0}))
-    assert (found.examples, found.tally.kept.count) == (0, 0)
-    assert not (tmp_path / "set" / "data").exists()
-    assert DatasetCard.load(tmp_path / "set" / "README.md").data.to_dict().get("configs") is None
-    assert len(selection_of(tmp_path / "set")) == 5
-
-
 def write_yaml(path: Path, config: PseudoLabelConfig) -> str:
     # JSON is YAML.
     path.write_text(json.dumps(config.model_dump(mode="json", exclude_unset=True)))
@@ -579,7 +540,11 @@ def test_the_command_selects_and_says_so(decoded: Transcribed, tmp_path: Path) -
 def test_one_command_transcribes_and_then_selects(
     decoded: Transcribed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = summary_of(tmp_path)
+    expected = RunSummary(
+        output_uri=str(tmp_path / "late"), run_id="run", files=1, done=1, failed=0, no_speech=0,
+        remaining=0, segments=1, audio_s=4.0, planned_files=1, processed_files=1,
+        processed_failed=0, processed_audio_s=4.0, wall_s=1.0,
+    )  # fmt: skip
 
     def transcribe(config: Any, **options: Any) -> RunSummary:
         assert config.pipeline == "pseudo_label"
@@ -591,38 +556,6 @@ def test_one_command_transcribes_and_then_selects(
     assert run(decoded.config(output="late"), local=True, progress=said) == expected
     assert [row["text"] for row in rows_of(tmp_path / "set")] == ["Go."]
     assert "1 recording, 4.0 s" in said.getvalue()
-
-
-def test_what_is_wrong_is_told_before_anything_is_transcribed(
-    decoded: Transcribed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pipeline, "run", lambda *_, **__: pytest.fail("transcribed"))
-    wrong: list[tuple[dict[str, Any], str]] = [
-        ({"selection": {"languages": ["klingon"]}}, r"selection\.languages"),
-        ({"to": "output"}, "found the output folder of the run"),
-        ({"selection": {"references": "nowhere.jsonl"}}, "nowhere.jsonl"),
-    ]
-    for change, words in wrong:
-        with pytest.raises(CorpusAsrError, match=words):
-            run(decoded.config(**change), local=True, progress=None)
-
-
-def test_nothing_is_selected_while_recordings_are_left(
-    decoded: Transcribed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pipeline, "run", lambda *_, **__: summary_of(tmp_path, left=3))
-    said = io.StringIO()
-    run(decoded.config(), local=True, progress=said)
-    assert "3 recordings remaining" in said.getvalue()
-    assert not (tmp_path / "set").exists()
-
-
-def summary_of(folder: Path, *, left: int = 0) -> RunSummary:
-    return RunSummary(
-        output_uri=str(folder / "late"), run_id="run", files=1, done=1, failed=0, no_speech=0,
-        remaining=left, segments=1, audio_s=4.0, planned_files=1, processed_files=1,
-        processed_failed=0, processed_audio_s=4.0, wall_s=1.0,
-    )  # fmt: skip
 
 
 @pytest.mark.long

@@ -15,9 +15,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from corpus_asr.config.load import load_config
-from corpus_asr.config.run import RunConfig
-from corpus_asr.runtime.shutdown import DRAIN_S, GRACE_S
+from corpus_asr.runtime.shutdown import GRACE_S
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "configs" / "cluster"
@@ -31,7 +29,6 @@ RAY_FILES = ("rayjob.yaml", "raycluster.yaml", "nightly.yaml")
 ONE_MACHINE = "nightly-one-machine.yaml"
 KINDS = {"RayJob": "rayjobs", "RayCluster": "rayclusters", "RayCronJob": "raycronjobs"}
 SCRIPTS = "/opt/corpus-asr/pipelines"  # in the image
-DAY_S = 24 * 3600
 
 # Of metadata the definitions say that it is an object, and Kubernetes knows the rest.
 METADATA = {
@@ -69,14 +66,6 @@ def groups(name: str) -> list[dict[str, Any]]:
 def container(group: dict[str, Any]) -> dict[str, Any]:
     (found,) = group["template"]["spec"]["containers"]
     return found
-
-
-def job(name: str, folder: Path) -> RunConfig:
-    """Load the job that a file's ConfigMap holds."""
-    (config_map,) = (found for found in documents(name) if found["kind"] == "ConfigMap")
-    ((file, text),) = config_map["data"].items()
-    (folder / file).write_text(text)
-    return load_config(folder / file)
 
 
 @cache
@@ -216,29 +205,6 @@ def test_commands_and_their_files_exist() -> None:
 
 
 @pytest.mark.parametrize("name", RAY_FILES)
-def test_the_head_takes_no_work(name):
-    start = groups(name)[0]["rayStartParams"]
-    assert (start["num-cpus"], start["num-gpus"]) == ("0", "0")
-
-
-def num_bytes(text: str) -> int:
-    return int(text.removesuffix("Gi")) * 2**30
-
-
-@pytest.mark.parametrize("name", RAY_FILES)
-def test_pods_get_what_they_ask_for_and_hold_their_object_store(name):
-    for group in groups(name):
-        asked = container(group)["resources"]
-        assert asked["requests"] == asked["limits"]
-        volumes = {volume["name"]: volume for volume in group["template"]["spec"]["volumes"]}
-        assert volumes["shm"]["emptyDir"]["medium"] == "Memory"
-        assert {"name": "shm", "mountPath": "/dev/shm"} in container(group)["volumeMounts"]
-        shm_bytes = num_bytes(volumes["shm"]["emptyDir"]["sizeLimit"])
-        store_bytes = int(group["rayStartParams"]["object-store-memory"])
-        assert store_bytes < shm_bytes < num_bytes(asked["limits"]["memory"])
-
-
-@pytest.mark.parametrize("name", RAY_FILES)
 def test_a_run_that_is_told_to_end_has_the_time(name):
     head, *workers = groups(name)
     *_, ask = container(head)["lifecycle"]["preStop"]["exec"]["command"]
@@ -253,22 +219,6 @@ def test_a_run_that_is_told_to_end_has_the_time(name):
         command, seconds = container(group)["lifecycle"]["preStop"]["exec"]["command"]
         assert command == "sleep"
         assert GRACE_S < int(seconds) < group["template"]["spec"]["terminationGracePeriodSeconds"]
-
-
-def test_a_job_ends_and_cleans_up(tmp_path):
-    single, nightly = (resource("rayjob.yaml")["spec"], resource("nightly.yaml")["spec"])
-    night = nightly["jobTemplate"]
-    for spec in (single, night):
-        assert spec["shutdownAfterJobFinishes"] is True
-        assert spec["ttlSecondsAfterFinished"] > 0
-    # A retry follows a head that could not let go of its lock; a night always takes it over.
-    assert single["backoffLimit"] >= 1
-    assert "--steal-lock" in single["entrypoint"]
-    assert night["backoffLimit"] == 0, "a second try would hide what the first one's exit code says"
-    stop_after_h = job("nightly.yaml", tmp_path).nightly.stop_after_h
-    assert stop_after_h is not None
-    assert 3600 * (stop_after_h + 1) + DRAIN_S < night["activeDeadlineSeconds"] < DAY_S
-    assert re.fullmatch(r"\d+ \d+ \* \* \*", nightly["schedule"])
 
 
 SECRET_VALUE = re.compile(

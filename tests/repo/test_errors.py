@@ -22,15 +22,6 @@ QUOTED = {
 NAMED = ("decoder_killed", "not_audio", "unsupported_codec")
 
 
-def test_titles_are_headings_and_advice_ends_a_sentence() -> None:
-    for name, kind in FAILURE_KINDS.items():
-        assert kind.name == name
-        assert kind.title[0].isupper(), name
-        for text in filter(None, (kind.advice, kind.read_advice, kind.write_advice)):
-            assert text[0].islower(), name
-            assert not text.endswith("."), name
-
-
 def test_a_kind_of_another_version_is_advised_by_whether_a_retry_may_help() -> None:
     assert failure_kind("timeout") is FAILURE_KINDS["timeout"]
     assert failure_kind("of_tomorrow").title == "Of tomorrow"

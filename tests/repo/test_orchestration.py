@@ -49,18 +49,6 @@ def test_the_board_is_that_of_the_metrics(generator: dict[str, Any]) -> None:
     assert variables == ["datasource", "cluster"]
 
 
-def test_the_monitor_selects_the_pods_of_kuberay() -> None:
-    (found,) = yaml.safe_load_all((CLUSTER / "monitoring.yaml").read_text())
-    assert found["spec"]["selector"] == {"matchLabels": {"ray.io/is-ray-node": "yes"}}
-    (endpoint,) = found["spec"]["podMetricsEndpoints"]
-    assert endpoint["port"] == "metrics"
-    # By which the board chooses.
-    assert endpoint["relabelings"][0]["targetLabel"] == "ray_io_cluster"
-    # A container that lists ports of its own must list this one, too.
-    for path in CLUSTER.glob("*.yaml"):
-        assert "containerPort" not in path.read_text(), path
-
-
 # What Ray itself exports, and is used here; its names are those of Ray's own board.
 OF_RAY = {"ray_object_store_memory", "ray_node_disk_utilization_percentage", "ray_node_cpu_count"}
 

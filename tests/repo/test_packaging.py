@@ -65,15 +65,3 @@ def test_constraints_are_the_versions_of_the_lock_file() -> None:
     extras = (line for lines in PROJECT["optional-dependencies"].values() for line in lines)
     needs = {Requirement(line).name.lower() for line in (*PROJECT["dependencies"], *extras)}
     assert {re.sub(r"[-_.]+", "-", name) for name in needs} - names == {"corpus-asr"}
-
-
-def test_the_metadata_says_what_it_is_and_who_made_it() -> None:
-    assert PROJECT["authors"] == [{"name": PROJECT["name"]}]
-    assert len(PROJECT["keywords"]) == len(set(PROJECT["keywords"])) >= 10
-    assert PROJECT["keywords"] == sorted(PROJECT["keywords"])
-    classifiers = PROJECT["classifiers"]
-    assert classifiers == sorted(classifiers)
-    least = PROJECT["requires-python"].removeprefix(">=")
-    assert f"Programming Language :: Python :: {least}" in classifiers
-    # The licenses are an SPDX expression, beside which PEP 639 forbids classifiers of licenses.
-    assert not any(each.startswith("License ::") for each in classifiers)

@@ -1,82 +1,182 @@
-"""README and guides show what exists: commands, options, targets, files, links, Python."""
+"""README and guides name what exists: settings, commands, targets, files, Python, tests."""
 
 import ast
 import importlib
 import re
 import subprocess
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+import typer
+import yaml
 
 from corpus_asr.cli.main import app
+from corpus_asr.config.finetune import FinetuneConfig
+from corpus_asr.config.run import PseudoLabelConfig
+from corpus_asr.config.settings import keys_of
+from tests.repo.sources import REPOSITORY, relative
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-PAGES = sorted((REPOSITORY / "docs").rglob("*.md"))
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", *(str(page.relative_to(REPOSITORY)) for page in PAGES))
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = (
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((REPOSITORY / "docs").rglob("*.md")),
+    *(REPOSITORY / name / "README.md" for name in ("benchmarks", "notebooks")),
+)
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
+NAMED_KEY = re.compile(r"(?<![\w./-])([a-z_]+(?:\.[a-z_0-9*]+)+)")
+# Endings of file names, which a section's name may come before: report.html.
+SUFFIXES = {"html", "json", "csv", "log", "md", "parquet", "py", "safetensors", "yaml"}
+# Weights and attributes of a network.
+OF_NETWORKS = {
+    "model.encoder.*", "model.dtype", "model.generate",
+    "model.model.encoder.embed_positions.requires_grad_",
+}  # fmt: skip
+MEASURED = re.compile(r"<!-- measured: .*?<!-- end -->", re.DOTALL)
+# Shown with its answer, which names the option of here.
+REFUSED = "$ corpus-asr transcribe talk.mp3 --num_beams 5"
+JOBS = (PseudoLabelConfig, FinetuneConfig)
+SETTINGS = {key: field for job in JOBS for key, field in keys_of(job)}
+SECTIONS = {key[0] for key in SETTINGS if len(key) > 1}
+# Their keys are of other libraries, or the user's.
+FREE = {
+    ("lora",), ("training",), ("model", "by_language"),
+    *(key for key in SETTINGS if key[-1] == "storage_options"),
+}  # fmt: skip
+
+
+def exists(key: tuple[str, ...]) -> bool:
+    """Tell whether a job's file may have this key."""
+    return key in SETTINGS or any(key[: len(free)] == free for free in FREE)
+
+
+def keys_in(block: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the keys of a block of YAML."""
+    if isinstance(block, Mapping):
+        for name, value in block.items():
+            yield (*above, str(name))
+            yield from keys_in(value, (*above, str(name)))
+
+
+def keys_named(text: str) -> Iterator[tuple[str, ...]]:
+    """Yield the settings that a page names, in blocks of YAML, in commands and in backticks."""
+    for language, body in FENCED.findall(text):
+        for block in yaml.safe_load_all(body) if language == "yaml" else ():
+            if isinstance(block, Mapping) and SECTIONS.intersection(block):
+                yield from keys_in(block)
+    fenced = [body for language, body in FENCED.findall(text) if language != "python"]
+    spans = [*SPAN.findall(FENCED.sub("", text)), *fenced]
+    for name in (name for span in spans for name in NAMED_KEY.findall(span)):
+        section, *names = name.split(".")
+        if section in SECTIONS and names[-1] not in SUFFIXES and name not in OF_NETWORKS:
+            yield (section, *names)
+
+
+def wrong_keys(text: str) -> set[str]:
+    return {".".join(key) for key in keys_named(text) if not exists(key)}
+
+
+def test_every_setting_named_exists() -> None:
+    assert {relative(page): wrong_keys(page.read_text()) for page in PAGES} == {
+        relative(page): set() for page in PAGES
+    }
+
+
+@cache
+def commands() -> Mapping[str, Any]:
+    return typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def calls_named(text: str) -> Iterator[str]:
+    """Yield the calls of commands that a page shows, in consoles and in backticks."""
+    text = MEASURED.sub("", text)
+    for language, body in FENCED.findall(text):
+        if language in ("console", "text"):
+            lines = body.replace("\\\n", " ").splitlines()
+            yield from (line for line in lines if re.search(r"(^|[ /])corpus-asr ", line))
+    for span in SPAN.findall(FENCED.sub("", text)):
+        words = " ".join(span.split())
+        if re.match(r"(\w+=\S+ )*corpus-asr ", words) or words.split()[0] in commands():
+            yield words
+
+
+def problems_of(call: str) -> Iterator[str]:
+    """Yield what the program would refuse in a call before it looks at any value."""
+    words = re.sub(r"(\$ |.*[ /](?=corpus-asr )|\s+#.*| [|>].*)", "", call).split()
+    words = words[words[0] == "corpus-asr" :]
+    while words and words[0].startswith("-"):  # options of all commands
+        words = words[2:]
+    if not words or words[0].isupper():
+        return
+    command = commands().get(words[0])
+    if command is None:
+        yield f"{call}: no such command"
+        return
+    options = [item for item in command.params if item.param_type_name == "option"]
+    known = {name for item in options for name in (*item.opts, *item.secondary_opts)}
+    if words[0] == "transcribe":  # takes the spelling of whisper
+        known |= {name.replace("-", "_").replace("__", "--") for name in known}
+    used = {re.split(r"[=,;:]", word)[0] for word in words[1:] if word.startswith("--")}
+    yield from (f"{call}: {name}" for name in sorted(used - known - {"--help"}))
+    # A call without what it is about is a mention.
+    if len(words) > 1 and not words[1].startswith("-"):
+        for item in options:
+            if item.required and not used.intersection(item.opts):
+                yield f"{call}: lacks {item.opts[0]}"
+
+
+def test_every_command_and_option_named_exists() -> None:
+    for page in PAGES:
+        calls = {*calls_named(page.read_text())} - {REFUSED}
+        assert [text for call in calls for text in problems_of(call)] == [], relative(page)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("```yaml\nsource: {uri: a, endpoint_url: b}\n```", "source.endpoint_url"),
+        ("set `extract.ahead_mb` lower", "extract.ahead_mb"),
+        ("```console\n$ corpus-asr run a.yaml --set model.name=b\n```", "model.name"),
+    ],
+)
+def test_a_setting_that_does_not_exist_is_noticed(text: str, problem: str) -> None:
+    assert wrong_keys(text) == {problem}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("`corpus-asr export out --to edited`", "lacks --format"),
+        ("`corpus-asr forget out`", "no such command"),
+        ("`report --htm`", "--htm"),
+        ("```console\n$ nice corpus-asr view out --hosts a\n```", "--hosts"),
+    ],
+)
+def test_a_call_that_would_be_refused_is_noticed(text: str, problem: str) -> None:
+    [found] = [item for call in calls_named(text) for item in problems_of(call)]
+    assert found.endswith(problem)
 
 
 def blocks(document: str, *languages: str) -> list[str]:
     text = (REPOSITORY / document).read_text()
-    return [body for language, body in BLOCK.findall(text) if language in languages]
-
-
-def commands(program: str) -> list[str]:
-    """Return the console lines of the documents that call `program`, comments left out."""
-    found = []
-    for document in DOCUMENTS:
-        for body in blocks(document, "console"):
-            lines = body.replace("\\\n", " ").splitlines()
-            shown = (line.removeprefix("$ ") for line in lines)
-            bare = (re.sub(r"\s+#.*", "", line) for line in shown)
-            found += [line for line in bare if re.match(rf"(\w+=\S+ )*{program} ", line)]
-    return found
-
-
-@cache
-def help_of(*arguments: str) -> str:
-    plain = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
-    done = CliRunner().invoke(app, [*arguments, "--help"], env=plain)
-    assert done.exit_code == 0, done.output
-    return done.stdout
-
-
-# Shown with its answer, which names the option of here.
-REFUSED = "corpus-asr transcribe talk.mp3 --num_beams 5"
-
-
-@pytest.mark.parametrize("command", sorted({*commands("corpus-asr")} - {REFUSED}))
-def test_every_command_and_option_shown_exists(command):
-    words = command.split()[command.split().index("corpus-asr") + 1 :]
-    while words and words[0].startswith("-"):  # of all commands
-        assert words[0] in help_of()
-        words = words[2:]
-    text = help_of(words[0]) if words else ""
-    for word in words[1:]:
-        if word.startswith("--"):
-            assert word.partition("=")[0] in text
+    return [body for language, body in FENCED.findall(text) if language in languages]
 
 
 def test_every_subcommand_is_shown_in_a_guide():
-    names = re.findall(r"^[│ ]*([a-z]+) {2,}\S", help_of(), re.MULTILINE)
-    guides = "\n".join((REPOSITORY / document).read_text() for document in DOCUMENTS)
-    assert names
-    assert [name for name in names if f"corpus-asr {name}" not in guides] == []
+    guides = "\n".join(page.read_text() for page in PAGES)
+    assert [name for name in commands() if f"corpus-asr {name}" not in guides] == []
 
 
-@pytest.mark.parametrize("command", commands("make"))
-def test_every_make_target_shown_exists(command):
-    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
-    assert {word for word in command.split()[1:] if "=" not in word} <= targets
-
-
-def test_configs_and_clips_named_in_commands_exist():
-    named = {word for command in commands("corpus-asr") for word in command.split() if "/" in word}
-    local = {word for word in named if word.startswith(("configs/", "tests/"))}
-    assert local
-    assert [word for word in local if not (REPOSITORY / word).exists()] == []
+def test_targets_and_files_of_commands_exist():
+    makefile = (REPOSITORY / "Makefile").read_text()
+    targets = {*re.findall(r"^([a-z-]+):", makefile, re.MULTILINE)}
+    for page in PAGES:
+        shown = "\n".join(blocks(relative(page), "console"))
+        assert {*re.findall(r"^(?:\$ )?make ([a-z-]+)", shown, re.MULTILINE)} <= targets, page
+        files = re.findall(r"(?<= )(?:configs|tests)/[\w./-]+", shown)
+        assert [file for file in files if not (REPOSITORY / file).exists()] == [], page
 
 
 @pytest.mark.parametrize("source", blocks("README.md", "python"))
@@ -87,17 +187,13 @@ def test_python_shown_parses_and_imports_what_exists(source):
             assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
 
 
-GUIDES = [*PAGES, REPOSITORY / "notebooks" / "README.md"]
+DOCS = REPOSITORY / "docs"
+GUIDES = [*sorted(DOCS.rglob("*.md")), REPOSITORY / "notebooks" / "README.md"]
 
 
 def links(page: Path) -> list[Path]:
     found = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
     return [page.parent / link for link in found if "://" not in link]
-
-
-def test_links_to_files_lead_somewhere():
-    for page in (*GUIDES, *(REPOSITORY / name for name in DOCUMENTS)):
-        assert [link for link in links(page) if not link.exists()] == [], page
 
 
 def test_the_index_has_every_guide():

@@ -1,7 +1,6 @@
 """Words of known texts that two parts claim, and speakers, whatever happened on the way."""
 
 import json
-import pickle
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -343,34 +342,6 @@ def test_large_objects_are_not_rewritten_and_hold_whole_recordings(
     assert sum(map(len, objects)) == len({each for own in objects for each in own}) == 7
 
 
-def test_many_recordings_are_done_in_portions_which_a_kill_does_not_lose(
-    store: OutputStore, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(complete_recordings, "MANY_RECORDINGS", 2)
-    monkeypatch.setattr(portions, "RECORDINGS_PER_PORTION", 2)
-    names = [f"r{number}" for number in range(5)]
-    for at in range(3):  # parts of a recording lie in several objects
-        commit(store, results(*(spoken(name, at, last=at == 2) for name in names)))
-    sizes = []
-
-    def spread(work: Any, given: Any) -> Any:
-        for portion in given:
-            sizes.append(len(portion.recordings))
-            # As on another machine.
-            yield pickle.loads(pickle.dumps(work))(pickle.loads(pickle.dumps(portion)))
-            if len(sizes) == 2:
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        find_speakers_of_run(store, AUTO, spread)
-    assert len(read_turns(store) or {}) == 4
-    assert find_speakers_of_run(store, AUTO, spread) == 1  # too few to be spread
-    assert sizes == [2, 2]
-    found = read_turns(store) or {}
-    assert {len(own) for own in found.values()} == {3}
-    assert len(found) == 5
-
-
 @pytest.mark.ray
 def test_speakers_found_on_workers_are_those_of_one_process(
     ray_session: Cluster, store: OutputStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -579,9 +550,3 @@ def test_reports_count_recordings_by_number_of_speakers(store: OutputStore):
     page = parsed(Path(store.uri, "page.html").read_text())
     assert "1.0 per recording" in page.text
     assert "the one who speaks most has 67% of the speech" in page.text
-    # Of what two objects hold, after a finish that was killed, the newest counts.
-    (name,) = store.names(SPEAKERS_FOLDER)
-    older = store.read_table(name, SPEAKERS)
-    find_speakers_of_run(store, SpeakerSettings(mode="auto", num_speakers=1))
-    store.write_table(f"{SPEAKERS_FOLDER}/0000000000000000001-x.parquet", older)
-    assert [each.number for each in load_report(store).speakers] == [0, 1]
