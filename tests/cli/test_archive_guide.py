@@ -22,8 +22,7 @@ from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support.runs import correct_segment
-from tests.support.stores import held_by
-from tests.support.tables import rows_of, stored_segments
+from tests.support.tables import held_by, rows_of, stored_segments
 
 pytestmark = pytest.mark.long
 

@@ -32,8 +32,7 @@ from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.run_files import begin_run, fingerprint, write_snapshot
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.transcription.pace import Pace
-from tests.support.stores import held_by
-from tests.support.tables import commit, part, results, snapshot
+from tests.support.tables import commit, held_by, part, results, snapshot
 
 DEMO = str(Path(__file__).parents[2] / "configs" / "demo.yaml")
 REPOSITORY = Path(__file__).parents[2]

@@ -25,8 +25,7 @@ from corpus_asr.storage.run_state.run_tables import REDO_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from tests.support.nightly import Archive
-from tests.support.stores import held_by
-from tests.support.tables import rows_of, stored_segments
+from tests.support.tables import held_by, rows_of, stored_segments
 
 pytestmark = pytest.mark.long
 

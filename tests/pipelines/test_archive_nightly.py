@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError, FetchError
-from corpus_asr.pipelines import nightly
+from corpus_asr.pipelines import driver, nightly
 from corpus_asr.pipelines.driver import prepare
 from corpus_asr.report.nightly import Night, NightState
 from corpus_asr.storage.run_state.lock import Lock
@@ -130,7 +130,7 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
     post = functools.partial(post_json, policy=quick)
     monkeypatch.setattr("corpus_asr.report.nightly.post_json", post)
     with webhook() as found:
-        monkeypatch.setenv(VARIABLE, found.url)
+        monkeypatch.setenv(VARIABLE, found.secret_url)
         yield found
 
 
@@ -165,7 +165,7 @@ def test_the_webhook_gets_a_text_and_all_the_numbers(telling: Archive, hook: Web
 def test_a_webhook_that_takes_nothing_fails_no_night(
     telling: Archive, hook: Webhook, answer: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    hook.answers += [answer] * 9
+    hook.faults += [answer] * 9
     telling.add("a")
     night = telling.night()
     assert night.state is NightState.done
@@ -202,6 +202,20 @@ def test_a_night_that_breaks_off_is_told_and_gone_on_with(telling: Archive, hook
     telling.remove("engine-error")
     telling.add("c")
     assert work(telling.night()) == {"new": 1, "done": 1}
+
+
+def test_a_night_that_is_stopped_by_a_signal_says_so(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(driver, "run_local", stopped)
+    archive.add("a")
+    with pytest.raises(KeyboardInterrupt):
+        archive.night()
+    [summary] = archive.summaries()
+    assert (summary["state"], summary["remaining"]) == ("stopped", 1)
 
 
 def test_summaries_that_cannot_be_written_are_told(

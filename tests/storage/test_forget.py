@@ -46,8 +46,8 @@ from tests.support.runs import (
     says,
     spoken,
 )
-from tests.support.stores import held_by, life
-from tests.support.tables import digest_of, orphan, part, rows_of, stored_segments
+from tests.support.stores import life
+from tests.support.tables import digest_of, held_by, orphan, part, rows_of, stored_segments
 
 pytestmark = pytest.mark.long
 

@@ -44,9 +44,9 @@ def refused(url: str, *, allow_hosts: list[str] | None = None) -> FetchError:
 
 
 def test_a_message_is_taken_also_when_a_server_cannot_at_first(hook: Webhook) -> None:
-    hook.answers += ["503", "reset"]
+    hook.faults += ["503", "reset"]
     message = {"text": "Grüße \ud800", "night": [1, None]}
-    post_json(hook.url, message, allow_hosts=HERE, policy=SOON)
+    post_json(hook.secret_url, message, allow_hosts=HERE, policy=SOON)
     assert hook.posted == [{"text": "Grüße ?", "night": [1, None]}] * 3
 
 
@@ -57,7 +57,7 @@ def test_a_message_is_taken_also_when_a_server_cannot_at_first(hook: Webhook) ->
         (["403"], 1, "the server answered 403 Forbidden"),
         (["400"], 1, "the server answered 400 Bad Request"),
         (["500"] * 9, 3, "the server answered 500 Internal Server Error"),
-        (["hang"] * 9, 3, "no answer within the time limit"),
+        (["stall"] * 9, 3, "no answer within the time limit"),
         (["reset"] * 9, 3, "the connection failed (ServerDisconnectedError)"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
@@ -65,10 +65,10 @@ def test_a_message_is_taken_also_when_a_server_cannot_at_first(hook: Webhook) ->
 def test_what_a_server_does_instead_is_told(
     hook: Webhook, answers: list[str], asked: int, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    hook.answers += answers
+    hook.faults += answers
     started = time.monotonic()
     with caplog.at_level(logging.DEBUG):
-        error = refused(hook.url, allow_hosts=HERE)
+        error = refused(hook.secret_url, allow_hosts=HERE)
     assert str(error).startswith(f"telling the webhook at 127.0.0.1: {message}")
     assert len(hook.posted) == asked
     assert time.monotonic() - started < 10
@@ -77,18 +77,18 @@ def test_what_a_server_does_instead_is_told(
 
 def test_a_redirect_is_not_followed(hook: Webhook) -> None:
     with webhook() as elsewhere:
-        hook.answers.append(elsewhere.url)
-        error = refused(hook.url, allow_hosts=HERE)
+        hook.faults.append(elsewhere.secret_url)
+        error = refused(hook.secret_url, allow_hosts=HERE)
     assert "answered 307, a redirect, which is not followed" in str(error)
     assert elsewhere.posted == []
 
 
 def test_a_secret_goes_over_http_only_where_that_is_allowed(hook: Webhook) -> None:
     for allow_hosts in (None, [], ["example.org"]):
-        error = refused(hook.url, allow_hosts=allow_hosts)
+        error = refused(hook.secret_url, allow_hosts=allow_hosts)
         assert error.kind == "refused_host"
         assert "by http, expected https or a host in source.allow_hosts" in str(error)
-    error = refused(hook.url.replace("http:", "https:"))
+    error = refused(hook.secret_url.replace("http:", "https:"))
     assert "no trusted connection" in str(error) or "connection failed" in str(error)
     assert hook.posted == []
 

@@ -1,21 +1,16 @@
 """Stores and webhooks on this machine: real servers over real sockets, some of which misbehave.
 
-    with s3_server() as s3, faulty_store(s3.endpoint_url, {"slow_down": 0.2}, seed=1) as faulty:
-        ... endpoint_url=faulty.endpoint_url
-
 A faulty store is a proxy that passes requests and answers unchanged, signatures included, but for
 the faults. Which request meets which fault is drawn from the seed and the number of the request.
 """
 
+import atexit
 import base64
-import binascii
 import contextlib
-import gzip
 import hashlib
 import html
 import http.client
 import http.server
-import io
 import json
 import os
 import random
@@ -31,26 +26,24 @@ import urllib.request
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 from unittest import mock
-
-import pyarrow.parquet as pq
 
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
 
 T = TypeVar("T")
 
-START_LIMIT_S = 60.0
 # moto looks at the condition of a conditional put and then puts, in a thread per request: of two
 # writers that looked at once both would win, which no real store lets them. So one put at a time.
 # And it knows no line breaks in keys, which real stores do.
+# It ends with whoever started it, whose end of the pipe is closed then.
 MOTO = """
+import sys
 import threading
 from moto.moto_server.utilities import RegexConverter
 from moto.s3.responses import S3Response
-from moto.server import main
+from moto.server import ThreadedMotoServer
 as_it_is = RegexConverter.__init__
 def with_line_breaks(self, url_map, *items):
     as_it_is(self, url_map, *(item.replace(".+", "(?s:.+)") for item in items))
@@ -60,7 +53,10 @@ def put_alone(response):
     with alone:
         return put_object(response)
 S3Response.put_object = put_alone
-main()
+server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
 """
 
 
@@ -101,21 +97,33 @@ class S3Server:
             pass
 
 
+_idle: list[S3Server] = []
+"""Servers that no context uses; each took two CPU seconds to start."""
+
+
 @contextlib.contextmanager
 def s3_server() -> Iterator[S3Server]:
-    """Run an S3 server (moto) in a process of its own while the context is open."""
-    port = _free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-c", MOTO, "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    """Run an S3 server (moto), in a process of its own, that is empty when the context opens."""
+    server = _idle.pop() if _idle else _started()
     try:
-        _wait_for(port, process)
-        yield S3Server(f"http://127.0.0.1:{port}")
+        yield server
     finally:
-        process.terminate()
-        process.wait(timeout=10)
+        urllib.request.urlopen(f"{server.endpoint_url}/moto-api/reset", data=b"").close()
+        filesystem._connected.cache_clear()
+        _idle.append(server)
+
+
+def _started() -> S3Server:
+    process = subprocess.Popen(
+        [sys.executable, "-c", MOTO],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    atexit.register(process.communicate)  # which closes its input
+    assert process.stdout is not None
+    return S3Server(f"http://127.0.0.1:{int(process.stdout.readline())}")
 
 
 def environment(variables: dict[str, str]) -> contextlib.AbstractContextManager[Any]:
@@ -131,22 +139,6 @@ def default_s3() -> Iterator[S3Server]:
         with environment(variables):
             filesystem._connected.cache_clear()
             yield server
-    filesystem._connected.cache_clear()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + START_LIMIT_S
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        time.sleep(0.05)
-    raise RuntimeError(f"the S3 server did not start (exit code {process.poll()})")
 
 
 @dataclass
@@ -160,7 +152,8 @@ class WebServer:
     redirects: dict[str, str] = field(default_factory=dict)
     """Where requests for a decoded path are sent to."""
     faults: deque[str] = field(default_factory=deque)
-    """Taken one by one by GET requests: a status such as `503`, `reset`, `short` or `stall`."""
+    """Taken one by one by GET and POST: a status such as `503`, an address to redirect to, `reset`,
+    `short` or `stall`."""
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     """Method, path with query, and Range of every request."""
     codings: dict[str, str] = field(default_factory=dict)
@@ -250,7 +243,10 @@ class _FileHandler(Handler):
         state, asked = self.server.state, self.headers.get("Range")
         with_body = self.command == "GET"
         state.requests.append((self.command, self.path, asked))
-        fault = state.faults.popleft() if with_body and state.faults else None
+        if self.command == "POST":
+            assert self.headers["Content-Type"] == "application/json; charset=utf-8"
+            state.posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        fault = state.faults.popleft() if self.command in ("GET", "POST") and state.faults else None
         path = urllib.parse.unquote(self.path.partition("?")[0]).lstrip("/")
         body = state.files.get(path)
         if path in state.redirects:
@@ -260,10 +256,14 @@ class _FileHandler(Handler):
             time.sleep(state.stall_s)
         if fault == "reset":
             self._hang_up()
+        elif fault is not None and "://" in fault:
+            self.answer_empty(307, Location=fault)
         elif fault is not None and fault.isdecimal():
             self.answer_empty(int(fault), **({"Retry_After": "0"} if fault == "429" else {}))
         elif self.command in state.refused_methods:
             self.answer_empty(403)
+        elif self.command == "POST":
+            self.answer_empty(200)
         elif body is None:
             self.answer_empty(404)
         else:
@@ -294,13 +294,6 @@ class _FileHandler(Handler):
         if short:
             self.close_connection = True
 
-
-# A store on a bad night: one request in five is throttled, one in seven fails in another way.
-BAD_NIGHT = {
-    "slow_down": 0.15, "too_many": 0.05, "internal": 0.02, "reset": 0.02, "lost_answer": 0.02,
-    "truncated": 0.03, "slow": 0.02, "expired": 0.01, "changed": 0.01, "no_xml": 0.01,
-    "done_500": 0.02,
-}  # fmt: skip
 
 REFUSALS = {
     "slow_down": (503, "SlowDown", "Please reduce your request rate."),
@@ -481,7 +474,9 @@ class _Proxy(Handler):
                 (name, '"0123456789abcdef0123456789abcdef"' if name.lower() == "etag" else value)
                 for name, value in headers
             ]
-        if self._drips() and status < 300:
+        drips = self.server.state.dripping
+        drips = drips is not None and drips in self.path.partition("?")[0]
+        if drips and self.command == "GET" and status < 300:
             self._drip(status, headers, body)
         else:
             self._send(status, headers, body, truncated=fault == "truncated" and bool(body))
@@ -498,10 +493,6 @@ class _Proxy(Handler):
         found = re.sub(rb"<Contents>.*?<Key>(.*?)</Key>.*?</Contents>", seen, listing, flags=re.S)
         state.injected["lag"] += found != listing
         return found
-
-    def _drips(self) -> bool:
-        drips = self.server.state.dripping
-        return drips is not None and self.command == "GET" and drips in self.path.partition("?")[0]
 
     def _drip(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         self.server.state.injected["drip"] += 1
@@ -544,64 +535,22 @@ SECRET = "B000-s3cret"
 
 
 @dataclass
-class Webhook:
+class Webhook(WebServer):
     """A running webhook; what it answers may change at any time."""
 
-    endpoint_url: str
-    answers: deque[str] = field(default_factory=deque)
-    """Taken one by one: a status such as `503`, an address to redirect to, `hang` or `reset`."""
     posted: list[Any] = field(default_factory=list)
     """The JSON of every request."""
-    hang_s: float = 3.0
 
     @property
-    def url(self) -> str:
+    def secret_url(self) -> str:
         """Its address, which nobody else should know."""
-        return f"{self.endpoint_url}/services/T000/{SECRET}?token={SECRET}"
+        return self.url(f"services/T000/{SECRET}") + f"?token={SECRET}"
 
 
 @contextlib.contextmanager
 def webhook() -> Iterator[Webhook]:
-    with serving(_WebhookHandler, Webhook) as hook:
+    with serving(_FileHandler, Webhook) as hook:
         yield hook
-
-
-class _WebhookHandler(Handler):
-    protocol_version = "HTTP/1.0"
-
-    def answer(self) -> None:
-        hook = self.server.state
-        assert self.headers["Content-Type"] == "application/json; charset=utf-8"
-        assert SECRET in self.path
-        hook.posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        answer = hook.answers.popleft() if hook.answers else "200"
-        if answer == "hang":
-            time.sleep(hook.hang_s)
-            return
-        if answer == "reset":
-            self.close_connection = True
-        elif answer.isdecimal():
-            self.answer_empty(int(answer))
-        else:
-            self.answer_empty(307, Location=answer)
-
-
-def held_by(folder: str) -> dict[str, bytes]:
-    """Return every file with its bytes, and all that is packed in them."""
-    found = {}
-    for path in sorted(Path(folder).rglob("*")):
-        name = str(path.relative_to(folder))
-        data = path.read_bytes() if path.is_file() else b""
-        if name.endswith(".parquet"):
-            table = pq.read_table(io.BytesIO(data))
-            data += repr(table.to_pylist()).encode() + str(table.schema.metadata).encode()
-        if name.endswith(".gz"):
-            data += gzip.decompress(data)
-        for packed in re.findall(rb"[A-Za-z0-9+/]{8,}={0,2}", data):
-            with contextlib.suppress(binascii.Error):
-                data += base64.b64decode(packed)
-        found[name] = name.encode() + data
-    return found
 
 
 class Killed(BaseException):

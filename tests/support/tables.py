@@ -1,6 +1,11 @@
 """Jobs, rows, tables, snapshots and recordings in the package's schemas, with usual values."""
 
+import base64
+import binascii
+import contextlib
 import datetime
+import gzip
+import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -100,6 +105,24 @@ def plain_read(folder: Path, name: str) -> list[dict[str, Any]]:
     """Read a table the way any Parquet reader would: every file in the folder."""
     paths = sorted((folder / name).glob("*.parquet"))
     return [row for path in paths for row in pq.read_table(path).to_pylist()]
+
+
+def held_by(folder: str) -> dict[str, bytes]:
+    """Return every file with its bytes, and all that is packed in them."""
+    found = {}
+    for path in sorted(Path(folder).rglob("*")):
+        name = str(path.relative_to(folder))
+        data = path.read_bytes() if path.is_file() else b""
+        if name.endswith(".parquet"):
+            table = pq.read_table(io.BytesIO(data))
+            data += repr(table.to_pylist()).encode() + str(table.schema.metadata).encode()
+        if name.endswith(".gz"):
+            data += gzip.decompress(data)
+        for packed in re.findall(rb"[A-Za-z0-9+/]{8,}={0,2}", data):
+            with contextlib.suppress(binascii.Error):
+                data += base64.b64decode(packed)
+        found[name] = name.encode() + data
+    return found
 
 
 def same_schema(found: pa.Schema, expected: pa.Schema) -> bool:
