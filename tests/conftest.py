@@ -91,6 +91,21 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+_COLD = ("test_isolation.py", "test_extract.py")
+"""What starting a decoder's process does is tested here."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Fork the processes that decode, fixtures' included, from one that has all loaded."""
+    if find_spec("av") is None or item.path.name in _COLD:
+        return (yield)
+    from tests.support.warm_children import warm_children
+
+    with warm_children():
+        return (yield)
+
+
 def pytest_report_header() -> list[str]:
     """Say what this run does without."""
     without = ", ".join(_ABSENT)
@@ -116,8 +131,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if any(each is not None and f"not {each[1]}" in marks for each in whole) else None
 
 
-_WHOLE = re.compile(r"^pytestmark = \[?pytest\.mark\.(long|slow)\b", re.M)
-"""Of a file whose tests are all long or slow."""
+_WHOLE = re.compile(r"^pytestmark = \[?pytest\.mark\.(gpu|long|slow)\b", re.M)
+"""Of a file whose tests all have the mark."""
 
 
 def _folder_of(variable: str, holds: str) -> Path:
