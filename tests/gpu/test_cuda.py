@@ -1,10 +1,10 @@
 """A CUDA device gives what the CPU gives, by recorded steps, and never makes the host wait for it.
 
-Each test also runs on a pretended GPU by default, so that it works on the day there is one. Nothing
-here needs more than pytest and the engine's own libraries (tests/repo/test_bare.py).
+tests/decoding/test_gpu.py runs the same code on a pretended one. Nothing here needs more than
+pytest and the libraries of the engine (tests/repo/test_bare.py).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.families.whisper.model import WhisperSlotModel
 from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from corpus_asr.models.whisper.processor import WhisperFeatureExtractor
-from tests.support.device import pretended_gpu
 from tests.support.searches import KINDS, ask, small_whisper
 from tests.support.slots import assert_all_same, begin, load, run_jobs, sequences, windows
+
+pytestmark = pytest.mark.gpu
 
 # float32 is summed in another order by other libraries; half precision rounds logits of about 10
 # to multiples of 1/128 or 1/16, many times over.
@@ -31,20 +32,14 @@ TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
 FEATURES_TOLERANCE = 1e-4
 
 
-@pytest.fixture(params=["pretended", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[torch.device]:
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     # Unlike products, convolutions in float32 round to ten bits by default.
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    if request.param == "pretended":
-        with pretended_gpu():
-            yield torch.device("cuda", 0)
-        return
     if not torch.cuda.is_available():
         built = torch.version.cuda or "none"
         pytest.skip(f"needs a CUDA device: torch {torch.__version__} (CUDA {built}) sees none")
-    yield torch.device("cuda")
+    return torch.device("cuda")
 
 
 def outcomes(model: SlotModel, slots: int, *, check_every: int) -> list[list[Any]]:
@@ -54,15 +49,7 @@ def outcomes(model: SlotModel, slots: int, *, check_every: int) -> list[list[Any
     return run_jobs(SlotScheduler(model, slots, encode_batch=2, check_every=check_every), tasks)
 
 
-@pytest.mark.parametrize(
-    ("device", "slots"),
-    [
-        # tests/decoding/test_gpu.py has more of the pretended one.
-        pytest.param("pretended", 3, marks=pytest.mark.slow),
-        *(pytest.param("cuda", n, marks=pytest.mark.gpu) for n in (1, 3, 8)),
-    ],
-    indirect=["device"],
-)
+@pytest.mark.parametrize("slots", [1, 3, 8])
 def test_jobs_of_every_kind_say_what_they_say_on_a_cpu(
     device: torch.device, slots: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,8 +80,7 @@ def test_no_step_admission_or_move_makes_the_host_wait(
     device: torch.device, make: Callable[..., SlotBatch | BeamBatch], kind: str, tmp_path: Path
 ) -> None:
     model = small_whisper(tmp_path).to(device).slot_model()
-    recorder = CudaRecorder(device) if device.type == "cuda" else None
-    batch = make(model, 6, recorder=recorder)
+    batch = make(model, 6, recorder=CudaRecorder(device))
     jobs: list[Any] = [ask(kind, number) for number in range(6)]
     encoded = encode_windows(model, jobs)
     batch.fill(range(6), jobs, encoded)
@@ -105,7 +91,7 @@ def test_no_step_admission_or_move_makes_the_host_wait(
         batch.admit(scattered, [jobs[slot] for slot in scattered])
         batch.step(6, sampled=True)
     batch.step(4, sampled=False)
-    set_mode = torch.cuda.set_sync_debug_mode if device.type == "cuda" else lambda mode: None
+    set_mode = torch.cuda.set_sync_debug_mode
     try:
         set_mode("error")
         batch.look()
@@ -161,18 +147,13 @@ def test_logits_are_those_of_a_cpu_also_from_a_captured_graph(
     model = WhisperForConditionalGeneration.from_pretrained(
         tmp_path, device=device, dtype=dtype
     ).slot_model()
-    steps: list[Callable[..., torch.Tensor]] = [model.step]
-    if device.type == "cuda":
-        steps.append(Replayed(model))
-    for step in steps:
+    for step in (model.step, Replayed(model)):
         assert (decode(model, step) - expected).abs().max() < TOLERANCES[dtype]
 
 
 def test_log_mel_features_are_those_of_a_cpu(device: torch.device) -> None:
     noise = 0.1 * np.random.default_rng(0).standard_normal(100_000).astype(np.float32)
     extractor = WhisperFeatureExtractor()
-    # torch's own "cpu:0" is not the plain "cpu" of the numpy route.
-    where = "cpu:0" if device.type == "cpu" else "cuda"
-    found = extractor(noise, sampling_rate=16_000, device=where)["input_features"]
+    found = extractor(noise, sampling_rate=16_000, device="cuda")["input_features"]
     expected = extractor(noise, sampling_rate=16_000)["input_features"]
     np.testing.assert_allclose(found, expected, atol=FEATURES_TOLERANCE)

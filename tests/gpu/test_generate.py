@@ -1,7 +1,6 @@
 """`generate`, networks and training give on a CUDA device what they give on the CPU.
 
-The CPU is compared with itself where there is no GPU, so that the tests work on the day there is
-one. Nothing here needs more than pytest and the engine's own libraries (tests/repo/test_bare.py).
+Nothing here needs more than pytest and the engine's own libraries (tests/repo/test_bare.py).
 """
 
 from pathlib import Path
@@ -12,21 +11,15 @@ import torch
 from torch import Tensor
 
 from corpus_asr.models import speech2text, whisper
+from tests.gpu.test_cuda import device as device
 from tests.support.checkpoints import tiny_speech2text, tiny_whisper
+
+pytestmark = pytest.mark.gpu
 
 # float32 is summed in another order by other libraries.
 TOLERANCE = 1e-4
 FAMILIES = ("Whisper", "Speech2Text")
 SIZES: dict[str, Any] = {"d_model": 32, "heads": 2, "layers": 2, "spread": 0.2}
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip(f"needs a CUDA device: torch {torch.__version__} sees none")
-    # Unlike products, convolutions in float32 round to ten bits by default.
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    return torch.device(request.param)
 
 
 @pytest.fixture(scope="module")

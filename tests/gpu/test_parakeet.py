@@ -1,6 +1,6 @@
 """Parakeet on a CUDA device says what it says on a CPU, by recorded rounds, and seldom waits.
 
-Each test also runs on a pretended GPU by default, and needs no more than test_cuda.py does.
+tests/decoding/test_transducer_gpu.py runs the same code on a pretended one.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,8 @@ from corpus_asr.decoding.emissions import EmittedRow
 from corpus_asr.decoding.transducer import GreedySearch
 from tests.gpu.test_cuda import device as device
 from tests.support.parakeet_networks import features, small_parakeet
+
+pytestmark = pytest.mark.gpu
 
 # Batches of several sizes: rows are filled up, and room is made for more of them.
 BATCHES = ((90, 33, 8), (1,), (70,) * 5, (160, 90, 17, 64), (90, 33, 8))
