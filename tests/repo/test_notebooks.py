@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,6 @@ def outputs_of(found: Any, kind: str) -> list[str]:
     return shown
 
 
-def test_there_are_four():
-    assert [name[:2] for name in NOTEBOOKS] == list(NUM_PLOTS)
-
-
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_committed_notebook_is_valid_small_and_executed_from_top_to_bottom(name):
     found = notebook(name)
@@ -60,15 +57,11 @@ def test_a_committed_notebook_is_valid_small_and_executed_from_top_to_bottom(nam
     assert counts == list(range(1, len(counts) + 1))
     kinds = {output.output_type for cell in code_cells(found) for output in cell.outputs}
     assert "error" not in kinds
+    first = code_cells(found)[0].source
+    assert 'os.environ.get("CORPUS_ASR_OUTPUT", "../output/demo")' in first
     assert len(outputs_of(found, "image/png")) == NUM_PLOTS[name[:2]]
     # An output may be in a bucket: neither a local path nor DuckDB's own access reads that here.
     assert not re.search(r"Path\(OUTPUT|read_parquet\(\$", "".join(c.source for c in found.cells))
-
-
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_parameters_come_first_and_have_the_demo_as_default(name):
-    source = code_cells(notebook(name))[0].source
-    assert 'os.environ.get("CORPUS_ASR_OUTPUT", "../output/demo")' in source
 
 
 @pytest.fixture(scope="module")
@@ -161,18 +154,30 @@ PRINTED = {
 }
 
 
+@pytest.fixture(scope="module")
+def executed(runs: dict[str, Path]) -> Iterator[dict[str, Any]]:
+    """Execute all notebooks in one kernel, whose start takes longest; each begins anew."""
+    notebooks = {name: notebook(name) for name in NOTEBOOKS}
+    where = {"metadata": {"path": str(FOLDER)}}
+    client = NotebookClient(nbformat.v4.new_notebook(), timeout=CELL_LIMIT_S, resources=where)
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in (*runs.items(), ("word", "e")):
+            patch.setenv(f"CORPUS_ASR_{key.upper()}", str(value))
+        for client.nb in notebooks.values():
+            for cell in code_cells(client.nb):
+                cell.outputs = []
+            client.nb.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
+            client.execute(cleanup_kc=False)
+        yield notebooks
+    client._cleanup_kernel()
+
+
 @pytest.mark.notebook
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_runs_over_another_output(
-    name: str, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    name: str, runs: dict[str, Path], executed: dict[str, Any]
 ) -> None:
-    for key, value in (*runs.items(), ("word", "e")):
-        monkeypatch.setenv(f"CORPUS_ASR_{key.upper()}", str(value))
-    found = notebook(name)
-    for cell in code_cells(found):
-        cell.outputs = []
-    where = {"metadata": {"path": str(FOLDER)}}
-    NotebookClient(found, timeout=CELL_LIMIT_S, resources=where).execute()
+    found = executed[name]
     shown = "\n".join((*outputs_of(found, "text/plain"), *outputs_of(found, "text/html")))
     assert [text for text in PRINTED[name[:2]] if text not in shown] == []
     assert len(outputs_of(found, "image/png")) == NUM_PLOTS[name[:2]]
