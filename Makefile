@@ -14,7 +14,7 @@ TESTS := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-lowest test-soak package lock bench bench-gate gpu-check site lint format clean
+.PHONY: help setup demo test test-long test-all test-lowest test-soak package lock bench bench-gate gpu-check site lint format clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ test: $(INSTALLED) ## Run the quick tests, linters but mypy included; no network
 
 test-long: $(INSTALLED) ## Run the tests that take a second or more each, mypy included
 	@$(TESTS) -m "long and not gpu and not network and not slow"
+
+test-all: $(INSTALLED) ## Run the quick and the long tests together: each process imports everything once
+	@$(TESTS) -m "not gpu and not network and not slow"
 
 test-lowest: ## Run the tests with the lowest versions of constraints-lowest.txt, in .venv-lowest
 	@$(PYTHON) -m venv .venv-lowest
