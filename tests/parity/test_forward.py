@@ -1,5 +1,6 @@
 """Every argument of both families' networks against transformers, over many shapes."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,7 @@ class Family:
     def theirs(self) -> Any:
         return getattr(transformers, f"{self.name}ForConditionalGeneration")
 
+    @functools.cache  # noqa: B019 - families are as few as checkpoints
     def both(self, folder: Path, attention: str = "eager") -> tuple[Any, Any]:
         """Load the same weights here and in transformers, which always runs eagerly."""
         ours = self.ours.from_pretrained(folder, attn_implementation=attention)

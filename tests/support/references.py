@@ -1,6 +1,6 @@
 """Networks and searches of other libraries with the weights of a checkpoint, to compare with."""
 
-import json
+import tempfile
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,13 +12,13 @@ import numpy as np
 import torch
 import transformers
 import whisper
-from safetensors.torch import load_file
 from torch import Tensor
 from whisper.model import disable_sdpa
 from whisper.tokenizer import get_tokenizer
 
 from corpus_asr.decoding.alignment import token_begins
 from corpus_asr.decoding.protocols import AlignJob, AlignResult
+from corpus_asr.models.convert import convert
 from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from tests.support.audio import decode
 from tests.support.checkpoints import tiny_whisper
@@ -128,60 +128,17 @@ def same(ours: Any, theirs: Any, *, where: str = "output") -> None:
         assert ours == theirs, (where, ours, theirs)
 
 
-# Parts of parameter names, theirs after ours; applied in order.
-_RENAMES = (
-    ("model.", ""),
-    ("layers.", "blocks."),
-    ("encoder_attn_layer_norm", "cross_attn_ln"),
-    ("self_attn_layer_norm", "attn_ln"),
-    ("final_layer_norm", "mlp_ln"),
-    ("encoder_attn", "cross_attn"),
-    ("self_attn", "attn"),
-    ("q_proj", "query"),
-    ("k_proj", "key"),
-    ("v_proj", "value"),
-    ("out_proj", "out"),
-    ("fc1", "mlp.0"),
-    ("fc2", "mlp.2"),
-    ("encoder.layer_norm", "encoder.ln_post"),
-    ("decoder.layer_norm", "decoder.ln"),
-    ("embed_tokens", "token_embedding"),
-    ("embed_positions.weight", "positional_embedding"),
-)
-
-
 def openai_whisper(folder: Path) -> whisper.Whisper:
     """Load a checkpoint folder into openai-whisper's model, in float32."""
-    config = json.loads((folder / "config.json").read_text())
-    model = whisper.Whisper(
-        whisper.ModelDimensions(
-            n_mels=config["num_mel_bins"],
-            n_audio_ctx=config["max_source_positions"],
-            n_audio_state=config["d_model"],
-            n_audio_head=config["encoder_attention_heads"],
-            n_audio_layer=config["encoder_layers"],
-            n_vocab=config["vocab_size"],
-            n_text_ctx=config["max_target_positions"],
-            n_text_state=config["d_model"],
-            n_text_head=config["decoder_attention_heads"],
-            n_text_layer=config["decoder_layers"],
-        )
-    )
-    # Sinusoids, which not every file has.
-    positions = model.encoder.positional_embedding
-    weights: dict[str, torch.Tensor] = {"encoder.positional_embedding": positions}
-    for name, tensor in load_file(folder / "model.safetensors").items():
-        if name == "proj_out.weight":
-            continue
-        for old, new in _RENAMES:
-            name = name.replace(old, new)
-        weights[name] = tensor.float()
-    model.load_state_dict(weights)
+    with tempfile.TemporaryDirectory() as scratch:
+        # tests/models/convert/test_folder.py compares what that computes.
+        convert(folder, Path(scratch) / "model.pt")
+        model = whisper.load_model(f"{scratch}/model.pt", device="cpu")
     with warnings.catch_warnings():
         # It leaves its vocabulary file open, which would fail whatever test comes next.
         warnings.simplefilter("ignore", ResourceWarning)
         get_tokenizer(multilingual=model.is_multilingual, num_languages=model.num_languages)
-    return model.eval()
+    return model.float().eval()
 
 
 def read_audio(path: Path) -> np.ndarray:
