@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import compare, rows, tables
+from benchmarks import compare, rows
 from benchmarks.rows import ROWS, Set
-from benchmarks.tables import drawn
 from corpus_asr.families.registry import resolve
 
 # It answers as a worker does: the wrong text for one row, and a failure for another.
@@ -82,46 +81,3 @@ def test_every_set_names_rows_and_each_of_them_defaults_or_options():
         assert set(each.rows) <= set(ROWS)
         assert ROWS[each.rows[0]].name.startswith("corpus-asr ")
     assert all(callable(resolve(row.engine)) for row in ROWS.values())
-
-
-def row(name: str, cpu_s: float, rate: float) -> dict:
-    return {
-        "name": name, "cpu_s": cpu_s, "wall_s": cpu_s / 2, "word_error_rate": rate,
-        "failed": None, "runs": [{}],
-    }  # fmt: skip
-
-
-def table(*rows: dict) -> dict:
-    return {
-        "name": "base, 2 threads", "model": "whisper-base", "threads": 2, "rounds": 2,
-        "num_recordings": 3, "audio_s": 600.0, "rows": list(rows),
-    }  # fmt: skip
-
-
-def test_who_takes_least_stands_first_and_failures_below():
-    failed = row("c", 0.0, 0.0) | {"runs": [], "failed": "RuntimeError: none"}
-    text = drawn(table(row("corpus-asr x", 60.0, 0.07), row("peer", 50.0, 0.0725), failed))
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert lines[2] == "| peer | 50.0 | 12.0 | 25.0 | 24.0 | 7.25 % |"
-    assert lines[3].startswith("| corpus-asr x | 60.0 | 10.0 | 30.0 | 20.0 | 7.00 % |")
-    assert "c: not measured (RuntimeError: none)." in text
-    assert "medians of 2 rounds" in text
-
-
-def test_both_pages_are_written_with_the_figures_next_to_them(tmp_path):
-    folder = tmp_path / "docs" / "benchmarks"
-    folder.mkdir(parents=True)
-    for page, name in ((tmp_path, "headline"), (folder, "peers")):
-        (page / "README.md").write_text(f"<!-- measured: {name} -->\n<!-- end -->\n")
-    results = {
-        "date": "2026-12-01",
-        "hardware": {"cpu": "A", "cores": 2, "cpu_flags": ["avx2"]},
-        "versions": {"corpus-asr": "0.1.0"},
-        "sets": [table(row("corpus-asr x", 60.0, 0.07), row("peer", 50.0, 0.08))],
-    }
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    tables.main([str(tmp_path / "results.json")], repository=tmp_path)
-    assert json.loads((folder / "2026-12-01-peers.json").read_text()) == results
-    assert "(2026-12-01-peers.json)" in (folder / "README.md").read_text()
-    assert "| peer | 50.0 |" in (tmp_path / "README.md").read_text()
-    assert "2 cores of A (avx2)" in (tmp_path / "README.md").read_text()

@@ -52,23 +52,6 @@ def test_an_entry_is_compared_with_the_best_peer() -> None:
     assert (errors.found, errors.passed, errors.reached) == (-0.3, True, True)
 
 
-@pytest.mark.parametrize(
-    ("speed", "accuracy", "passed"),
-    [
-        (results(50.0, 59.0), rates(6.7, 6.1), [False, False]),
-        (results(50.0, 60.0), rates(6.6, 6.1), [True, True]),
-        # What was not measured does not pass: no peer, no row of ours, another mode.
-        (results(50.0), rates(5.0, 6.0, mode="greedy"), [False, False]),
-        (results(0.0, 60.0), {}, [False, False]),
-        ({}, {}, [False, False]),
-    ],
-)
-def test_what_is_missed_or_was_not_measured_does_not_pass(
-    speed: dict[str, Any], accuracy: dict[str, Any], passed: list[bool]
-) -> None:
-    assert [one.passed for one in gate.check(ENTRIES, speed, accuracy)] == passed
-
-
 def test_the_gate_fails_by_name_and_keeps_what_it_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,8 +3,6 @@
 One file, so that one process has the run that all of it reads.
 """
 
-import re
-from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,38 +17,16 @@ from corpus_asr.config.run import PseudoLabelConfig
 from corpus_asr.pipelines.evaluate import evaluate
 from corpus_asr.pipelines.pseudo_label import label
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.text.normalize import numbers_in_figures
-from corpus_asr.view.catalogue import Library
-from corpus_asr.view.search import Filters, find, parse_query
-from tests.support.cluster import ray_session
 from tests.support.logs import logging_put_back
 from tests.support.spoken import NAMES, REFERENCES, REPOSITORY, Sentence, error_rate, spoken
 from tests.support.tables import rows_of, stored_segments
 
 pytestmark = pytest.mark.long
 
-__all__ = ["ray_session"]
-
 SPOKEN = spoken()
 MAX_WER = 0.05  # of each recording, and of all; measured: 0.019 with float16 weights
 
 Heard = dict[str, list[Sentence]]
-
-
-def run_demo(output: Path, *options: str) -> Heard:
-    """Do what `make demo` does first; returns what was heard, by recording."""
-    with logging_put_back(), pytest.MonkeyPatch.context() as patched:
-        patched.chdir(REPOSITORY)
-        patched.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # no hub is asked
-        command = ["run", "configs/demo.yaml", "--set", f"output.uri={output}", *options]
-        done = CliRunner().invoke(cli.app, command)
-    assert done.exit_code == 0, done.output
-    transcribed: Heard = {}
-    rows = rows_of(stored_segments(OutputStore(str(output))))
-    for row in sorted(rows, key=lambda row: row["start_s"]):
-        said = Sentence(row["start_s"], row["end_s"], row["text"])
-        transcribed.setdefault(Path(row["uri"]).name, []).append(said)
-    return transcribed
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +37,19 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def transcribed(output: Path) -> Heard:
-    return run_demo(output, "--local")
+    """Do what `make demo` does first; returns what was heard, by recording."""
+    with logging_put_back(), pytest.MonkeyPatch.context() as patched:
+        patched.chdir(REPOSITORY)
+        patched.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # no hub is asked
+        command = ["run", "configs/demo.yaml", "--local", "--set", f"output.uri={output}"]
+        done = CliRunner().invoke(cli.app, command)
+    assert done.exit_code == 0, done.output
+    found: Heard = {}
+    rows = rows_of(stored_segments(OutputStore(str(output))))
+    for row in sorted(rows, key=lambda row: row["start_s"]):
+        said = Sentence(row["start_s"], row["end_s"], row["text"])
+        found.setdefault(Path(row["uri"]).name, []).append(said)
+    return found
 
 
 def text(transcribed: Heard, name: str) -> str:
@@ -117,14 +105,6 @@ def call(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_screen_shows_the_texts(name: str, output: Path, transcribed: Heard) -> None:
-    heading, *lines = call("show", str(output), "--uri", f"*{name}").splitlines()
-    assert heading == f"{SPOKEN[name].path}:"
-    texts = [re.sub(r"^\[[\d:.]+ --> [\d:.]+\] ", "", line) for line in lines]
-    assert texts == [segment.text.strip() for segment in transcribed[name]]
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_subtitles_are_short_and_shown_when_they_are_said(
     name: str, output: Path, tmp_path: Path
 ) -> None:
@@ -142,25 +122,6 @@ def test_subtitles_are_short_and_shown_when_they_are_said(
 
 def said_at(name: str, at_s: float) -> Sentence | None:
     return next((one for one in SPOKEN[name].sentences if one.start_s <= at_s <= one.end_s), None)
-
-
-def test_long_words_are_found_where_they_are_said(output: Path) -> None:
-    found = wanted = 0
-    with closing(Library(OutputStore(str(output)))) as library:
-        view = library.wait()
-        assert view.searchable
-        for name in NAMES:
-            for word in SPOKEN[name].words:
-                in_figures = any(map(str.isdigit, numbers_in_figures(word["word"].lower())))
-                if len(word["word"]) < 7 or in_figures:
-                    continue
-                wanted += 1
-                query = parse_query(word["word"], whole_words=True)
-                hits = find(view.catalogue.tables, query, Filters()).rows
-                middle_s = (word["start_s"] + word["end_s"]) / 2
-                found += any(hit.start_s <= middle_s <= hit.end_s for hit in hits)
-    assert wanted > 30
-    assert found / wanted >= 1 - 2 * MAX_WER  # long words are harder
 
 
 def test_what_is_kept_as_training_data_is_right(output: Path, tmp_path: Path) -> None:

@@ -175,15 +175,6 @@ def test_encoder_outputs_stand_for_features(one_window: Pair) -> None:
     same(one_window.say(None, encoder_outputs=(encoded[0],), max_new_tokens=6), theirs)
 
 
-def test_a_row_does_not_depend_on_its_neighbors(one_window: Pair) -> None:
-    arguments = {"return_timestamps": True, "max_new_tokens": 12}
-    together = one_window.say(ONE, **arguments)
-    for row, tokens in enumerate(together):
-        alone = one_window.say(ONE[row : row + 1], **arguments)[0]
-        assert tokens[: len(alone)].tolist() == alone.tolist()
-        assert set(tokens[len(alone) :].tolist()) <= {one_window.settings.pad_token_id}
-
-
 def test_forced_tokens_of_old_files(one_window: Pair) -> None:
     ids = one_window.settings
     forced = [[1, ids.lang_to_id["<|fr|>"]], [2, ids.task_to_id["translate"]]]
@@ -259,14 +250,6 @@ def test_progress_is_told_window_by_window(many_windows: Pair) -> None:
     assert ours[0].tolist() == [[0, FRAMES], [0, 2 * WINDOW + 11], [0, 93]]
     for report, later in pairwise(ours):
         assert torch.all(later[:, 0] >= report[:, 0])
-
-
-def test_an_exception_of_the_callers_function_arrives(many_windows: Pair) -> None:
-    def stop(_: Tensor) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        many_windows.say(MANY[:1], monitor_progress=stop)
 
 
 # Searches

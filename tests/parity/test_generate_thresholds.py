@@ -115,23 +115,6 @@ def test_beams_meet_thresholds_and_end_where_sampling_begins(both: Pair) -> None
         agree(both, LONG, logprob_threshold=threshold, **options)
 
 
-def test_sampling_repeats_under_a_seed_and_not_without(both: Pair) -> None:
-    def sampled(features: Tensor, **arguments: Any) -> Tensor:
-        torch.manual_seed(3)
-        return both.say(features, temperature=1.0, **arguments)
-
-    same(sampled(SHORT), sampled(SHORT))
-    first = both.say(SHORT, temperature=1.0)
-    assert any(
-        first.shape != (other := both.say(SHORT, temperature=1.0)).shape
-        or not torch.equal(first, other)
-        for _ in range(3)
-    )
-    # Twice the same sound is sampled alike, whatever stands beside it.
-    twice = sampled(torch.cat([SHORT, BATCH[1:2, :, :WINDOW], SHORT]))
-    assert twice[0].tolist() == twice[2].tolist()
-
-
 def test_sampling_among_one_token_and_without_a_temperature_is_greedy(both: Pair) -> None:
     greedy = both.say(SHORT)
     same(both.say(SHORT, temperature=2.0, top_k=1), greedy)

@@ -242,31 +242,3 @@ def test_search_options_give_what_they_give_in_transformers(
     # What lies in the padding was never said, and is removed here.
     wanted = "".join(one["text"] for one in decoded["offsets"] if one["timestamp"][0] < seconds)
     assert "".join(segment.text for segment in found.segments) == wanted
-
-
-@pytest.mark.slow
-def test_long_recordings_say_what_transformers_long_form_says(
-    speech: Path, loop: Loop, transformers_parts: tuple[Any, Any]
-) -> None:
-    model, processor = transformers_parts
-    extractor = WhisperPartFeatures.from_folder(loop.checkpoint)
-    settings = DecodingSettings(language="en", **GREEDY)
-    for path in sorted((speech / "longform").glob("*_*.*")):
-        samples = read_audio(path)
-        features = extractor(samples)
-        found = loop.engine.submit(
-            replace(loop.request(samples), features=features.values, decoding=settings)
-        )
-        inputs = processor(
-            samples, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt", truncation=False,
-            padding="longest", return_attention_mask=True,
-        )  # fmt: skip
-        with torch.inference_mode():
-            tokens = model.generate(
-                inputs.input_features, attention_mask=inputs.attention_mask,
-                return_timestamps=True, temperature=0.0, condition_on_prev_tokens=False,
-                **named_language(loop.checkpoint),
-            )  # fmt: skip
-        wanted = processor.batch_decode(tokens, skip_special_tokens=True)[0]
-        text = "".join(segment.text for segment in found.result().segments)
-        assert text.split() == wanted.split(), path.name

@@ -130,31 +130,3 @@ def test_the_callers_functions_are_asked(both: Pair) -> None:
         {"stopping_criteria": criteria},
     ):
         both.same(LENGTHS, **arguments)
-
-
-@pytest.fixture(scope="module")
-def model(both: Pair) -> Any:
-    return both.ours
-
-
-def sound(rows: int = 3, frames: int = 80) -> Tensor:
-    return torch.randn(rows, frames, MELS, generator=torch.Generator().manual_seed(0))
-
-
-def sampled(model: Any, features: Tensor, **more: Any) -> Tensor:
-    torch.manual_seed(7)
-    found: Tensor = model.generate(
-        features, do_sample=True, suppress_tokens=[2], max_new_tokens=8, **more
-    )
-    return found
-
-
-def test_what_is_sampled_depends_on_no_neighbor(model: Any) -> None:
-    features = sound()
-    together = sampled(model, features)
-    assert torch.equal(sampled(model, features[[2, 0]]), together[[2, 0]])
-    assert not torch.equal(sampled(model, features, temperature=3.0), together)
-    assert torch.equal(
-        sampled(model, features, top_k=1),
-        model.generate(features, suppress_tokens=[2], max_new_tokens=8),
-    )

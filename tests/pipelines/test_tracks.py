@@ -154,8 +154,7 @@ def test_a_transcript_of_each_track_and_a_note_of_the_one_that_was_passed_over(
 
 
 def test_the_language_of_the_job_chooses_the_track(films: Path, model: Path, tmp_path: Path):
-    config = job(films, model, tmp_path / "out", decoding={"language": "de", "temperature": 0.0})
+    decoding = {"language": "de", "temperature": 0.0}
+    config = job(films / "two.mkv", model, tmp_path / "out", decoding=decoding)
     run(config, local=True, progress=None)
-    tracks = {name: row["audio_track"] for name, row in
-              recordings(OutputStore(config.output.uri)).items()}  # fmt: skip
-    assert tracks == {"english": None, "german": None, "silent": 2, "two": 2}
+    assert recordings(OutputStore(config.output.uri))["two"]["audio_track"] == 2

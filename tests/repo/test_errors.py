@@ -7,19 +7,7 @@ import pytest
 
 from corpus_asr import errors
 from corpus_asr.failure_kinds import FAILURE_KINDS, failure_kind
-from tests.repo.sources import PACKAGE, REPOSITORY, parsed, python_files, relative
-
-GUIDE = REPOSITORY / "docs" / "reference" / "messages.md"
-# What the guide repeats of the table, by kind.
-QUOTED = {
-    "access_denied": (
-        "check the credentials and that they may read and list here",
-        "that they may read, list, write and delete here",
-    ),
-    "not_audio": ("these are not audio",),
-    "not_found": ("choose another output",),
-}
-NAMED = ("decoder_killed", "not_audio", "unsupported_codec")
+from tests.repo.sources import PACKAGE, parsed, python_files, relative
 
 
 def test_a_kind_of_another_version_is_advised_by_whether_a_retry_may_help() -> None:
@@ -27,18 +15,6 @@ def test_a_kind_of_another_version_is_advised_by_whether_a_retry_may_help() -> N
     assert failure_kind("of_tomorrow").title == "Of tomorrow"
     assert "--retry-failed" in failure_kind("of_tomorrow", retryable=True).advice
     assert "will not help" in failure_kind("of_tomorrow").advice
-
-
-def test_the_guide_quotes_the_table() -> None:
-    guide = GUIDE.read_text()
-    for name, quotes in QUOTED.items():
-        kind = FAILURE_KINDS[name]
-        for quote in quotes:
-            assert quote in guide, name
-            assert quote in " ".join((kind.advice, kind.read_advice, kind.write_advice)), name
-    for name in NAMED:
-        assert name in guide
-        assert name in FAILURE_KINDS
 
 
 # What makes an item's error; `StoreError` becomes a `FetchError` of the same kind.

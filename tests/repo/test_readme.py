@@ -133,32 +133,6 @@ def test_every_command_and_option_named_exists() -> None:
         assert [text for call in calls for text in problems_of(call)] == [], relative(page)
 
 
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("```yaml\nsource: {uri: a, endpoint_url: b}\n```", "source.endpoint_url"),
-        ("set `extract.ahead_mb` lower", "extract.ahead_mb"),
-        ("```console\n$ corpus-asr run a.yaml --set model.name=b\n```", "model.name"),
-    ],
-)
-def test_a_setting_that_does_not_exist_is_noticed(text: str, problem: str) -> None:
-    assert wrong_keys(text) == {problem}
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("`corpus-asr export out --to edited`", "lacks --format"),
-        ("`corpus-asr forget out`", "no such command"),
-        ("`report --htm`", "--htm"),
-        ("```console\n$ nice corpus-asr view out --hosts a\n```", "--hosts"),
-    ],
-)
-def test_a_call_that_would_be_refused_is_noticed(text: str, problem: str) -> None:
-    [found] = [item for call in calls_named(text) for item in problems_of(call)]
-    assert found.endswith(problem)
-
-
 def blocks(document: str, *languages: str) -> list[str]:
     text = (REPOSITORY / document).read_text()
     return [body for language, body in FENCED.findall(text) if language in languages]

@@ -10,18 +10,15 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from corpus_asr.pipelines.pseudo_label import label
 from corpus_asr.stages.cutting import ClipCutter
 from corpus_asr.stages.messages import ClipRange, CutRequest
-from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 from tests.support.audio import wav_bytes
 from tests.support.runs import Transcribed, write_tones
-from tests.support.stores import environment, s3_server
 
 pytestmark = pytest.mark.slow
 
@@ -68,29 +65,6 @@ def test_a_killed_driver_leaves_what_the_next_completes_to_the_byte(tmp_path: Pa
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert content(tmp_path / "half") == content(tmp_path / "whole")
-
-
-def test_a_store_elsewhere_holds_the_same(tmp_path: Path) -> None:
-    transcribed = many(tmp_path, 5)
-    label(transcribed.config(dataset={"shard_mb": 0.2}))
-    with s3_server() as s3, environment(s3.environment):
-        there = f"{s3.make_bucket('training')}/set"
-        options = {
-            "uri": there,
-            "storage_options": {"endpoint_url": s3.endpoint_url},
-            "shard_mb": 0.2,
-        }
-        label(transcribed.config(dataset=options))
-        found = {
-            uri.removeprefix(f"{there}/"): filesystem.read_bytes(uri, s3.options)
-            for uri, _, _ in filesystem.list_objects(there, s3.options)
-        }
-    assert {"README.md", "labels.json"} <= found.keys()
-    expected = content(tmp_path / "set")
-    assert {name: found.get(name) for name in expected} == expected
-    first = next(name for name in expected if name.startswith("data/"))
-    (tmp_path / "copy.parquet").write_bytes(found[first])
-    assert pq.read_table(tmp_path / "copy.parquet").num_rows > 0
 
 
 def test_memory_does_not_grow_with_the_length_of_a_recording(tmp_path: Path) -> None:
