@@ -217,8 +217,9 @@ def test_two_jobs_of_one_folder_leave_what_the_other_one_lists(archive: Typed) -
     for options, gone in ((second, "d"), ((), "ad"), (second, "ad"), ((), "ad")):
         assert archive.type("nightly", *options).exit_code == 0
         assert archive.gone() == gone
-        assert load_report(archive.store).accounting.unlisted == len(gone)
-        assert balance_problems(load_report(archive.store).accounting, finished=True) == []
+        accounting = load_report(archive.store).accounting
+        assert accounting.unlisted == len(gone)
+        assert balance_problems(accounting, finished=True) == []
     assert archive.type("remove", "--gone", "--yes").stdout.endswith("removed 2 recordings\n")
     assert set(archive.made_by()) == {*"bcef"}
     assert (
