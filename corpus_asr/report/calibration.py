@@ -227,4 +227,5 @@ def calibration_data(calibration: Calibration) -> dict[str, Any]:
     """Return a calibration as JSON-compatible values, without the coefficients."""
     values = asdict(calibration)
     name, address = values.pop("model")["name"], redact_uri(values.pop("address"))
-    return {"name": name, "address": address} | rounded(values)
+    figures: dict[str, Any] = rounded(values)
+    return {"name": name, "address": address} | figures
