@@ -3,7 +3,6 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,7 +12,7 @@ from corpus_asr.errors import FetchError
 from corpus_asr.failure_kinds import REFUSED_FILE, REFUSED_HOST
 from corpus_asr.storage.run_state import own_sources
 from corpus_asr.storage.run_state.forget import summaries_of
-from corpus_asr.storage.run_state.own_sources import OWN_SOURCES_FOLDER, source_options
+from corpus_asr.storage.run_state.own_sources import source_options
 from corpus_asr.storage.run_state.plan import make_plan, read_listing
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, begin_run
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -123,31 +122,22 @@ def test_what_an_output_folder_says_of_itself_opens_nothing(
     audio: Path, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = begun(run_config("/", audio.parent / "output", source={"uri": [str(audio)]}))
-    (name,) = store.all_names(OWN_SOURCES_FOLDER)
-    record = store.read_json(name)
-    # Another user, or another machine: settings and record are those of its own run.
+    assert opens(audio / "a.wav", source_options(store))
+    (record,) = (state / "corpus-asr" / "sources").iterdir()
+    assert record.stat().st_mode & 0o077 == 0
+    # Another user, or another machine: settings are those of a run of somebody else.
     monkeypatch.setenv("XDG_STATE_HOME", str(state.parent / "other"))
     assert not opens(audio / "a.wav", source_options(store))
     begun(run_config("s3://bucket/audio", audio.parent / "mine", source={"uri": [str(audio)]}))
     assert not opens(audio / "a.wav", source_options(store))
-    # Forged: more folders under a signature of others.
+    # A folder of this user's with the settings of somebody else.
     monkeypatch.setenv("XDG_STATE_HOME", str(state))
-    assert opens(audio / "a.wav", source_options(store))
-    wider = record["signed"].replace(str(audio), str(audio.parent))
-    records: list[Any] = [record | {"signed": wider}, record | {"signature": "é"}, {}, [], "x"]
-    for forged in records:
-        store.write_json(name, forged)
-        assert not opens(audio.parent / "private.txt", source_options(store))
-    store.remove(name)
-    assert store.read_json(CONFIG_NAME)["source"]["uri"] == [str(audio)]
+    copy = OutputStore(str(shutil.copytree(audio.parent / "output", audio.parent / "copy")))
+    assert copy.read_json(CONFIG_NAME)["source"]["uri"] == [str(audio)]
+    assert not opens(audio / "a.wav", source_options(copy))
+    assert opens(audio / "a.wav", source_options(copy, allowed=[str(audio)]))
+    record.write_text("{}")
     assert not opens(audio / "a.wav", source_options(store))
-    assert opens(audio / "a.wav", source_options(store, allowed=[str(audio)]))
-
-
-def test_a_copied_output_folder_keeps_its_recordings(audio: Path) -> None:
-    begun(run_config(audio, audio.parent / "output"))
-    copy = shutil.copytree(audio.parent / "output", audio.parent / "copy")
-    assert opens(audio / "a.wav", source_options(OutputStore(str(copy))))
 
 
 def test_a_link_to_what_may_be_read_is_followed(audio: Path) -> None:
@@ -158,20 +148,12 @@ def test_a_link_to_what_may_be_read_is_followed(audio: Path) -> None:
     assert opens(audio / "link.wav", allowed)
 
 
-def test_without_a_place_for_the_key_a_run_begins_all_the_same(
+def test_without_a_place_for_the_record_a_run_begins_all_the_same(
     audio: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(audio / "a.wav" / "below a file"))
     store = begun(run_config(audio, audio.parent / "output"))
-    assert list(store.all_names(OWN_SOURCES_FOLDER)) == []
     assert not opens(audio / "a.wav", source_options(store))
-
-
-def test_the_key_is_for_its_user_alone(audio: Path, state: Path) -> None:
-    begun(run_config(audio, audio.parent / "output"))
-    key = state / "corpus-asr" / "sources.key"
-    assert key.stat().st_mode & 0o077 == 0
-    assert key.parent.stat().st_mode & 0o077 == 0
 
 
 def test_hosts_of_this_network_are_asked_for_own_runs_and_allowed_ones_only(

@@ -30,11 +30,7 @@ from corpus_asr.storage.run_state.lock import (
     changing,
     read_change,
 )
-from corpus_asr.storage.run_state.own_sources import (
-    OWN_SOURCES_FOLDER,
-    forget_sources,
-    read_own_sources,
-)
+from corpus_asr.storage.run_state.own_sources import forget_sources, read_own_sources
 from corpus_asr.storage.run_state.prune import PRUNE, prune, recount, refusals_explained
 from corpus_asr.storage.run_state.result_rows import without_credentials
 from corpus_asr.storage.run_state.rewriting import (
@@ -48,7 +44,6 @@ from corpus_asr.storage.run_state.rewriting import (
 from corpus_asr.storage.run_state.run_files import (
     CALIBRATION_NAME,
     CONFIG_NAME,
-    EARLIER_FOLDER,
     EVALUATION_NAME,
     NEW_RUN,
     PAGE_NAME,
@@ -58,6 +53,7 @@ from corpus_asr.storage.run_state.run_files import (
     failures_name,
 )
 from corpus_asr.storage.run_state.tables import (
+    EARLIER_FOLDER,
     PLANS_FOLDER,
     TABLES_OF_RUNS,
     OutputStore,
@@ -264,10 +260,10 @@ def _forget(store: OutputStore, recordings: dict[str, str]) -> list[str]:
         remove_recordings(folder, recordings)
         folder.remove_leftovers()
         _rewrite_plans(folder, recordings)
-        forget_sources(folder, spellings.named_in)
         foreign |= dict.fromkeys(_rewrite_files(folder, spellings))
     for summaries in (summaries_of(store), store.below(SUMMARIES_FOLDER)):
         _rewrite_summaries(summaries, spellings)
+    forget_sources(store, spellings.named_in)
     forget_addresses(store, recordings)
     recount(store)
     sweep_late_saves(store)
@@ -387,7 +383,7 @@ def _rewrite_files(store: OutputStore, spellings: _Spellings) -> list[str]:
     """Rewrite or remove what is no table; return the files and folders at the top of others."""
     tables = tuple(f"{folder}/" for folder in TABLES_OF_RUNS)
     passed_over = (f"{EARLIER_FOLDER}/", f"{CORRECTIONS_FOLDER}/",
-                   f"{PLANS_FOLDER}/", f"{OWN_SOURCES_FOLDER}/", f"{DATASETS_FOLDER}/",
+                   f"{PLANS_FOLDER}/", f"{DATASETS_FOLDER}/",
                    *tables)  # fmt: skip
     names = list(store.all_names(""))
     below = store.below(SUMMARIES_FOLDER)

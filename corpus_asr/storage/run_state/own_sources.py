@@ -1,30 +1,28 @@
-"""Signed record, in the output folder, of the folders from which this user's runs read recordings.
+"""Folders from which this user's runs read recordings, recorded outside of the output folder.
 
 An output folder may be untrusted, including its settings and tables: they must not make local files
-readable. So each run leaves a record there, signed with a key that stays in the user's own state
-folder.
+readable. So each run leaves a record in the user's state folder, by the URI of its output.
 """
 
-import contextlib
 import hashlib
-import hmac
 import itertools
 import json
 import logging
 import os
-import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.config.run import SourceSettings
 from corpus_asr.config.storage_options import NO_OPTIONS, StorageOptions
+from corpus_asr.errors import FetchError
+from corpus_asr.failure_kinds import NOT_FOUND
 from corpus_asr.logs import event
 from corpus_asr.storage.listing import first_magic
-from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.run_state.tables import EARLIER_FOLDER, OutputStore
+from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.host_allowlist import WEB, FileRules, HostRules, host_of
 from corpus_asr.storage.stores.members import member_address
@@ -32,10 +30,9 @@ from corpus_asr.storage.stores.uri import LOCAL, expanded, normalize, parent, pu
 
 _LOG = logging.getLogger(__name__)
 
-OWN_SOURCES_FOLDER = "_run/sources"
 MOST_FOLDERS = 10_000
 """Above this number, parent folders are recorded."""
-_KEY_BYTES = 32
+_PRIVATE = StoreOptions(private=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,62 +74,61 @@ def record_sources(
     """Add the folders of a run's recordings to this user's record.
 
     Args:
+        store: the output folder.
         source: settings without secrets.
         listing: FILES batches of the run, to find the folders of a manifest.
     """
-    try:
-        key = _key() or _new_key()
-    except OSError as error:  # no writable home; `view` says what to do
-        event(_LOG, logging.INFO, "sources_not_recorded", why=str(error))
-        return
-    record = _recorded(store, key)
+    record = read_own_sources(store)
     folders = {*source_folders(source, listing), *(record.folders if record else ())}
     while len(folders) > MOST_FOLDERS:
         folders = {parent(folder) or "/" for folder in folders}
-    _record(store, key, source, folders)
+    try:
+        _record(store, source, folders)
+    except FetchError as error:  # no writable home; `view` says what to do
+        event(_LOG, logging.INFO, "sources_not_recorded", why=str(error))
 
 
 def forget_sources(store: OutputStore, named: Callable[[str], bool]) -> None:
-    """Remove URIs from this user's record, and records of other users that contain some.
+    """Remove URIs from this user's record.
 
     `named` returns whether a text contains one of the URIs.
     """
-    with contextlib.suppress(OSError):
-        key = _key()
-        record = None if key is None else _recorded(store, key)
-        if key is not None and record is not None:
-            # If the file was the only source, the record is dropped.
-            uris = tuple(uri for uri in record.source.uri if not named(uri))
-            if uris or record.source.manifest:
-                source = record.source.model_copy(update={"uri": uris})
-                _record(
-                    store, key, source, {folder for folder in record.folders if not named(folder)}
-                )
-    for name in list(store.all_names(OWN_SOURCES_FOLDER)):
-        # Signed by others, it cannot be edited; their next run writes it again.
-        if named(json.dumps(store.read_json(name), ensure_ascii=False)):
-            store.remove(name)
+    record = read_own_sources(store)
+    if record is None:
+        return
+    uris = tuple(uri for uri in record.source.uri if not named(uri))
+    if uris or record.source.manifest:
+        source = record.source.model_copy(update={"uri": uris})
+        _record(store, source, {folder for folder in record.folders if not named(folder)})
+    else:  # the file was the only source
+        filesystem.remove(_record_path(store))
 
 
-def _record(
-    store: OutputStore, key: bytes, source: SourceSettings, folders: Collection[str]
-) -> None:
-    settings = source.model_dump(mode="json")
-    signed = json.dumps({"source": settings, "folders": sorted(folders)})
-    record = {"signed": signed, "signature": _signature(key, signed)}
-    name = _name(key)
-    if store.read_json(name) != record:
-        store.write_json(name, record)
+def _record(store: OutputStore, source: SourceSettings, folders: Collection[str]) -> None:
+    record = {"source": source.model_dump(mode="json"), "folders": sorted(folders)}
+    filesystem.write_atomic(_record_path(store), json.dumps(record).encode(), _PRIVATE)
 
 
 def read_own_sources(store: OutputStore) -> OwnSources | None:
-    """Return this user's record; None if another user or machine made it."""
+    """Return this user's record; None if no run of this user on this machine made the folder."""
     try:
-        key = _key()
-    except OSError as error:
-        event(_LOG, logging.INFO, "own_sources_unknown", why=str(error))
+        record = json.loads(filesystem.read_bytes(_record_path(store)))
+        source = SourceSettings.model_validate_json(json.dumps(record["source"]))
+    except (FetchError, LookupError, TypeError, ValueError) as error:  # of another version
+        if not isinstance(error, FetchError) or error.kind != NOT_FOUND:
+            event(_LOG, logging.INFO, "own_sources_unknown", why=str(error))
         return None
-    return None if key is None else _recorded(store, key)
+    return OwnSources(source=source, folders=tuple(record["folders"]))
+
+
+def _record_path(store: OutputStore) -> str:
+    # Source: XDG Base Directory Specification 0.8; relative values must be ignored.
+    state = os.environ.get("XDG_STATE_HOME", "")
+    base = state if os.path.isabs(state) else os.path.expanduser("~/.local/state")
+    # Earlier results are in a folder within the output.
+    output = store.uri.partition(f"/{EARLIER_FOLDER}/")[0]
+    name = hashlib.sha256(output.encode()).hexdigest()[:16]
+    return f"{base}/corpus-asr/sources/{name}.json"
 
 
 def source_folders(source: SourceSettings, listing: Iterable[pa.RecordBatch]) -> Iterator[str]:
@@ -162,52 +158,3 @@ def _container(uri: str) -> Iterator[str]:
     member = member_address(uri)
     if member is not None:
         yield member.container
-
-
-def _recorded(store: OutputStore, key: bytes) -> OwnSources | None:
-    record = store.read_json(_name(key))
-    if not isinstance(record, dict):
-        return None
-    signed, signature = str(record.get("signed")), str(record.get("signature"))
-    if not hmac.compare_digest(_signature(key, signed).encode(), signature.encode()):
-        return None
-    content = json.loads(signed)
-    try:
-        source = SourceSettings.model_validate_json(json.dumps(content["source"]))
-    except ValueError as error:  # signed by another version of this program
-        event(_LOG, logging.INFO, "own_sources_unknown", why=str(error))
-        return None
-    return OwnSources(source=source, folders=tuple(content["folders"]))
-
-
-def _signature(key: bytes, signed: str) -> str:
-    return hmac.digest(key, signed.encode(), "sha256").hex()
-
-
-def _name(key: bytes) -> str:
-    # One record per user, so that users sharing an output folder keep theirs.
-    return f"{OWN_SOURCES_FOLDER}/{hashlib.sha256(key).hexdigest()[:16]}.json"
-
-
-def _key_path() -> Path:
-    # Source: XDG Base Directory Specification 0.8; relative values must be ignored.
-    state = os.environ.get("XDG_STATE_HOME", "")
-    base = Path(state) if os.path.isabs(state) else Path(os.path.expanduser("~/.local/state"))
-    return base / "corpus-asr" / "sources.key"
-
-
-def _key() -> bytes | None:
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        key = _key_path().read_bytes()
-        # Shorter while another process writes it.
-        return key if len(key) == _KEY_BYTES else None
-    return None
-
-
-def _new_key() -> bytes:
-    path, key = _key_path(), secrets.token_bytes(_KEY_BYTES)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(key)
-    return key

@@ -29,11 +29,12 @@ from corpus_asr.storage.run_state.finish import write_empty_tables
 from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.part_rows import kind_of, part_rows
 from corpus_asr.storage.run_state.result_rows import LABEL_ROWS, SEGMENT_ROWS, nested
-from corpus_asr.storage.run_state.run_files import CONFIG_NAME, EARLIER_FOLDER
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.run_tables import REDO_NAME
 from corpus_asr.storage.run_state.tables import (
     COMMITS_FOLDER,
     DUPLICATES_FOLDER,
+    EARLIER_FOLDER,
     FINISHED_FOLDERS,
     HOOKS_FOLDER,
     RECORDINGS_FOLDER,

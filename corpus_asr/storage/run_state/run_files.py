@@ -29,14 +29,12 @@ from corpus_asr.storage.run_state.lock import (
     changing,
     read_change,
 )
-from corpus_asr.storage.run_state.own_sources import (
-    OWN_SOURCES_FOLDER,
-    record_sources,
-)
+from corpus_asr.storage.run_state.own_sources import record_sources
 from corpus_asr.storage.run_state.run_tables import REDO_NAME
 from corpus_asr.storage.run_state.tables import (
     COMMITS_FOLDER,
     DUPLICATES_FOLDER,
+    EARLIER_FOLDER,
     FINISHED_FOLDERS,
     HOOKS_FOLDER,
     RECORDINGS_FOLDER,
@@ -378,14 +376,12 @@ def failures_name(page: str) -> str:
 
 
 NEW_RUN: Final = "run --new-run"
-EARLIER_FOLDER = "_earlier"  # ignored by readers of tables
 _ARCHIVED_NAMES = (
     RUN_NAME, PAGE_NAME, failures_name(PAGE_NAME), EVALUATION_NAME, CALIBRATION_NAME,
     CONFIG_NAME, FINGERPRINT_NAME, REDO_NAME, TABLES_NAME,
 )  # fmt: skip
 _ARCHIVED_FOLDERS = (
-    OWN_SOURCES_FOLDER, RECORDINGS_FOLDER, VOICES_FOLDER, SPEAKERS_FOLDER, DUPLICATES_FOLDER,
-    HOOKS_FOLDER,
+    RECORDINGS_FOLDER, VOICES_FOLDER, SPEAKERS_FOLDER, DUPLICATES_FOLDER, HOOKS_FOLDER,
     *FINISHED_FOLDERS, COMMITS_FOLDER,
 )  # fmt: skip
 

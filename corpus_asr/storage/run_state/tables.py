@@ -92,6 +92,8 @@ TABLES_NAME: Final = "_run/tables.json"
 IDENTITIES_NAME: Final = "_run/identities.parquet"
 """Addresses of recordings that moved (`identities`)."""
 PLANS_FOLDER: Final = "_run/plan"
+EARLIER_FOLDER: Final = "_earlier"
+"""Results before `--new-run`; ignored by readers of tables."""
 FINISHED_FOLDERS = (OUTCOMES_FOLDER, *PART_ROWS_FOLDERS)
 """Tables of parts; of these and of recordings those objects count that `TABLES_NAME` names."""
 TABLES_OF_RUNS = (
