@@ -12,11 +12,10 @@ import pytest
 from corpus_asr.errors import FetchError
 from corpus_asr.storage.stores import http
 from corpus_asr.storage.stores.host_allowlist import HostRules
-from corpus_asr.storage.stores.http import HostHealth, post_json
+from corpus_asr.storage.stores.http import post_json
 from corpus_asr.storage.stores.store import (
     RangesUnsupportedError,
     RetryPolicy,
-    StoreError,
     asked_wait_s,
     with_retries,
 )
@@ -99,52 +98,6 @@ def test_what_is_no_address_is_told() -> None:
 
 
 QUICK = RetryPolicy(attempts=5, first_wait_s=0.001, longest_wait_s=0.01, request_timeout_s=0.3)
-
-
-class Clock:
-    now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-def failure(retry_after_s: float = 0.0) -> StoreError:
-    return StoreError("timeout", "nothing", transient=True, retry_after_s=retry_after_s)
-
-
-def test_a_host_is_asked_when_it_said_and_given_up_after_its_patience() -> None:
-    clock = Clock()
-    health = HostHealth(clock)
-    health.check("a")
-    health.failed("a", failure(retry_after_s=30), started_s=0)
-    with pytest.raises(StoreError, match="no request within the next 30 s") as caught:
-        health.check("a")
-    assert (caught.value.transient, caught.value.retry_after_s) == (True, 30)
-    health.check("b")
-    clock.now_s = 30
-    health.check("a")
-    clock.now_s = 181
-    final = health.failed("a", failure(), started_s=121)
-    assert not final.transient
-    assert str(final) == "nothing; no request to its host succeeded for 181 s"
-    for now_s, asked in ((182, False), (240, False), (241, True), (242, False)):
-        clock.now_s = now_s
-        if asked:
-            health.check("a")  # one request, whoever comes first
-        else:
-            with pytest.raises(StoreError, match="no request to its host") as caught:
-                health.check("a")
-            assert not caught.value.transient
-    health.succeeded("a")
-    health.check("a")
-
-
-def test_failures_far_apart_are_not_added_up() -> None:
-    clock = Clock()
-    health = HostHealth(clock)
-    for clock.now_s in (0, 400, 800):
-        assert health.failed("a", failure(), started_s=clock.now_s).transient
-        health.check("a")
 
 
 def test_the_wait_that_is_asked_for_is_a_number_or_a_date() -> None:
@@ -237,23 +190,7 @@ def test_no_request_comes_sooner_than_a_host_asks_for(
     assert read(url) == b"abcd"
     assert times[1] - times[0] >= 1
     answers[:] = [throttled % 3600]
-    started_s = time.monotonic()
-    for _ in range(3):  # of each file, without a request for all but the first
-        with pytest.raises(FetchError, match=r"429|no request within the next 3[56]") as caught:
-            read(url)
-        assert caught.value.retryable
+    with pytest.raises(FetchError, match="429") as caught:
+        read(url)
+    assert caught.value.retryable
     assert len(times) == 3
-    assert time.monotonic() - started_s < 30  # of the 3,600 it asks for
-
-
-def test_a_host_that_drips_is_not_tried_again_for_each_file(
-    raw: tuple[str, list[bytes], list[float]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    url, answers, times = raw
-    monkeypatch.setattr(http, "HOST_PATIENCE_S", 0.5)
-    answers.append(b"drip" + GOOD * 9)
-    for _ in range(20):
-        with pytest.raises(FetchError) as caught:
-            read(url)
-        assert (caught.value.kind, caught.value.retryable) == ("timeout", True)
-    assert len(times) == 2

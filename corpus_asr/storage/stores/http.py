@@ -1,8 +1,4 @@
-"""Read-only store of objects behind http(s) URLs, and JSON posts to a webhook.
-
-Requests to a host pause if it throttles or keeps failing. Without this, a host that throttles, or
-sends a byte every few seconds, would block a worker for minutes with each of its files.
-"""
+"""Read-only store of objects behind http(s) URLs, and JSON posts to a webhook."""
 
 import asyncio
 import html
@@ -11,13 +7,10 @@ import json
 import logging
 import re
 import socket
-import threading
 import time
 import urllib.parse
 import urllib.request
-import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import IO, Any, TypeVar
 
 import aiohttp
@@ -37,7 +30,6 @@ from corpus_asr.storage.stores.store import (
     Store,
     StoreError,
     answer_of,
-    failure_of,
     from_os_error,
     from_status,
     with_retries,
@@ -52,81 +44,12 @@ CONNECT_ATTEMPTS = 5  # about four seconds
 READ_TIMEOUT_S = 30  # maximum silence on an open connection
 # Byte offsets of a compressed response differ from those of the object.
 _IDENTITY = {"Accept-Encoding": "identity"}
+_CODINGS = {"br", "compress", "deflate", "gzip", "x-gzip", "zstd"}
 _RANGES_MISSING = 200
 _REDIRECTS = {301, 302, 303, 307, 308}
 MAX_REDIRECTS = 10
 # Lower than the bit rate of speech at 64 kbit/s.
 LEAST_BYTES_PER_S = 8_000
-# The default time limit of one file: after this long without success a host counts as down.
-HOST_PATIENCE_S = 180.0
-# Interval between single probe requests to such a host.
-PROBE_EVERY_S = 60.0
-# Failures further apart than this are unrelated.
-FORGET_S = 300.0
-
-
-@dataclass(slots=True)
-class _FailureSpan:
-    since_s: float
-    last_s: float
-    not_before_s: float = 0.0
-
-
-class HostHealth:
-    """Consecutive failures of each host, as seen by this process; thread-safe."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._failing: dict[str, _FailureSpan] = {}
-
-    def check(self, host: str) -> None:
-        """Raise a `StoreError` before a request to a host that is paused."""
-        with self._lock:
-            failing = self._failing.get(host)
-            if failing is None:
-                return
-            wait_s = failing.not_before_s - self._clock()
-            given_up = self._given_up(failing)
-            if given_up and wait_s <= 0:  # this request is the only probe for a while
-                failing.not_before_s = self._clock() + PROBE_EVERY_S
-                return
-        if given_up:
-            raise StoreError(TIMEOUT, f"no request to its host succeeded for {_since(failing)}")
-        if wait_s > 0:
-            reason = f"its host accepts no request within the next {wait_s:.0f} s"
-            raise StoreError(TIMEOUT, reason, transient=True, retry_after_s=wait_s)
-
-    def succeeded(self, host: str) -> None:
-        """Clear the failures of a host that responds."""
-        with self._lock:
-            self._failing.pop(host, None)
-
-    def failed(self, host: str, error: StoreError, *, started_s: float) -> StoreError:
-        """Record a transient failure and return it, made final if the host counts as down."""
-        now_s = self._clock()
-        with self._lock:
-            failing = self._failing.get(host)
-            if failing is None or now_s - failing.last_s > FORGET_S:
-                failing = self._failing[host] = _FailureSpan(since_s=started_s, last_s=now_s)
-            failing.last_s = now_s
-            failing.not_before_s = max(failing.not_before_s, now_s + error.retry_after_s)
-            if self._given_up(failing):
-                failing.not_before_s = max(failing.not_before_s, now_s + PROBE_EVERY_S)
-                error.transient = False
-                error.found += f"; no request to its host succeeded for {_since(failing)}"
-        return error
-
-    @staticmethod
-    def _given_up(failing: _FailureSpan) -> bool:
-        return failing.last_s - failing.since_s >= HOST_PATIENCE_S
-
-
-def _since(failing: _FailureSpan) -> str:
-    return f"{failing.last_s - failing.since_s:.0f} s"
-
-
-_HEALTH = HostHealth()  # per process: later files skip hosts that failed for earlier ones
 
 
 def web_failure(error: Exception) -> StoreError:
@@ -261,33 +184,23 @@ class WebStore(Store):
                         retry_after = response.headers.get("Retry-After")
                         reason = answer_of(response.reason or "", await _words_of(response))
                         raise from_status(response.status, reason, retry_after=retry_after)
+                    coding = response.headers.get("Content-Encoding", "").strip().lower()
+                    if coding in _CODINGS:
+                        raise StoreError(FETCH, f"found content encoding {coding}, expected none")
                     return await use(response)
             raise StoreError(FETCH, f"found more than {MAX_REDIRECTS} redirects")
 
         async def limited() -> T:
             return await asyncio.wait_for(ask(), limit_s)
 
-        host, started_s = urllib.parse.urlsplit(uri).netloc.rpartition("@")[2], time.monotonic()
-        _HEALTH.check(host)
-        try:
-            result: T = sync(self.filesystem.loop, limited)
-        except RangesUnsupportedError:
-            _HEALTH.succeeded(host)
-            raise
-        except Exception as raised:
-            error = failure_of(raised, self)
-            if not error.transient:  # a valid response, though an error
-                _HEALTH.succeeded(host)
-                raise error from raised
-            raise _HEALTH.failed(host, error, started_s=started_s) from raised
-        _HEALTH.succeeded(host)
+        result: T = sync(self.filesystem.loop, limited)
         return result
 
     def info(self, uri: str) -> ObjectInfo:
 
         async def use(response: aiohttp.ClientResponse) -> ObjectInfo:
             sent = _decimal(response.headers.get("Content-Length"))
-            return _info(response.headers, None if _coding_of(response) else sent)
+            return _info(response.headers, sent)
 
         limit_s = self._policy.request_timeout_s
         try:
@@ -309,8 +222,6 @@ class WebStore(Store):
         async def use(response: aiohttp.ClientResponse) -> tuple[bytes, ObjectInfo]:
             content_range = response.headers.get("Content-Range", "")
             total = _decimal(content_range.rpartition("/")[2])
-            if _coding_of(response):  # ranges refer to the compressed data
-                raise RangesUnsupportedError
             if response.status == 416:
                 return b"", _info(response.headers, total or 0)
             if response.status == _RANGES_MISSING or total is None:
@@ -326,59 +237,19 @@ class WebStore(Store):
         async def use(response: aiohttp.ClientResponse) -> None:
             expected = _decimal(response.headers.get("Content-Length"))
             started_s = time.monotonic()
-            unpack = _Decompressor(_coding_of(response))
             received = 0
             async for piece in response.content.iter_chunked(MEBIBYTE):
                 received += len(piece)
-                target.write(unpack(piece))
+                target.write(piece)
                 took_s = time.monotonic() - started_s
                 if received < (took_s - self._policy.request_timeout_s) * LEAST_BYTES_PER_S:
                     problem = f"too slow: {received:,} bytes in {took_s:.0f} s"
                     raise StoreError(TIMEOUT, problem, transient=True, attempts=1)
-            if (expected is not None and received != expected) or not unpack.ended:
-                problem = f"short read: {received} bytes, expected {expected or 'more'}"
+            if expected is not None and received != expected:
+                problem = f"short read: {received} bytes, expected {expected}"
                 raise StoreError(FETCH, problem, transient=True)
 
         self._request("GET", uri, {}, use, limit_s=None)
-
-
-# Codings that zlib reads, and their magic bytes. Some servers compress although `identity` was
-# requested; others only declare the coding of a file that is stored compressed.
-_CODINGS = {"gzip": b"\x1f\x8b", "x-gzip": b"\x1f\x8b", "deflate": b"\x78"}
-_OTHER_CODINGS = ("br", "zstd", "compress")
-
-
-def _coding_of(response: aiohttp.ClientResponse) -> str:
-    """Return the content coding of a response; "" for none."""
-    coding = response.headers.get("Content-Encoding", "").strip().lower()
-    if coding in _OTHER_CODINGS:
-        raise StoreError(FETCH, f"found content encoding {coding}, expected none or gzip")
-    return coding if coding in _CODINGS else ""
-
-
-class _Decompressor:
-    """Decompresses a response incrementally, if it starts as its header declares."""
-
-    def __init__(self, coding: str) -> None:
-        self._beginning = _CODINGS.get(coding)
-        self._stream: Any = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether the stream is complete, as far as the coding shows."""
-        return self._stream is None or self._stream.eof
-
-    def __call__(self, piece: bytes) -> bytes:
-        if self._beginning is not None:
-            if piece.startswith(self._beginning):
-                self._stream = zlib.decompressobj(zlib.MAX_WBITS | 32)
-            self._beginning = None
-        if self._stream is None:
-            return piece
-        try:
-            return bytes(self._stream.decompress(piece))
-        except zlib.error as error:
-            raise StoreError(FETCH, f"the response cannot be unpacked ({error})") from error
 
 
 # A page of HTML is no use in a message; API errors are short.
