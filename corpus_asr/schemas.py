@@ -265,12 +265,10 @@ _PART_RESULT = (
     _WITHOUT_TEXT,
     _TEXT_WORDS,
     _field("text_lengths", pa.list_(pa.int32()), "characters of each of these words, with a space"),
-    _field("text_found", pa.int32(), "number of them that the part says"),
     _field("text_spans", _WORD_SPANS, "which of them the part says, ascending; what no part says "
            "is not in the audio"),
-    *_LABEL,
     _field("label_means", _LABEL_MEANS, "the part's likeliest labels, at most 32, by mean over its "
-           "windows weighted by speech"),
+           "windows weighted by speech, the likeliest first"),
     _field("label_weight_s", pa.float64(), "sum of its windows' weights", unit="second"),
     *_SOUND,
     *_VOICES,

@@ -209,7 +209,7 @@ class RunNumbers:
         bins = dict(tables.rows(_BINS, run=run))
         languages, labels = (
             tuple(ClassShare(**row) for row in tables.table(query, run=run).to_pylist())
-            for query in (_CLASSES.format(column=column) for column in ("language", "label"))
+            for query in map(_CLASSES.format, ("parts.language", "label_means[1].label"))
         )
         return cls(
             **sums,
@@ -258,11 +258,11 @@ _BINS = f"select bin, sum(rows)::bigint {_SCORED} and bin is not null group by a
 _MEAN = f"select exact_sum(weighted) / exact_sum(weight) {_SCORED}"
 # Each part for itself, in recording time: channels transcribed separately share its length.
 _CLASSES = f"""
-select parts.{{column}} as name, count(distinct recording_id) as recordings,
+select {{}} as name, count(distinct recording_id) as recordings,
   coalesce(exact_sum(parts.duration_s / separate), 0) as audio_s,
   coalesce(sum(segments_written), 0)::bigint as segments
 from parts join recordings using (recording_id)
-where parts.{{column}} is not null and {_MINE} group by all order by audio_s desc, name
+where name is not null and {_MINE} group by all order by audio_s desc, name
 """
 
 

@@ -61,11 +61,11 @@ with said as (
   select recording_id, count(*) over (partition by recording_id) as parts,
          text_spans[1].first <
          lag(text_spans[-1].stop) over (partition by recording_id order by part) as contested
-  from parts semi join complete using (recording_id) where text_found > 0)
+  from parts semi join complete using (recording_id) where len(text_spans) > 0)
 select distinct recording_id, '' as made_of, parts from said where contested
 """
 _WORD_COLUMNS = ("recording_id", "part", "words")
-_CLAIM_COLUMNS = ("recording_id", "part", "text_found", "text_spans")
+_CLAIM_COLUMNS = ("recording_id", "part", "text_spans")
 
 
 _LostWords = dict[int, set[int]]
@@ -78,7 +78,7 @@ def place_words_once(store: OutputStore, run: RunTables) -> int:
     May be repeated after being killed anywhere: until a first commit is replaced it counts, and the
     second does not. `run` are the tables; recordings are those whose parts are all committed.
     """
-    columns = (*VERSION_COLUMNS, "text_found", "text_spans")
+    columns = (*VERSION_COLUMNS, "text_spans")
     lost: dict[str, _LostWords] = {}
     with RunTables(store, columns=columns, listing=run.batches("from listing")) as tables:
         tables.add("complete", pa.table({"recording_id": run.ids("complete")}))
@@ -128,7 +128,7 @@ def _parts(
         for at, segment in zip(owners[chosen].tolist(), part_segments, strict=True):
             segments.setdefault(at, []).append(segment)
     for at, row in zip(rows, outcomes.take(pa.array(rows, pa.int64())).to_pylist(), strict=True):
-        if row["text_found"]:
+        if row["text_spans"]:
             yield at, row, segments.get(at, [])
 
 

@@ -437,12 +437,9 @@ def label_columns(labels: PartLabels) -> dict[str, Any]:
         for number, window in enumerate(labels.windows)
         for rank, (label, probability) in enumerate(window.labels, start=1)
     ]  # fmt: skip
-    label, probability = labels.means[0] if labels.means else (None, None)
     return {
         "labels": rows,
         "segments_written": len(rows),
-        "label": label,
-        "label_probability": probability,
         "label_means": [{"label": name, "probability": share} for name, share in labels.means]
         or None,
         "label_weight_s": labels.weight_s,

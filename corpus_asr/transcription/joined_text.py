@@ -172,6 +172,5 @@ def text_columns(
     return {
         "text_words": None if lengths is None else len(lengths),
         "text_lengths": lengths,
-        "text_found": sum(int(span["stop"] - span["first"]) for span in spans),
         "text_spans": spans,
     }

@@ -164,8 +164,7 @@ def classified(job: ManualRun) -> ManualRun:
     job.begin()
     for name in ("a.wav", "b.wav", "c.wav"):
         job.commit(
-            name, segments=None, labels=labels, label="de", label_probability=0.7,
-            label_means=means, label_weight_s=30.0,
+            name, segments=None, labels=labels, label_means=means, label_weight_s=30.0
         )  # fmt: skip
     job.finish()
     return job

@@ -137,6 +137,7 @@ def probabilities(name: str, part: int, seconds: float, *likeliest: float) -> li
 
 # What counts is said in tests/storage/test_what_counts.py: here, that the sums are of that.
 FAILED: dict[str, Any] = {"status": "failed"}
+MUSIC, SPEECH = ([{"label": name, "probability": 0.9}] for name in ("music", "speech"))
 COUNTED: dict[str, tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]] = {
     "nothing": ([], {"listed": ["a", "b"]},
         {"ok": 0, "parts": 0, "audio_s": 0.0, "speech_s": None, "listed": 2, "waiting": 2,
@@ -180,9 +181,9 @@ COUNTED: dict[str, tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]] 
          "audio_by_run_s": (("run-1", 200.0), ("run-2", 100.0)),
          "languages": shares(("en", 3, 300.0, 8))}),
     "labels by part, windows by their likeliest": (
-        [outcome("a", 0, label="music", duration_s=30.0, last_part=False),
-         outcome("a", 1, label="music", duration_s=30.0),
-         outcome("b", 0, label="speech", duration_s=40.0), outcome("c", 0)],
+        [outcome("a", 0, label_means=MUSIC, duration_s=30.0, last_part=False),
+         outcome("a", 1, label_means=MUSIC, duration_s=30.0),
+         outcome("b", 0, label_means=SPEECH, duration_s=40.0), outcome("c", 0)],
         {"kind": LABEL_ROWS, "segments": [
             *probabilities("a", 0, 30.0, 0.95, 0.05), *probabilities("a", 1, 30.0, 0.95, 0.05),
             *probabilities("b", 0, 10.0, 0.5, 0.5), *probabilities("c", 0, 10.0, 0.5, 0.5)]},

@@ -255,8 +255,7 @@ def labelled(
         for rank, (label, probability) in enumerate(means, start=1)
     ]  # fmt: skip
     return part(
-        name, index, texts=None, labels=rows, label=means[0][0] if means else None,
-        label_probability=means[0][1] if means else None,
+        name, index, texts=None, labels=rows,
         label_means=[{"label": label, "probability": share} for label, share in means],
         label_weight_s=weight_s, **values,
     )  # fmt: skip

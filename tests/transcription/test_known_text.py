@@ -316,7 +316,6 @@ def test_columns_say_which_words_a_part_has() -> None:
     assert text_columns([2, 3, 4], [(0, 1.0), (2, 2.0)]) == {
         "text_words": 3,
         "text_lengths": [2, 3, 4],
-        "text_found": 2,
         "text_spans": [
             {"first": 0, "stop": 1, "end_s": 1.0},
             {"first": 2, "stop": 3, "end_s": 2.0},

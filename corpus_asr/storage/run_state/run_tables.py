@@ -92,9 +92,7 @@ VERSION_COLUMNS = (
     "run_id", "recording_id", "size_bytes", "etag", "part", "last_part", "status", "error_kind",
     "retryable", "segments_written", "content_digest",
 )  # fmt: skip
-_LARGE = (
-    "fingerprint", "voice_spans", "voices", "overlap_spans", "text_lengths", "text_spans",
-)  # fmt: skip
+_LARGE = ("fingerprint", "voice_spans", "voices", "overlap_spans", "text_lengths")
 PART_COLUMNS = tuple(name for name in OUTCOMES.names if name not in _LARGE)
 # What is kept of a recordings table that is written again; moments are in UTC.
 NOTED = pa.schema([

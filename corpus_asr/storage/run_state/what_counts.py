@@ -171,7 +171,9 @@ folded as (
     max(part_end_s) as end_s, exact_sum(decode_s) as decode_s,
     exact_sum(transcribe_s) as transcribe_s,
     count(*) as parts, sum(segments_written) as segments, max(text_words) as text_words,
-    if(failed, null, max(text_words) - sum(text_found)) as missing_words,
+    if(failed, null, max(text_words)
+       - coalesce(sum(list_sum([span.stop - span.first for span in text_spans])), 0))
+      as missing_words,
     exact_sum(label_weight_s) as label_weight_s
   from mine group by recording_id)
 select folded.* exclude (error, label_weight_s), coalesce(languages, []) as languages,
