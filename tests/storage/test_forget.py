@@ -23,7 +23,7 @@ from corpus_asr.schemas import DUPLICATES, SPEAKERS, VOICES
 from corpus_asr.storage.run_state import forget as forgetting
 from corpus_asr.storage.run_state.corrections import read_saved
 from corpus_asr.storage.run_state.forget_voices import forget_voices
-from corpus_asr.storage.run_state.forgotten import FORGOTTEN_NAME, Forgotten
+from corpus_asr.storage.run_state.forgotten import FORGOTTEN_NAME
 from corpus_asr.storage.run_state.lock import CHANGE_NAME, LOCK_NAME, SUCCESS_NAME, Lock
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.redo import note_redo
@@ -41,10 +41,7 @@ from tests.support.runs import (
     REVISION,
     ManualRun,
     correct_segment,
-    passage,
-    run_of,
     says,
-    spoken,
 )
 from tests.support.stores import life
 from tests.support.tables import digest_of, held_by, orphan, part, rows_of, stored_segments
@@ -199,15 +196,12 @@ def test_by_its_content_another_file_of_its_size_and_time_is_done(tmp_path: Path
 
     put("mon.wav", "monday")
     put("kept.wav", "always")
-    put("old.wav", "before", 5.0)
     job.begin()
     job.commit("mon.wav")
     job.commit("kept.wav")
-    job.commit("old.wav", content_digest=None)  # by an earlier version
     job.finish()
     digest = digest_of(str(job.source / "mon.wav"))
-    for name in ("mon", "old"):
-        assert command(job, "remove", "--uri", f"*/{name}.wav", "--yes").exit_code == 0
+    assert command(job, "remove", "--uri", "*/mon.wav", "--yes").exit_code == 0
     assert str(digest) not in Path(job.store.address(FORGOTTEN_NAME)).read_text()
 
     def planned() -> tuple[int, int]:
@@ -215,14 +209,12 @@ def test_by_its_content_another_file_of_its_size_and_time_is_done(tmp_path: Path
         return plan.num_forgotten, plan.num_new
 
     (job.source / "mon.wav").unlink()
-    (job.source / "old.wav").unlink()
     put("tue.wav", "tuesdy")
     assert planned() == (0, 1)
     put("moved and touched.wav", "monday", 2.0)
-    put("old, renamed.wav", "before", 5.0)
-    assert planned() == (2, 1)
+    assert planned() == (1, 1)
     put("kept.wav", "monday", 3.0)
-    assert planned() == (3, 1)
+    assert planned() == (2, 1)
 
 
 def test_what_is_not_there_is_answered_with_what_is_like_it(job: ManualRun) -> None:
@@ -271,19 +263,6 @@ def test_files_of_others_are_left_as_they_are_and_their_places_named(job: Manual
     assert done.stdout.endswith(f"not erased, and may name them: {places}\n")
     assert sorted(naming(job)) == sorted(others)
     assert {(output / name).read_text() for name in others} == {f"see {uri}"}
-
-
-def test_members_of_an_archive_that_share_a_version_are_not_forgotten_together(
-    tmp_path: Path,
-) -> None:
-    versions = {f"/a.tar#{name}": f"mtime:5@archive@{at}" for at, name in enumerate("xy")}
-    rows = [spoken(uri, passage(0, "one"), etag=etag, size_bytes=10)
-            for uri, etag in versions.items()]  # fmt: skip
-    store = run_of(tmp_path / "output", *rows)
-    forgetting.forget(store, {recording_id("/a.tar#x"): "/a.tar#x"})
-    left = Forgotten.read(store)
-    assert left.has("/a.tar#x", versions["/a.tar#x"], 10)
-    assert not left.has("/a.tar#y", versions["/a.tar#y"], 10)
 
 
 def test_an_address_is_no_glob_and_each_pattern_has_to_match(tmp_path: Path) -> None:

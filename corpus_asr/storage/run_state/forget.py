@@ -8,7 +8,7 @@ What people put into the folder is neither read nor changed: where to look is re
 import difflib
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Final
@@ -20,7 +20,7 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.schemas import FILES, PACKS
 from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER
 from corpus_asr.storage.run_state.forget_voices import FORGET_VOICES, forget_voices
-from corpus_asr.storage.run_state.forgotten import CONTENT, FORGOTTEN_NAME, Forgotten
+from corpus_asr.storage.run_state.forgotten import FORGOTTEN_NAME, Forgotten
 from corpus_asr.storage.run_state.identities import Identities, forget_addresses
 from corpus_asr.storage.run_state.lock import (
     CHANGE_NAME,
@@ -59,7 +59,6 @@ from corpus_asr.storage.run_state.tables import (
     OutputStore,
 )
 from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
-from corpus_asr.storage.stores.store import content_version, plain_version
 from corpus_asr.storage.stores.uri import normalize, public, redact_uri
 
 FORGET: Final = "remove --uri"
@@ -243,8 +242,8 @@ def forget(
 
 def _forget(store: OutputStore, recordings: dict[str, str]) -> list[str]:
     forgotten = Forgotten.read(store)
-    for name, versions in _versions(store, recordings).items():
-        forgotten.add(recordings[name], name, versions)
+    for name, contents in _contents(store, recordings).items():
+        forgotten.add(recordings[name], name, sorted(contents))
     forgotten.write(store)
     identities = Identities.read(store)
     pairs = itertools.chain(_addresses_of(store), identities.pairs())
@@ -287,46 +286,26 @@ def allow_again(store: OutputStore, uris: Sequence[str]) -> None:
     forgotten.write(store)
 
 
-_Version = tuple[str | None, int | None]
-
-
-def _versions(store: OutputStore, recordings: Mapping[str, str]) -> dict[str, list[_Version]]:
-    """Return the contents, and versions made of these, that no other recording has.
-
-    Where nothing is known of the content of a version, this stands for it.
-    """
-    columns = ("recording_id", "etag", "size_bytes", "content_digest")
-    versions: dict[str, set[_Version]] = {recording: set() for recording in recordings}
-    versions_of_others: set[_Version] = set()
-    replaced: set[tuple[str, _Version]] = set()
-    for _ in range(2):  # which versions there are of them; who else has one
-        wanted = set().union(*versions.values())
-        listed = (store.batches(name, columns=columns[:3]) for name in store.names(PLANS_FOLDER)
-                  if "/listing/" in name)  # fmt: skip
-        for rows in itertools.chain(store.outcomes(columns), itertools.chain.from_iterable(listed)):
-            values = [rows.column(name).to_pylist() for name in rows.schema.names]
-            values += [[None] * len(rows)] * (len(columns) - len(values))  # of a listing
-            for recording, etag, size_bytes, digest in zip(*values, strict=True):
-                # As listings are compared: members of an archive may share a version.
-                version = (etag and plain_version(etag), size_bytes)
-                content = (digest and f"{CONTENT}{digest}", size_bytes)
-                if recording not in versions:
-                    versions_of_others |= {version, content} & wanted
-                    continue
-                versions[recording] |= {version, content}
-                if digest and content_version(recordings[recording], etag) is None:
-                    replaced.add((recording, version))
-    return {
-        recording: sorted(
-            (
-                version
-                for version in of_recording - versions_of_others
-                if (recording, version) not in replaced
-            ),
-            key=str,
-        )
-        for recording, of_recording in versions.items()
+def _contents(store: OutputStore, recordings: Collection[str]) -> dict[str, set[tuple[str, int]]]:
+    """Return the digests and sizes of recordings' contents that no other recording has."""
+    contents = {recording: set[tuple[str, int]]() for recording in recordings}
+    for recording, content in _all_contents(store):
+        if recording in contents:
+            contents[recording].add(content)
+    wanted = set().union(*contents.values())
+    shared = {
+        content
+        for recording, content in _all_contents(store)
+        if recording not in contents and content in wanted
     }
+    return {recording: of_recording - shared for recording, of_recording in contents.items()}
+
+
+def _all_contents(store: OutputStore) -> Iterator[tuple[str, tuple[str, int]]]:
+    for rows in store.outcomes(("recording_id", "content_digest", "size_bytes")):
+        columns = (column.to_pylist() for column in rows.drop_null().columns)
+        for recording, digest, size_bytes in zip(*columns, strict=True):
+            yield recording, (digest, size_bytes)
 
 
 class _Spellings:

@@ -2,7 +2,7 @@
 
 The file reveals no URIs; a run checks whether a known URI is in it. A content is stored if only one
 recording had it, so that a renamed file stays blocked, too. To check this, new files of equal size
-are read. A version replaces an unknown content.
+are read.
 """
 
 import hashlib
@@ -18,12 +18,9 @@ from corpus_asr.storage.run_state.moved import addresses, read_digests
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import StoreOptions
-from corpus_asr.storage.stores.store import plain_version
 from corpus_asr.storage.stores.uri import public, redact_uri
 
 FORGOTTEN_NAME: Final = "_run/forgotten.json"
-CONTENT: Final = "content:"
-"""Prefix of a version that is a content digest."""
 _SALT_BYTES = _HASH_BYTES = 16
 # Possibly blocked files that are new at their URI.
 _NEW = """
@@ -39,7 +36,7 @@ class Forgotten:
 
     salt: str
     entries: list[tuple[str, ...]] = field(default_factory=list)
-    """Hashes of each one's URI and ID, and of its contents and versions."""
+    """Hashes of each one's URI and ID, and of its contents and their sizes."""
     num_left_out: int = 0
     _hashes: set[str] = field(default_factory=set)
 
@@ -69,20 +66,13 @@ class Forgotten:
         entries = [list(entry) for entry in sorted(self.entries)]
         store.write_json(FORGOTTEN_NAME, {"salt": self.salt, "recordings": entries})
 
-    def add(
-        self, uri: str, recording_id: str, versions: Iterable[tuple[str | None, int | None]]
-    ) -> None:
-        """Block a recording, and any other file with one of its contents or versions."""
-        known_versions = [
-            (etag, size) for etag, size in versions if etag is not None and size is not None
-        ]
-        versions_of = [self._of_version(*version) for version in known_versions]
-        versions_of += [
-            self._of_size(size) for etag, size in known_versions if etag.startswith(CONTENT)
-        ]
-        entry = (self._of_uri(uri), self._of_id(recording_id), *versions_of)
+    def add(self, uri: str, recording_id: str, contents: Iterable[tuple[str, int]]) -> None:
+        """Block a recording, and any other file with one of its contents: digest and bytes."""
+        entry = [self._of_uri(uri), self._of_id(recording_id)]
+        for digest, size_bytes in contents:
+            entry += [self._of_content(digest, size_bytes), self._of_size(size_bytes)]
         if not {*entry} <= self._hashes:
-            self.entries.append(entry)
+            self.entries.append(tuple(entry))
             self._hashes |= {*entry}
 
     def allow(self, uri: str) -> bool:
@@ -99,7 +89,7 @@ class Forgotten:
         """
         if not self._hashes:
             return files
-        stays = [not self.has(*row) for row in _columns(files)]
+        stays = [not self.has(uri) for uri in files.column("uri").to_pylist()]
         sizes = files.column("size_bytes").to_pylist()
         of_forgotten = {size for size in {*sizes} if self._of_size(size) in self._hashes}
         doubtful = [at for at, size in enumerate(sizes) if stays[at] and size in of_forgotten]
@@ -108,30 +98,27 @@ class Forgotten:
             tables.add("doubtful", rows.append_column("position", pa.array(doubtful)))
             new = tables.rows(_NEW)
             digests = read_digests([(uri, etag) for _, uri, etag, _ in new], options)
-            for (at, uri, _, size_bytes), digest in zip(new, digests, strict=True):
-                stays[at] = not self.has(uri, f"{CONTENT}{digest}", size_bytes)
+            for (at, _, _, size_bytes), digest in zip(new, digests, strict=True):
+                stays[at] = self._of_content(str(digest), size_bytes) not in self._hashes
         self.num_left_out += len(stays) - sum(stays)
         return files if all(stays) else files.filter(pa.array(stays, pa.bool_()))
 
-    def has(self, uri: str, etag: str | None = None, size_bytes: int | None = None) -> bool:
-        """Return whether a recording is blocked, by its URI or version."""
-        if self._of_uri(uri) in self._hashes:
-            return True
-        has_version = etag is not None and size_bytes is not None
-        return has_version and self._of_version(etag, size_bytes) in self._hashes
+    def has(self, uri: str) -> bool:
+        """Return whether a recording is blocked, by its URI."""
+        return self._of_uri(uri) in self._hashes
 
-    def has_id(self, own: str) -> bool:
+    def has_id(self, recording_id: str) -> bool:
         """Return whether a recording is blocked, by its ID."""
-        return self._of_id(own) in self._hashes
+        return self._of_id(recording_id) in self._hashes
 
-    def _of_id(self, own: str) -> str:
-        return self._hash(f"id {own}")
+    def _of_id(self, recording_id: str) -> str:
+        return self._hash(f"id {recording_id}")
 
     def _of_uri(self, uri: str) -> str:
         return self._hash(f"uri {public(uri)}")
 
-    def _of_version(self, etag: str | None, size_bytes: int | None) -> str:
-        return self._hash(f"version {etag and plain_version(etag)} {size_bytes}")
+    def _of_content(self, digest: str, size_bytes: int) -> str:
+        return self._hash(f"content {digest} {size_bytes}")
 
     def _of_size(self, size_bytes: int) -> str:
         return self._hash(f"size {size_bytes}")
@@ -140,11 +127,6 @@ class Forgotten:
         data = text.encode("utf-8", "surrogatepass")
         salt = bytes.fromhex(self.salt)
         return hashlib.blake2b(data, digest_size=_HASH_BYTES, salt=salt).hexdigest()
-
-
-def _columns(files: pa.Table) -> Iterable[tuple[str, str | None, int | None]]:
-    names = ("uri", "etag", "size_bytes")
-    return zip(*(files.column(name).to_pylist() for name in names), strict=True)
 
 
 def is_there(store: OutputStore, recording_id: str, outcomes_names: Collection[str]) -> bool:
