@@ -40,7 +40,7 @@ from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
 from corpus_asr.storage.run_state.forgotten import Forgotten
 from corpus_asr.storage.run_state.lock import Lock, read_change
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing, read_packs
-from corpus_asr.storage.run_state.portions import LostPortion
+from corpus_asr.storage.run_state.recording_rows import LostPortion
 from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.run_files import (
     RUN_NAME,

@@ -26,8 +26,7 @@ from corpus_asr.speakers.turns import (
 from corpus_asr.speakers.voices import find_voices
 from corpus_asr.storage.run_state.finish import merge
 from corpus_asr.storage.run_state.part_rows import part_rows
-from corpus_asr.storage.run_state.portions import LostPortion, Portion, portions_of
-from corpus_asr.storage.run_state.recording_rows import tidy
+from corpus_asr.storage.run_state.recording_rows import LostPortion, Portion, portions_of, tidy
 from corpus_asr.storage.run_state.result_rows import SEGMENT_ROWS, nested
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RowPlace, RunTables
 from corpus_asr.storage.run_state.speaker_turns import (

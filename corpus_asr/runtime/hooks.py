@@ -36,8 +36,7 @@ from corpus_asr.storage.run_state.hook_rows import (
     rows_per_object,
     schema_of,
 )
-from corpus_asr.storage.run_state.portions import LostPortion
-from corpus_asr.storage.run_state.recording_rows import put_rows, tidy
+from corpus_asr.storage.run_state.recording_rows import LostPortion, put_rows, tidy
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import without_secrets
 from corpus_asr.units import counted

@@ -32,7 +32,7 @@ from corpus_asr.runtime.coordinator import Device
 from corpus_asr.runtime.resources import WORKERS_PER_ACTOR
 from corpus_asr.runtime.second_try import RetriedRecording
 from corpus_asr.schemas import RESULTS
-from corpus_asr.storage.run_state.portions import LostPortion
+from corpus_asr.storage.run_state.recording_rows import LostPortion
 from corpus_asr.storage.stores.uri import without_secrets
 
 T = TypeVar("T")

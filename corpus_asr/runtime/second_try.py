@@ -18,7 +18,7 @@ from corpus_asr.config.run import DEFAULT_OPTIONS, RunOptions
 from corpus_asr.errors import ItemError
 from corpus_asr.schemas import FILES, PACK_FILE, PACKS, RESULTS
 from corpus_asr.stages.parts import NOTHING_SAID, failure_fields
-from corpus_asr.storage.run_state.portions import LostPortion
+from corpus_asr.storage.run_state.recording_rows import LostPortion
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri

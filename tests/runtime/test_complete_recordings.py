@@ -29,7 +29,7 @@ from corpus_asr.runtime.ray_workers import on_workers
 from corpus_asr.schemas import RECORDINGS, SPEAKERS
 from corpus_asr.speakers.voices import find_voices
 from corpus_asr.stages.measures import measured_columns
-from corpus_asr.storage.run_state import portions, recording_rows, speaker_turns
+from corpus_asr.storage.run_state import recording_rows, speaker_turns
 from corpus_asr.storage.run_state.finish import settle
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.run_tables import RunTables
@@ -351,7 +351,7 @@ def test_speakers_found_on_workers_are_those_of_one_process(
     ray_session: Cluster, store: OutputStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(complete_recordings, "MANY_RECORDINGS", 2)
-    monkeypatch.setattr(portions, "RECORDINGS_PER_PORTION", 2)
+    monkeypatch.setattr(recording_rows, "RECORDINGS_PER_PORTION", 2)
     other = OutputStore(str(tmp_path / "other"))
     for each in (store, other):
         for at in range(3):

@@ -14,7 +14,7 @@ from corpus_asr.runtime import ray_workers
 from corpus_asr.runtime.coordinator import Device
 from corpus_asr.runtime.ray_workers import NEWCOMER_S, RecordingWorkers, is_hopeless
 from corpus_asr.runtime.second_try import RetriedRecording, each_alone
-from corpus_asr.storage.run_state.portions import LostPortion
+from corpus_asr.storage.run_state.recording_rows import LostPortion
 from tests.support import tables
 
 DIED = ray.exceptions.RayActorError()

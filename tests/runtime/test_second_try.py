@@ -14,7 +14,7 @@ from corpus_asr.runtime.second_try import (
     recordings_left,
 )
 from corpus_asr.schemas import PACKS, RESULTS
-from corpus_asr.storage.run_state.portions import LostPortion
+from corpus_asr.storage.run_state.recording_rows import LostPortion
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support import tables
 from tests.support.corpora import tiny_model

@@ -122,7 +122,7 @@ def test_batches_give_the_same_table(store: OutputStore, monkeypatch: pytest.Mon
     find_duplicates(store, min_s=MIN_S)
     at_once = pairs(store)
     monkeypatch.setattr(duplicates, "WORDS_AT_ONCE", 1)
-    monkeypatch.setattr("corpus_asr.storage.run_state.portions.RECORDINGS_PER_PORTION", 1)
+    monkeypatch.setattr("corpus_asr.storage.run_state.recording_rows.RECORDINGS_PER_PORTION", 1)
     assert find_duplicates(store, min_s=MIN_S + 0.1) == 4
     assert pairs(store) == at_once
     assert len(at_once) == 6

@@ -27,8 +27,7 @@ from corpus_asr.array_types import Int64, UInt8, UInt32
 from corpus_asr.logs import event
 from corpus_asr.schemas import DUPLICATES
 from corpus_asr.storage.parquet import BATCH_ROWS
-from corpus_asr.storage.run_state.portions import portions_of
-from corpus_asr.storage.run_state.recording_rows import MADE, rows_at
+from corpus_asr.storage.run_state.recording_rows import MADE, portions_of, rows_at
 from corpus_asr.storage.run_state.recording_rows import wanted as not_made
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.tables import DUPLICATES_FOLDER, SUFFIX, OutputStore

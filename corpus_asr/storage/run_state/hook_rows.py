@@ -19,11 +19,13 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.schemas import HOOKS, SEGMENTS
 from corpus_asr.segments import SpeakerTurn
 from corpus_asr.storage.run_state.corrections import Corrections
-from corpus_asr.storage.run_state.portions import Portion, portions_of
 from corpus_asr.storage.run_state.recording_rows import (
+    NO_IDS,
     ROWS_PER_OBJECT,
+    Portion,
     made_so_far,
     newest_of,
+    portions_of,
     rows_at,
     wanted,
 )
@@ -154,7 +156,6 @@ _GIVEN_ROWS = """
 (select outcomes.* from outcomes join objects using (object) semi join places using (name, row)
  semi join ids using (recording_id))
 """
-_NONE = pa.array([], pa.string())
 _BY_PEOPLE = ("corrected", "checked", "speaker")
 
 
@@ -256,7 +257,7 @@ def read_rows(
     newest = newest_of(made_so_far(store, names))
     for number, object_name in enumerate(names):
         for batch in store.batches(object_name, columns=columns):
-            counts = pc.is_in(batch["recording_id"], value_set=newest.get(number, _NONE))
+            counts = pc.is_in(batch["recording_id"], value_set=newest.get(number, NO_IDS))
             rows = pa.table(batch)
             yield rows if pc.all(counts).as_py() else rows.filter(counts)  # vectors are large
 

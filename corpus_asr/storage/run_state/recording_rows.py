@@ -2,18 +2,19 @@
 
 Input: sources of rows, and a folder of objects, each with all rows of its recordings. `made_of`
 identifies the inputs of a row: existing rows are not recomputed. If two objects hold a recording,
-after a finish that was killed, the newest is current.
+after a finish that was killed, the newest is current. Rows are made of `Portion`s of recordings,
+which any node can process.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.schemas import SPEAKERS
+from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import SUFFIX, OutputStore, projected
 
 # Maximum rows per object: about ten MB of turns.
@@ -21,9 +22,9 @@ ROWS_PER_OBJECT = 250_000
 # More objects than this below half that size are merged.
 MAX_OBJECTS = 8
 
-Ids = npt.NDArray[np.uint64]
-_NO_IDS: Ids = np.zeros(0, dtype=np.uint64)
+NO_IDS = pa.array([], pa.string())
 _STATE = projected(SPEAKERS, ("recording_id", "made_of"))
+_NUMBERED = pa.schema([_STATE.field("recording_id"), pa.field("number", pa.int32())])
 MADE = _STATE.append(pa.field("number", pa.int32()))
 """Inputs (`made_of`) of recordings in an object; of several objects the last is current."""
 _WANTED = """
@@ -93,30 +94,24 @@ def tidy(
 ) -> None:
     """Keep only the newest rows of these recordings, in few small objects; drop other recordings.
 
-    Memory: the rows of one or two objects, and about 40 bytes per recording.
+    Memory: the rows of one or two objects, and about 50 bytes per recording.
     """
     most = rows_per_object or ROWS_PER_OBJECT
     names = store.names(folder)
-    wanted = np.unique(np.concatenate([_NO_IDS, *(_numbers(ids) for ids in recording_ids)]))
-    owners, small = [], []
-    for name in names:
+    wanted = pa.chunked_array([ids.unique() for ids in recording_ids], pa.string())
+    made, small = [_NUMBERED.empty_table()], []
+    for number, name in enumerate(names):
         ids = store.read_table(name, projected(_STATE, ("recording_id",)))["recording_id"]
-        owners.append(np.unique(_numbers(ids)))
         if 2 * len(ids) < most:
             small.append(name)
-    every = np.concatenate([_NO_IDS, *owners])
-    at = np.repeat(np.arange(len(names)), [len(ids) for ids in owners])
-    order = np.lexsort((at, every))
-    every, at = every[order], at[order]
-    last = np.append(every[1:] != every[:-1], True)[: len(every)]
-    every, at = every[last], at[last]
-
-    def kept(number: int, ids: Ids) -> np.ndarray:
-        newest = at[np.searchsorted(every, ids)] == number
-        is_kept: np.ndarray = newest & np.isin(ids, wanted)
-        return is_kept
-
-    stale = {name for at, name in enumerate(names) if not kept(at, owners[at]).all()}
+        numbers = pa.repeat(pa.scalar(number, pa.int32()), len(ids.unique()))
+        made.append(pa.table([ids.unique(), numbers], schema=_NUMBERED))
+    objects = pa.concat_tables(made)
+    newest = newest_of(objects.filter(pc.is_in(objects["recording_id"], value_set=wanted)))
+    stale = {
+        name for number, name in enumerate(names)
+        if len(newest.get(number, NO_IDS)) < len(made[number + 1])
+    }  # fmt: skip
     rewritten = stale | {*small} if len(small) > MAX_OBJECTS else stale
     if not rewritten:
         return
@@ -124,8 +119,8 @@ def tidy(
     # Replacements are written before removals: readers see rows twice, but never miss one.
     for number, name in enumerate(names):
         if name in rewritten:
-            table = store.read_table(name, schema)
-            waiting.append(table.filter(pa.array(kept(number, _numbers(table["recording_id"])))))
+            table, kept = store.read_table(name, schema), newest.get(number, NO_IDS)
+            waiting.append(table.filter(pc.is_in(table["recording_id"], value_set=kept)))
             if sum(len(rows) for rows in waiting) >= most:
                 put_rows(store, folder, pa.concat_tables(waiting))
                 waiting = []
@@ -134,5 +129,53 @@ def tidy(
     store.remove_all(name for name in names if name in rewritten)
 
 
-def _numbers(ids: pa.Array | pa.ChunkedArray) -> Ids:
-    return np.array([int(recording_id, 16) for recording_id in ids.to_pylist()], dtype=np.uint64)
+RECORDINGS_PER_PORTION = 1_000  # speaker clustering takes a core a minute, texts a few seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Portion:
+    """Complete recordings as work for one task."""
+
+    recordings: Mapping[str, tuple[str, int]]
+    """Source key (`made_of`) and number of parts of each recording, by ID."""
+    rows: Mapping[str, Sequence[int]]
+    """Row numbers of the parts, by object name."""
+    earlier: Sequence[str] = ()
+    """Objects with earlier results of these recordings, if requested."""
+    named: Mapping[str, int] = field(default_factory=dict)
+    """Highest speaker number that people named in each recording, if requested."""
+    numbers: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
+    """Numbers of speakers from the manifest, if requested."""
+
+
+@dataclass(frozen=True, slots=True)
+class LostPortion:
+    """A portion during which the worker process, or its machine, died."""
+
+    portion: Any
+    error: Exception
+
+
+_PLACES = """
+select recording_id, made_of, wanted.parts as parts,
+  list({{name: name, row: row}} order by id) as places
+from parts join objects using (object) join {wanted} as wanted using (recording_id)
+group by all order by min(id)
+"""
+
+
+def portions_of(tables: RunTables, wanted: str, *, at_once: int | None = None) -> Iterator[Portion]:
+    """Yield portions of a table that has `recording_id`, `made_of` and `parts`."""
+    batches = tables.batches(_PLACES.format(wanted=wanted), rows=at_once or RECORDINGS_PER_PORTION)
+    return (_portion(batch.to_pylist()) for batch in batches)
+
+
+def _portion(batch: Sequence[Mapping[str, Any]]) -> Portion:
+    rows: dict[str, list[int]] = {}
+    for recording in batch:
+        for place in recording["places"]:
+            rows.setdefault(place["name"], []).append(place["row"])
+    recordings = {
+        recording["recording_id"]: (recording["made_of"], recording["parts"]) for recording in batch
+    }
+    return Portion(recordings=recordings, rows=rows)

@@ -28,10 +28,11 @@ from corpus_asr.logs import event
 from corpus_asr.schemas import SPEAKERS, VOICES
 from corpus_asr.segments import SpeakerTurn
 from corpus_asr.storage.run_state.manifest_columns import join_columns
-from corpus_asr.storage.run_state.portions import Portion, portions_of
 from corpus_asr.storage.run_state.recording_rows import (
     ROWS_PER_OBJECT,
+    Portion,
     made_so_far,
+    portions_of,
     put_rows,
     rows_at,
     wanted,
