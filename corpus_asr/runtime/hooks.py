@@ -26,6 +26,7 @@ from corpus_asr.logs import event
 from corpus_asr.runtime.second_try import each_alone
 from corpus_asr.segments import SpeakerTurn
 from corpus_asr.speakers.turns import Timeline
+from corpus_asr.storage.parquet import with_column
 from corpus_asr.storage.run_state.corrections import Corrections
 from corpus_asr.storage.run_state.hook_rows import (
     GivenSegments,
@@ -452,5 +453,4 @@ def _spoken(segments: pa.Table, turns: Mapping[str, Sequence[SpeakerTurn]]) -> p
         speakers.append(
             timelines[recording_id, channel].speaker(start_s, end_s) if speaker is None else speaker
         )
-    at = segments.schema.get_field_index("speaker")
-    return segments.set_column(at, segments.schema.field(at), pa.array(speakers, pa.string()))
+    return with_column(segments, "speaker", speakers)

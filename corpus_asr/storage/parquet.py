@@ -107,6 +107,17 @@ def conform(rows: pa.RecordBatch | pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
+def with_column(
+    rows: pa.Table, name: str, values: pa.Array | pa.ChunkedArray | Sequence[Any]
+) -> pa.Table:
+    """Return rows with other values of the same type in a column."""
+    place = rows.schema.get_field_index(name)
+    field = rows.schema.field(place)
+    if not isinstance(values, pa.Array | pa.ChunkedArray):
+        values = pa.array(values, field.type)
+    return rows.set_column(place, field, values)
+
+
 def _title(schema: pa.Schema) -> str:
     metadata: dict[bytes, bytes] = schema.metadata or {}
     return metadata.get(b"corpus_asr.table", b"a table").decode()

@@ -20,7 +20,7 @@ import pyarrow.ipc
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SCHEMA_VERSION
-from corpus_asr.storage.parquet import conform
+from corpus_asr.storage.parquet import conform, with_column
 from corpus_asr.storage.run_state.lock import SUCCESS_NAME
 from corpus_asr.storage.run_state.manifest_columns import join_noted
 from corpus_asr.storage.run_state.part_rows import part_rows
@@ -286,9 +286,8 @@ def _settled_rows(store: OutputStore, tables: RunTables, name: str, values: pa.T
     rows = rows.filter(pc.is_in(rows["recording_id"], value_set=ids["recording_id"]))
     at = pc.index_in(rows["recording_id"], value_set=values["recording_id"])
     for column in _RENEWED_COLUMNS[1:]:
-        place = RECORDINGS.get_field_index(column)
         chosen = pc.if_else(pc.is_valid(at), values[column].take(at), rows[column])
-        rows = rows.set_column(place, RECORDINGS.field(place), chosen)
+        rows = with_column(rows, column, chosen)
     return rows
 
 
@@ -503,7 +502,5 @@ def adopt_versions(store: OutputStore, tables: RunTables) -> None:
             listed[row_id] if row_id in listed and may_be_same(etag, listed[row_id]) else etag
             for row_id, etag in zip(ids, etags, strict=True)
         ]
-        place = OUTCOMES.get_field_index("etag")
-        column = pa.array(adopted_etags, pa.string())
         # In its place: no rows come or go, and those of segments have no version.
-        store.write_table(name, outcomes.set_column(place, OUTCOMES.field(place), column))
+        store.write_table(name, with_column(outcomes, "etag", adopted_etags))

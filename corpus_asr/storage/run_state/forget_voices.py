@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.segments import SpeakerTurn
+from corpus_asr.storage.parquet import with_column
 from corpus_asr.storage.run_state.corrections import SPEAKER_LABEL
 from corpus_asr.storage.run_state.lock import AtTheEnd, changing
 from corpus_asr.storage.run_state.prune import refusals_explained
@@ -107,18 +108,12 @@ def _without_windows(turns: _Turns, rows: pa.Table) -> pa.Table:
             data[at][number * width : (number + 1) * width] for number in kept_numbers
         )
         spans[at] = [spans[at][number] for number in kept_numbers]
-    for name, values in (("voice_spans", spans), ("voices", data)):
-        place = rows.schema.get_field_index(name)
-        field = rows.schema.field(place)
-        rows = rows.set_column(place, field, pa.array(values, field.type))
-    return rows
+    return with_column(with_column(rows, "voice_spans", spans), "voices", data)
 
 
 def _without_embeddings(gone: Collection[Speaker], rows: pa.Table) -> pa.Table:
-    place = rows.schema.get_field_index("embedding")
-    field = rows.schema.field(place)
-    kept = pc.if_else(_is_of(gone, rows), pa.scalar(None, field.type), rows["embedding"])
-    return rows.set_column(place, field, kept)
+    none = pa.scalar(None, rows["embedding"].type)
+    return with_column(rows, "embedding", pc.if_else(_is_of(gone, rows), none, rows["embedding"]))
 
 
 def _others(gone: Collection[Speaker], rows: pa.Table) -> pa.Table:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.failure_kinds import NOT_FOUND
+from corpus_asr.storage.parquet import with_column
 from corpus_asr.storage.run_state.result_rows import without_credentials
 from corpus_asr.storage.run_state.tables import (
     IDENTITIES_NAME,
@@ -141,7 +142,7 @@ class Identities:
                 taken.add(new_id)
                 self._new_ids[uris[place].as_py()] = new_ids[place] = new_id
             ids = pa.array(new_ids, pa.string())
-        return _with_column(files, "recording_id", ids)
+        return with_column(files, "recording_id", ids)
 
     def without_left(self, files: pa.Table) -> pa.Table:
         """Return rows of an earlier listing whose recordings are still at their URIs."""
@@ -171,15 +172,15 @@ class Identities:
         names = leaving["recording_id"].to_pylist()
         digests = dict(zip(names, leaving["content_digest"].to_pylist(), strict=True))
         stays = pc.and_(rows["is_present"], pc.invert(is_moved))
-        self.rows = _with_column(rows, "is_present", stays)
+        self.rows = with_column(rows, "is_present", stays)
         old_uris, uris, new_digests, etags = zip(*moves.values(), strict=True)
         self._put(_rows(map(public, old_uris), moves, is_present=False))
         new = _rows(map(public, uris), moves, is_present=True)
         contents = (
             digest or digests.get(name) for name, digest in zip(moves, new_digests, strict=True)
         )
-        new = _with_column(new, "content_digest", pa.array(contents, pa.string()))
-        self._put(_with_column(new, "etag", pa.array(etags, pa.string())))
+        new = with_column(new, "content_digest", pa.array(contents, pa.string()))
+        self._put(with_column(new, "etag", pa.array(etags, pa.string())))
 
     def leave_versions(self, files: pa.Table) -> None:
         """Let outcomes have versions of their own where FILES rows to be done are of another one.
@@ -192,7 +193,7 @@ class Identities:
         is_left = pc.fill_null(pc.not_equal(rows["etag"], listed_etags), False)
         if pc.any(is_left).as_py():
             etags = pc.if_else(is_left, pa.scalar(None, pa.string()), rows["etag"])
-            self.rows, self.is_changed = _with_column(rows, "etag", etags).combine_chunks(), True
+            self.rows, self.is_changed = with_column(rows, "etag", etags).combine_chunks(), True
 
     def _put(self, new: pa.Table) -> None:
         kept = self.rows.filter(pc.invert(pc.is_in(self.rows["uri"], value_set=new["uri"])))
@@ -236,7 +237,7 @@ class Identities:
         if not moved.num_rows:
             return rows
         places = pc.index_in(rows["recording_id"], value_set=moved["recording_id"])
-        return _with_column(rows, "uri", pc.coalesce(moved["uri"].take(places), rows["uri"]))
+        return with_column(rows, "uri", pc.coalesce(moved["uri"].take(places), rows["uri"]))
 
 
 def version_of_identities(store: OutputStore) -> str | None:
@@ -259,11 +260,6 @@ def forget_addresses(store: OutputStore, ids: Iterable[str]) -> None:
 
 def _public_uris(files: pa.Table) -> pa.Array:
     return without_credentials(files.select(["uri"]))["uri"].combine_chunks()
-
-
-def _with_column(rows: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
-    place = rows.schema.get_field_index(name)
-    return rows.set_column(place, rows.schema.field(place), values)
 
 
 def _rows(uris: Iterable[str], ids: Iterable[Any], *, is_present: bool) -> pa.Table:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from corpus_asr.confidence import DEFAULT_MODEL, EVIDENCE_COLUMNS, ConfidenceModel, evidence_of
 from corpus_asr.schemas import LABELS, OUTCOMES, RESULTS, SEGMENTS
-from corpus_asr.storage.parquet import conform
+from corpus_asr.storage.parquet import conform, with_column
 from corpus_asr.storage.stores.uri import public, public_text, without_named_secrets
 
 
@@ -26,9 +26,8 @@ def without_credentials(rows: pa.Table) -> pa.Table:
         suspect = "." if name == "error_message" else r"(?s)://.*[?@]"
         if not pc.any(pc.match_substring_regex(rows[name], suspect)).as_py():
             continue
-        position, remove = rows.schema.get_field_index(name), texts[name]
-        safe = pa.array([text and remove(text) for text in rows[name].to_pylist()], pa.string())
-        rows = rows.set_column(position, rows.schema.field(position), safe)
+        remove = texts[name]
+        rows = with_column(rows, name, [text and remove(text) for text in rows[name].to_pylist()])
     return rows
 
 
@@ -128,11 +127,7 @@ def _calibrated(
         evidence = evidence_of(row)
         if evidence is not None and row["model_revision"] == model_revision:
             confidences[at], names[at] = calibration.confidence(evidence), calibration.name
-    for name, values in (("confidence", confidences), ("calibration", names)):
-        place = segments.schema.get_field_index(name)
-        field = segments.schema.field(place)
-        segments = segments.set_column(place, field, pa.array(values, field.type))
-    return segments
+    return with_column(with_column(segments, "confidence", confidences), "calibration", names)
 
 
 def _models(

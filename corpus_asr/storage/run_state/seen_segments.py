@@ -33,6 +33,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.schemas import SEGMENTS
+from corpus_asr.storage.parquet import with_column
 from corpus_asr.storage.run_state.corrections import (
     Correction,
     Corrections,
@@ -244,9 +245,7 @@ def _numbered(rows: pa.Table) -> pa.Table:
     for part in rows["part"].to_pylist():
         numbers.append(counts.get(part, 0))
         counts[part] = numbers[-1] + 1
-    at = rows.schema.get_field_index("segment")
-    of = rows.schema.field(at)
-    return rows.set_column(at, of, pa.array(numbers, of.type))
+    return with_column(rows, "segment", numbers)
 
 
 class _Piece(NamedTuple):
