@@ -291,9 +291,6 @@ def _missing(
     elif inside := _checkpoints_in(checkpoint):
         more_inside = f" (of {len(inside)})" if len(inside) > 1 else ""
         cure = f"did you mean {inside[-1]}{more_inside}? It has {_CONFIG_NAME}"
-        best = _best_of(inside)
-        if best not in (None, inside[-1]):
-            cure += f"; {best} is the best one by its trainer_state.json"
     if hub is not None:
         cure = f"write {hub} for the hub's checkpoint: a folder of that short name lies here"
     return CheckpointError(
@@ -308,7 +305,12 @@ _LAST_NUMBER = re.compile(r"(\d+)\D*$")
 
 def _base_of(adapter: str) -> str:
     """Return the base checkpoint of a PEFT adapter."""
-    return str(_json_of(Path(adapter) / _ADAPTER_NAME).get("base_model_name_or_path") or "BASE")
+    try:
+        base = json.loads((Path(adapter) / _ADAPTER_NAME).read_bytes())["base_model_name_or_path"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        event(_LOG, logging.DEBUG, "adapter_unreadable", path=adapter, why=str(error))
+        base = None
+    return str(base or "BASE")
 
 
 def _checkpoints_in(folder: str) -> list[str]:
@@ -326,22 +328,6 @@ def _checkpoints_in(folder: str) -> list[str]:
         return (int(number[1]) if number else -1, checkpoint.name)
 
     return [str(checkpoint) for checkpoint in sorted(checkpoints, key=order)]
-
-
-def _best_of(checkpoints: Sequence[str]) -> str | None:
-    best = _json_of(Path(checkpoints[-1]) / "trainer_state.json").get("best_model_checkpoint")
-    # The path is relative to the folder in which training ran.
-    name = Path(str(best)).name
-    return next((checkpoint for checkpoint in checkpoints if Path(checkpoint).name == name), None)
-
-
-def _json_of(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes()) if path.is_file() else None
-    except (OSError, ValueError) as error:  # its text adds nothing to the message
-        event(_LOG, logging.DEBUG, "json_unreadable", path=str(path), why=str(error))
-        value = None
-    return value if isinstance(value, dict) else {}
 
 
 def _fetch_address(uri: str, *, weights: bool, expect: str | None, variant: str | None) -> Path:

@@ -16,7 +16,6 @@ from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import AlignmentError, ConfigError, FetchError
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.manifest import aligned_text
-from corpus_asr.storage.stores import members
 from corpus_asr.storage.stores.filesystem import (
     StoreOptions,
     describe,
@@ -47,11 +46,6 @@ def tar_bytes(files: Iterable[tuple[str, bytes]], tar_format: int = tarfile.PAX_
 def listed(uri: str, **settings: Any) -> list[dict[str, Any]]:
     listing = FileListing(SourceSettings(uri=(uri,), **settings))
     return [row for batch in listing for row in batch.to_pylist()]
-
-
-@pytest.fixture(autouse=True)
-def _nothing_remembered() -> None:
-    members._PLACES.clear()
 
 
 @pytest.mark.parametrize("tar_format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])

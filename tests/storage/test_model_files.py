@@ -79,13 +79,6 @@ def test_what_a_trainer_leaves_says_which_checkpoint_is_meant(tmp_path: Path) ->
     local(tmp_path / "out/runs", {"events": b""})
     with pytest.raises(CheckpointError, match=r"mean \S+/out/checkpoint-1000 \(of 3\)\? It has"):
         fetch_checkpoint(str(tmp_path / "out"))
-    state = tmp_path / "out/checkpoint-1000/trainer_state.json"
-    state.write_text('{"best_model_checkpoint": "./out/checkpoint-500"}')
-    with pytest.raises(CheckpointError, match=r"; \S+/out/checkpoint-500 is the best one by its"):
-        fetch_checkpoint(str(tmp_path / "out"))
-    state.write_text("{")
-    with pytest.raises(CheckpointError, match="checkpoint-1000"):
-        fetch_checkpoint(str(tmp_path / "out"))
 
 
 def test_an_adapter_says_of_what_and_how_it_is_merged(tmp_path: Path) -> None:

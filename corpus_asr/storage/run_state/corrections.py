@@ -206,11 +206,6 @@ def _is_save(name: str) -> bool:
 
 def _read(store: OutputStore, name: str) -> Correction:
     address = store.address(name)
-    if not name.rpartition("/")[2].removesuffix(_SUFFIX).isdecimal():
-        raise CorpusAsrError(
-            f"reading {redact_uri(address)}: found a correction of an older version, expected "
-            "NUMBER.json; move the folder away, and import its exports by `correct`"
-        )
     data = filesystem.read_bytes(address, store.options)
     try:
         correction: Correction = parsed(Correction, load(data))

@@ -11,8 +11,6 @@ that is opened at once. Names within an archive are names, never paths of this m
 import hashlib
 import re
 import tarfile
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -37,7 +35,6 @@ REST = "*"
 HEADER_BLOCK_BYTES = 64 * 1024  # headers lie apart by what is between them
 # Long names and pax headers are a few kilobytes; what claims more must not fill the memory.
 _MOST_HEADER_BYTES = MEBIBYTE
-_MOST_PLACES = 50_000
 
 
 class MemberAddress(NamedTuple):
@@ -259,11 +256,6 @@ class _MemberPosition:
         return f"{self.offset}+{self.size_bytes}"
 
 
-# Positions of members read so far, by archive.
-_PLACES: OrderedDict[str, _MemberPosition] = OrderedDict()
-_PLACES_LOCK = threading.Lock()
-
-
 class MemberStore(Store):
     """The store of one member: reads are ranges of its container."""
 
@@ -271,6 +263,7 @@ class MemberStore(Store):
         self, store: Store, address: MemberAddress, open_container: Callable[[], ContainerFile]
     ) -> None:
         self._store, self._address, self._open = store, address, open_container
+        self._found: _MemberPosition | None = None
 
     def translate(self, error: Exception) -> StoreError | None:
         return self._store.translate(error)
@@ -317,10 +310,8 @@ class MemberStore(Store):
 
     def _place(self) -> _MemberPosition:
         address = self._address
-        with _PLACES_LOCK:
-            place = _PLACES.get(address.uri)
-        if address.place is None or (place and address.may_move):
-            return place or self._look_for()
+        if address.place is None or self._found is not None:
+            return self._found or self._look_for()
         offset, size_bytes = map(int, address.place.split("+"))
         return _MemberPosition(offset, size_bytes, address.of, located=True)
 
@@ -329,21 +320,12 @@ class MemberStore(Store):
         with closing(self._open()) as file:
             for member in tar_members(file, container):
                 place = _MemberPosition(member.offset, member.size_bytes, file.info.etag)
-                if not member.is_sparse:
-                    _remember(member_uri(container, member.name), place)
                 if member.name == name:
                     if member.is_sparse:
                         raise _bad(
                             "found a member stored as a sparse file", "plain ones",
                             "repack it without --sparse",
                         )  # fmt: skip
+                    self._found = place
                     return place
         raise StoreError(NOT_FOUND, "not found, expected a member of this name in the archive")
-
-
-def _remember(uri: str, place: _MemberPosition) -> None:
-    with _PLACES_LOCK:
-        _PLACES[uri] = place
-        _PLACES.move_to_end(uri)
-        if len(_PLACES) > _MOST_PLACES:
-            _PLACES.popitem(last=False)
