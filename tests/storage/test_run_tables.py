@@ -2,9 +2,7 @@
 
 import functools
 import json
-import random
 import tempfile
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from corpus_asr.config.run import Retry
 from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
 from corpus_asr.pipelines.nightly import count_tries
-from corpus_asr.schemas import OUTCOMES, RECORDINGS, SEGMENTS
+from corpus_asr.schemas import RECORDINGS
 from corpus_asr.storage.run_state import finish as recordings
 from corpus_asr.storage.run_state.finish import (
     OutcomeCounts,
@@ -32,12 +28,10 @@ from corpus_asr.storage.run_state.tables import (
 )
 from corpus_asr.storage.run_state.what_counts import RemainingReason
 from corpus_asr.storage.stores.uri import recording_id
-from tests.support.stores import life
 from tests.support.tables import (
     commit,
     complete,
     files,
-    orphan,
     part,
     plain_read,
     remaining,
@@ -223,97 +217,6 @@ def test_a_listing_that_lost_rows_is_no_success(memory: str) -> None:
         assert not store.exists("_SUCCESS")
 
 
-# What the property below draws: recordings of 1-3 parts, and for each commit some of the parts.
-NAMES = ("a", "b", "c")
-PARTS = [(name, index) for name, count in zip(NAMES, (1, 2, 3), strict=True)
-         for index in range(count)]  # fmt: skip
-LAST = {name: max(index for other, index in PARTS if other == name) for name in NAMES}
-
-
-targets = st.sampled_from([None, 0.05, 0.2, 128])
-
-
-def row_of(name: str, index: int, attempt: int) -> dict:
-    kinds = {0: ("ok", ["s", "t"]), 1: ("ok", ["s"]), 2: ("no_speech", []), 3: ("failed", None)}
-    status, texts = kinds[(attempt + index) % 4]
-    named = texts and [f"{name}{index} {attempt} {text}" for text in texts]
-    return part(name, index, texts=named, last=index == LAST[name], status=status)
-
-
-def check_exact(folder: Path, counts: OutcomeCounts) -> None:
-    """Check the invariants with nothing but a plain Parquet reader."""
-    outcomes = plain_read(folder, "outcomes")
-    keys = [(row["uri"], row["part"]) for row in outcomes]
-    assert len(keys) == len(set(keys))
-    segments = plain_read(folder, "segments")
-    for row in outcomes:
-        mine = [s for s in segments if (s["uri"], s["part"]) == (row["uri"], row["part"])]
-        assert [s["segment"] for s in mine] == list(range(row["segments_written"]))
-        if mine:
-            # The segments are of the attempt whose outcome stands, not of another.
-            assert len({s["text"].split()[1] for s in mine}) == 1
-    assert len(segments) == sum(row["segments_written"] for row in outcomes)
-    table = plain_read(folder, "recordings")
-    assert len(table) == len({row["uri"] for row in table}) == counts.recordings
-    assert counts.listed == counts.ok + counts.no_speech + counts.failed + counts.remaining
-    for path in (folder / "outcomes").glob("*"):
-        assert same_schema(pq.read_schema(path), OUTCOMES)
-    for path in (folder / "segments").glob("*"):
-        assert same_schema(pq.read_schema(path), SEGMENTS)
-
-
-# `--hypothesis-profile many` takes some thousand histories.
-@settings(max_examples=2 * settings().max_examples // 5, deadline=None)
-@given(
-    commits=st.lists(st.sets(st.sampled_from(PARTS), min_size=1), max_size=6),
-    num_orphans=st.integers(0, 2),
-    deaths=st.lists(st.tuples(st.integers(0, 20), targets), max_size=3),
-    seed=st.integers(0, 1000),
-)
-def test_any_history_ends_exact(
-    tmp_path_factory: pytest.TempPathFactory,
-    commits: list[set[tuple[str, int]]],
-    num_orphans: int,
-    deaths: list[tuple[int, float | None]],
-    seed: int,
-) -> None:
-    """Commits that overlap, leftovers, finishes killed anywhere, then a rerun of what is left."""
-    folder = tmp_path_factory.getbasetemp() / uuid.uuid4().hex
-    store = OutputStore(str(folder))
-    order = random.Random(seed)
-    for attempt, keys in enumerate(commits):
-        rows = [row_of(name, index, attempt) for name, index in sorted(keys)]
-        order.shuffle(rows)
-        commit(store, results(*rows))
-    for _ in range(num_orphans):
-        orphan(store, row_of("a", 0, 0))
-    store.write_bytes("outcomes/.tmp-killed", b"half")
-    for death, target_mb in deaths:
-        with life(death) as process:
-            done(store, files(*NAMES), target_mb=target_mb)
-        # The very first step takes the mark of an earlier finish away.
-        assert not process.killed or death == 0 or not store.exists("_SUCCESS")
-    committed = {key for keys in commits for key in keys}
-    expected_left = {name for name in NAMES if not {k for k in PARTS if k[0] == name} <= committed}
-    counts = done(store, files(*NAMES))
-    check_exact(folder, counts)
-    assert counts.remaining == len(expected_left)
-    assert {(row["uri"][1:], row["part"]) for row in plain_read(folder, "outcomes")} == committed
-
-    remaining = left(store, files(*NAMES))
-    assert set(remaining) == expected_left
-    for name, done_parts in remaining.items():
-        todo = [index for other, index in PARTS if other == name and index not in done_parts]
-        commit(store, results(*(row_of(name, index, 99) for index in todo)))
-    counts = done(store, files(*NAMES))
-    check_exact(folder, counts)
-    assert (counts.remaining, counts.recordings) == (0, len(NAMES))
-    assert left(store, files(*NAMES)) == {}
-    before = {path.name for path in (folder / "outcomes").glob("*")}
-    done(store, files(*NAMES))
-    assert {path.name for path in (folder / "outcomes").glob("*")} == before  # nothing to settle
-
-
 def failed(name: str, index: int = 0, *, retryable: bool = True, **values: Any) -> dict[str, Any]:
     kind: dict[str, Any] = {"error_stage": "extract", "retryable": retryable,
                             "error_kind": "poison" if retryable else "decode"}  # fmt: skip
@@ -352,19 +255,6 @@ def test_what_is_to_be_left_alone_is_retried_with_new_content_only(memory: str) 
     }
 
 
-def mixed(store: OutputStore) -> tuple[str, ...]:
-    """Commit recordings that failed in all ways, and some that did not."""
-    good = part("good", 0, texts=["x"])
-    commit(store, results(good, failed("down"), failed("bad", retryable=False)))
-    commit(store, results(
-        part("half", 0, texts=["x"], last=False), failed("half", 1, last=False),
-        part("half", 2, texts=["x"]), failed("both", 0, last=False, retryable=False),
-        failed("both", 1),
-    ))  # fmt: skip
-    commit(store, results(part("unsaid", 0, texts=None, status="failed")))  # by an older version
-    return ("good", "down", "bad", "half", "both", "unsaid")
-
-
 def test_an_end_that_failed_may_turn_out_to_be_none(tmp_path: Path) -> None:
     """A recording broke off at part 1; done again, it has four parts, and is killed on the way."""
     store = OutputStore(str(tmp_path))
@@ -375,31 +265,6 @@ def test_an_end_that_failed_may_turn_out_to_be_none(tmp_path: Path) -> None:
     commit(store, results(part("a", 2, texts=["x"], last=False)))
     assert done(store, files("a")).ok == 1
     assert [row["part"] for row in plain_read(tmp_path, "outcomes")] == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize("step", [8, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_retry_killed_anywhere_ends_exact(step: int) -> None:
-    """Two failures are mended in two commits; the finish is killed at each step, then repeated."""
-    for moment in range(0, 100, step):
-        store = OutputStore(f"memory://{uuid.uuid4().hex}")
-        names = mixed(store)
-        with life(moment) as process:
-            commit(store, results(part("down", 0, texts=["new"])))
-            commit(store, results(part("half", 1, texts=["new"], last=False)))
-            done(store, files(*names))
-        if not process.killed:
-            break
-        for name, parts in left(store, files(*names), Retry.failed).items():
-            for index in {"down": [0], "half": [1], "both": [1]}[name]:
-                assert index not in parts
-                commit(store, results(part(name, index, texts=["new"], last=index == 0)))
-        assert left(store, files(*names), Retry.environment) == {"both": [0, 1]}
-        commit(store, results(part("both", 2, texts=["new"])))
-        counts = done(store, files(*names))
-        assert (counts.ok, counts.failed, counts.remaining) == (3, 3, 0)
-        rows = rows_of(store.outcomes(["uri", "part"]))
-        assert len({(row["uri"], row["part"]) for row in rows}) == len(rows) == 10
-    assert moment > 8
 
 
 def night(store: OutputStore, number: int, *rows: dict[str, Any]) -> dict[str, int]:
