@@ -218,8 +218,7 @@ def _erase_recordings(
 
 def _erase_speakers(store: "OutputStore", names: Sequence[str], *, yes: bool, steal: bool) -> None:
     from corpus_asr.export.speakers import find_speakers
-    from corpus_asr.storage.run_state.forget import datasets_of
-    from corpus_asr.storage.run_state.forget_voices import forget_voices
+    from corpus_asr.storage.run_state.forget import datasets_of, forget_voices
     from corpus_asr.units import counted
 
     if {*names} <= {*_continue_killed(store, yes=yes, steal=steal).get("names", ())}:

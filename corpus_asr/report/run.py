@@ -22,8 +22,8 @@ from corpus_asr.report.numbers import Accounting, RunNumbers, balance_problems, 
 from corpus_asr.report.samples import Sampler
 from corpus_asr.report.status import activity_values
 from corpus_asr.report.text import duration, text_template
-from corpus_asr.storage.run_state.confidences import CONFIDENCE_BINS, read_confidences
 from corpus_asr.storage.run_state.lock import SUCCESS_NAME
+from corpus_asr.storage.run_state.part_rows import CONFIDENCE_BINS, read_confidences
 from corpus_asr.storage.run_state.plan import latest_plan
 from corpus_asr.storage.run_state.result_rows import LABEL_ROWS, SEGMENT_ROWS
 from corpus_asr.storage.run_state.run_files import (

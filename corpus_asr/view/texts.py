@@ -23,10 +23,9 @@ import pyarrow.compute as pc
 
 from corpus_asr.export.recordings import WORD_COLUMNS
 from corpus_asr.report.formatting import visible
-from corpus_asr.storage.run_state.confidences import gathered
 from corpus_asr.storage.run_state.corrections import Corrections
 from corpus_asr.storage.run_state.duplicates import read_pairs
-from corpus_asr.storage.run_state.part_rows import counting_rows, part_rows_at
+from corpus_asr.storage.run_state.part_rows import counting_rows, gathered, part_rows_at
 from corpus_asr.storage.run_state.result_rows import SEGMENT_ROWS
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.seen_segments import Block, Made, place

@@ -16,7 +16,7 @@ from corpus_asr.pipelines import driver
 from corpus_asr.report.numbers import balance_problems
 from corpus_asr.report.run import load_report
 from corpus_asr.runtime import checkpoints
-from corpus_asr.storage.run_state.forget_voices import FORGET_VOICES
+from corpus_asr.storage.run_state.forget import FORGET_VOICES
 from corpus_asr.storage.run_state.lock import CHANGE_NAME, LOCK_NAME, USUAL
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.prune import find_gone

@@ -22,7 +22,7 @@ from corpus_asr.report.run import load_report
 from corpus_asr.schemas import DUPLICATES, SPEAKERS, VOICES
 from corpus_asr.storage.run_state import forget as forgetting
 from corpus_asr.storage.run_state.corrections import read_saved
-from corpus_asr.storage.run_state.forget_voices import forget_voices
+from corpus_asr.storage.run_state.forget import forget_voices
 from corpus_asr.storage.run_state.forgotten import FORGOTTEN_NAME
 from corpus_asr.storage.run_state.lock import CHANGE_NAME, LOCK_NAME, SUCCESS_NAME, Lock
 from corpus_asr.storage.run_state.plan import make_plan

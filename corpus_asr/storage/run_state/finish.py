@@ -35,7 +35,6 @@ from corpus_asr.storage.run_state.result_rows import (
 )
 from corpus_asr.storage.run_state.run_files import RUN_NAME, RunRecord, code_versions, safe_config
 from corpus_asr.storage.run_state.run_tables import NOTED, RowPlace, RunTables, in_utc
-from corpus_asr.storage.run_state.settled import RENEWED, SETTLING
 from corpus_asr.storage.run_state.source_listings import other_listings
 from corpus_asr.storage.run_state.tables import (
     COMMITS_FOLDER,
@@ -48,6 +47,7 @@ from corpus_asr.storage.run_state.tables import (
     projected,
     time_ns_of,
 )
+from corpus_asr.storage.run_state.what_counts import RENEWED, SETTLING
 from corpus_asr.storage.stores.store import may_be_same
 from corpus_asr.units import MEBIBYTE
 

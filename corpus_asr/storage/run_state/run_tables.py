@@ -13,7 +13,7 @@ Relations, for `RunTables.sql`:
 - `objects`: commits (`is_commit`) and objects of outcomes, by `name`;
 - `versions`: of recordings, with `rank` and whether they are `listed` and `fresh` (the listed one);
 - `settled`: recordings whose outcomes are left out, since their row in the recordings table stands
-  for them (`settled`); `committed`: the versions of all;
+  for them (`what_counts`); `committed`: the versions of all;
 - `redo`: REDO rows, and `generations`: the newest generation of the recordings that have any;
 - `winners`: of each version the rows that count if it does;
 - `standing`: whether the row `counts`, is `failing`, and its `place` after a finish;
@@ -47,13 +47,6 @@ from corpus_asr.scratch import scratch_folder
 from corpus_asr.storage.parquet import BATCH_ROWS, conform
 from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.result_rows import PART_ROWS_FOLDERS, without_credentials
-from corpus_asr.storage.run_state.settled import (
-    COUNTED,
-    COUNTED_COLUMNS,
-    SETTLED_COLUMNS,
-    UNSETTLED,
-    read_settled,
-)
 from corpus_asr.storage.run_state.tables import (
     OUTCOMES_FOLDER,
     OutputStore,
@@ -64,6 +57,8 @@ from corpus_asr.storage.run_state.tables import (
 from corpus_asr.storage.run_state.what_counts import (
     AGAIN,
     COMPLETE,
+    COUNTED,
+    COUNTED_COLUMNS,
     COUNTING,
     FIRST,
     FITS,
@@ -72,9 +67,12 @@ from corpus_asr.storage.run_state.what_counts import (
     LISTED,
     RANKS,
     RECORDED,
+    SETTLED_COLUMNS,
     SMALL_TABLES,
     SUM,
+    UNSETTLED,
     VERSIONS,
+    read_settled,
 )
 from corpus_asr.storage.stores.members import REST
 from corpus_asr.storage.stores.uri import redact_uri
