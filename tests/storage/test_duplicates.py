@@ -27,7 +27,6 @@ from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.units import FINGERPRINT_WORDS_PER_SECOND as WORDS_PER_SECOND
 from tests.support.tables import commit, part, results
 
-MIN_S = 5.0
 JINGLE_S = 10.0
 
 
@@ -79,11 +78,11 @@ def test_the_first_by_uri_is_the_original_in_whatever_order_they_come(tmp_path: 
         store = OutputStore(str(tmp_path / order))
         for name in order:
             commit(store, results(row(name, with_jingle(name, places[name]))))
-            assert find_duplicates(store, min_s=MIN_S) == 1
+            assert find_duplicates(store) == 1
         found.append(pairs(store))
     store = OutputStore(str(tmp_path / "at-once"))
     commit(store, results(*(row(name, with_jingle(name, places[name])) for name in places)))
-    assert find_duplicates(store, min_s=MIN_S) == 3
+    assert find_duplicates(store) == 3
     found.append(pairs(store))
     expected = [("/b", "/a", 6, 16), ("/c", "/a", 41, 51), ("/c", "/b", 41, 51)]
     for each in found:
@@ -93,10 +92,7 @@ def test_the_first_by_uri_is_the_original_in_whatever_order_they_come(tmp_path: 
     assert found[0] == found[1] == found[2] == found[3]
     # One object, however often it was made; and nothing is made again.
     assert len(store.names(DUPLICATES_FOLDER)) == 1
-    assert find_duplicates(store, min_s=MIN_S) is None
-    # Another minimum is another table.
-    assert find_duplicates(store, min_s=30.0) == 3
-    assert pairs(store) == []
+    assert find_duplicates(store) is None
 
 
 def test_the_example_of_the_guide_shows_copies(
@@ -110,7 +106,7 @@ def test_the_example_of_the_guide_shows_copies(
     monkeypatch.chdir(tmp_path)
     store = OutputStore("output/demo")
     commit(store, results(*(row(name, with_jingle(name, 20.0)) for name in "ab")))
-    find_duplicates(store, min_s=MIN_S)
+    find_duplicates(store)
     exec(code, {})
     shown = capsys.readouterr().out
     assert re.search(r"│ b +│ +21.0 │ +31.0 │ a ", shown), shown
@@ -119,11 +115,12 @@ def test_the_example_of_the_guide_shows_copies(
 def test_batches_give_the_same_table(store: OutputStore, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [row(name, with_jingle(name, 20.0)) for name in "abcd"]
     commit(store, results(*rows))
-    find_duplicates(store, min_s=MIN_S)
+    find_duplicates(store)
     at_once = pairs(store)
     monkeypatch.setattr(duplicates, "WORDS_AT_ONCE", 1)
     monkeypatch.setattr("corpus_asr.storage.run_state.recording_rows.RECORDINGS_PER_PORTION", 1)
-    assert find_duplicates(store, min_s=MIN_S + 0.1) == 4
+    store.remove_all(store.names(DUPLICATES_FOLDER))
+    assert find_duplicates(store) == 4
     assert pairs(store) == at_once
     assert len(at_once) == 6
 
@@ -135,7 +132,7 @@ def test_silence_short_and_unknown_recordings_have_no_copies(store: OutputStore)
         row("a", silence), row("b", silence), row("c", short), row("d", short),
         row("e", np.zeros(0, np.uint32)), row("old", None),
     ))  # fmt: skip
-    assert find_duplicates(store, min_s=MIN_S) == 6
+    assert find_duplicates(store) == 6
     assert pairs(store) == []
     [name] = store.names(DUPLICATES_FOLDER)
     known = {each["uri"]: each["compared"] for each in
@@ -143,7 +140,7 @@ def test_silence_short_and_unknown_recordings_have_no_copies(store: OutputStore)
     assert known == {"/a": True, "/b": True, "/c": True, "/d": True, "/e": True, "/old": False}
     # Transcribed again, with a fingerprint, it is compared.
     commit(store, results(row("old", with_jingle("old", 1.0), etag="v2")), run_id="run2")
-    assert find_duplicates(store, min_s=MIN_S) == 1
+    assert find_duplicates(store) == 1
 
 
 def test_parts_of_one_copy_are_one_span_and_channels_stay_apart(store: OutputStore) -> None:
@@ -157,7 +154,7 @@ def test_parts_of_one_copy_are_one_span_and_channels_stay_apart(store: OutputSto
         return [first | {"part_start_s": 0.0}, second | {"part_start_s": 60.0}]
 
     commit(store, results(*two("a", None), *two("b", 1)))
-    find_duplicates(store, min_s=MIN_S)
+    find_duplicates(store)
     [found] = read_pairs(store).to_pylist()
     assert (found["channel"], found["other_channel"]) == (1, None)
     assert found["end_s"] - found["start_s"] == pytest.approx(120, abs=3)
@@ -170,12 +167,12 @@ def test_parts_of_one_copy_are_one_span_and_channels_stay_apart(store: OutputSto
 
 def test_what_becomes_of_recordings_becomes_of_their_spans(store: OutputStore) -> None:
     commit(store, results(*(row(name, with_jingle(name, 20.0)) for name in "abc")))
-    find_duplicates(store, min_s=MIN_S)
+    find_duplicates(store)
     remove_recordings(store, [recording_id("/b")])
     assert [pair[:2] for pair in pairs(store)] == [("/c", "/a")]
-    assert find_duplicates(store, min_s=MIN_S) == 1, "that lost one, and may be copies of others"
+    assert find_duplicates(store) == 1, "that lost one, and may be copies of others"
     assert [pair[:2] for pair in pairs(store)] == [("/c", "/a")]
-    assert find_duplicates(store, min_s=MIN_S) is None
+    assert find_duplicates(store) is None
     [name] = store.names(DUPLICATES_FOLDER)
     assert recording_id("/b") not in str(store.read_table(name, DUPLICATES).to_pylist())
 
@@ -189,18 +186,18 @@ def test_what_was_killed_is_made_again(store: OutputStore, monkeypatch: pytest.M
     with monkeypatch.context() as patched:
         patched.setattr(OutputStore, "write_table", dies)
         with pytest.raises(OSError, match="killed"):
-            find_duplicates(store, min_s=MIN_S)
+            find_duplicates(store)
     assert read_copies(store) is None
-    find_duplicates(store, min_s=MIN_S)
+    find_duplicates(store)
     commit(store, results(row("c", with_jingle("c", 1.0))))
     # Killed between the new object and the removal of the one before: the newest counts.
     with monkeypatch.context() as patched:
         patched.setattr(OutputStore, "remove_all", dies)
         with pytest.raises(OSError, match="killed"):
-            find_duplicates(store, min_s=MIN_S)
+            find_duplicates(store)
     assert len(store.names(DUPLICATES_FOLDER)) == 2
     assert len(pairs(store)) == 3
-    assert find_duplicates(store, min_s=MIN_S) is None
+    assert find_duplicates(store) is None
     assert len(store.names(DUPLICATES_FOLDER)) == 1
 
 
@@ -211,7 +208,7 @@ def test_of_a_jingle_that_many_have_the_first_originals_are_kept(
     names = "abcdef"
     for name in reversed(names):
         commit(store, results(row(name, with_jingle(name, 20.0))))
-        find_duplicates(store, min_s=MIN_S)
+        find_duplicates(store)
     others: dict[str, list[str]] = {}
     for uri, other, *_ in pairs(store):
         others.setdefault(uri, []).append(other)
@@ -251,7 +248,7 @@ def test_recordings_that_are_mostly_copies_have_one_original_and_jingles_join_no
         "g excerpts": np.concatenate([words("own", 60.0), other[:200]]), "h other": other,
     }  # fmt: skip
     commit(store, results(*(row(name, print_) for name, print_ in prints.items())))
-    find_duplicates(store, min_s=MIN_S)
+    find_duplicates(store)
     seconds = {name: len(each) / WORDS_PER_SECOND for name, each in prints.items()}
     assert names_of_originals(store, seconds) == {
         "a trailer": "b programme", "c repeat": "b programme", "d jingle": "e",
@@ -300,11 +297,11 @@ def test_where_the_first_originals_go_others_are_found(store: OutputStore) -> No
     names = [f"u{number:02d}" for number in range(12)]
     print_ = words("programme", 30.0)
     commit(store, results(*(row(name, print_) for name in names)))
-    find_duplicates(store, min_s=MIN_S)
+    find_duplicates(store)
     remove_recordings(store, [recording_id(f"/{name}") for name in names[: duplicates.MAX_OTHERS]])
     # What lost an original is compared again, and nothing else.
-    assert find_duplicates(store, min_s=MIN_S) == 4
+    assert find_duplicates(store) == 4
     copies = read_copies(store)
     assert copies is not None
     assert [bool(copies[recording_id(f"/{name}")]) for name in names[8:]] == [False, *3 * [True]]
-    assert find_duplicates(store, min_s=MIN_S) is None
+    assert find_duplicates(store) is None

@@ -10,7 +10,6 @@ The table is one object, replaced as a whole; of two, after a kill, the newest c
 `other_uri` says that a recording was compared.
 """
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from corpus_asr.array_types import Int64, UInt8, UInt32
 from corpus_asr.logs import event
 from corpus_asr.schemas import DUPLICATES
 from corpus_asr.storage.parquet import BATCH_ROWS
-from corpus_asr.storage.run_state.recording_rows import MADE, portions_of, rows_at
+from corpus_asr.storage.run_state.recording_rows import portions_of, rows_at
 from corpus_asr.storage.run_state.recording_rows import wanted as not_made
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.tables import DUPLICATES_FOLDER, SUFFIX, OutputStore
@@ -65,6 +64,20 @@ _WHOLE = """
 select recording_id from chosen
 join (select version, whole from versions) on version = counting where whole
 """
+# The state of recordings that keep all their pairs: others that lost one are compared again.
+_MADE = """
+create or replace table made as
+select recording_id, made_of, 0 as number from duplicates
+where other_uri is null and recording_id not in (
+  select recording_id from duplicates
+  where other_uri is not null and other_recording_id not in (from whole))
+"""
+_KEPT = """
+with compared as (from whole except select recording_id from wanted)
+from duplicates where recording_id in (from compared)
+  and (other_recording_id is null or other_recording_id in (from compared))
+order by all
+"""
 _BITS: UInt8[np.ndarray, " value"] = np.array([each.bit_count() for each in range(1 << 16)], "u1")
 
 Words = UInt32[np.ndarray, " word"]
@@ -92,7 +105,7 @@ class Copy:
     other_recording_id: str
 
 
-def find_duplicates(store: OutputStore, *, min_s: float = MIN_DUPLICATE_S) -> int | None:
+def find_duplicates(store: OutputStore) -> int | None:
     """Compare new recordings; return their number, or None if there are none.
 
     Held in memory: words of new recordings and of one object, the table, and a number per part of
@@ -101,22 +114,12 @@ def find_duplicates(store: OutputStore, *, min_s: float = MIN_DUPLICATE_S) -> in
     names = store.names(DUPLICATES_FOLDER)
     duplicates = store.read_table(names[-1], DUPLICATES) if names else DUPLICATES.empty_table()
     with RunTables(store, columns=VERSION_COLUMNS) as tables:
-        whole = tables.table(_WHOLE)
-        tables.add("whole", whole)
-        is_whole = pc.is_in(
-            duplicates["other_recording_id"], value_set=whole["recording_id"].combine_chunks()
-        )
-        duplicates = without_losers(
-            duplicates, pc.or_(is_whole, pc.is_null(duplicates["other_uri"]))
-        )
-        made = duplicates.filter(pc.is_null(duplicates["other_uri"])).select(
-            ["recording_id", "made_of"]
-        )
-        zeros = pa.repeat(pa.scalar(0, pa.int32()), made.num_rows)
-        tables.add("made", made.append_column("number", zeros).cast(MADE))
-        wanted = tables.table(not_made(), settings=json.dumps({"min_s": min_s}))
+        tables.add("whole", tables.table(_WHOLE))
+        tables.add("duplicates", duplicates)
+        tables.execute(_MADE)
+        wanted = tables.table(not_made(), settings=str(MIN_DUPLICATE_S))
         tables.add("wanted", wanted)
-        kept = _among(duplicates, whole["recording_id"], but=wanted["recording_id"])
+        kept = tables.table(_KEPT).cast(DUPLICATES)
         if not wanted.num_rows and kept.num_rows == duplicates.num_rows and names:
             store.remove_all(names[:-1])
             return None
@@ -143,7 +146,7 @@ def find_duplicates(store: OutputStore, *, min_s: float = MIN_DUPLICATE_S) -> in
                 for name, rows in objects:
                     for part_print in _prints(rows_at(store, name, rows, _COLUMNS)):
                         if part_print.recording_id not in compared:
-                            pairs += index.copies(part_print, min_s=min_s)
+                            pairs += index.copies(part_print)
                 kept = _with_pairs(kept, pairs)
                 _replace(store, kept)
                 compared |= index.recording_ids
@@ -164,16 +167,6 @@ def without_losers(table: pa.Table, kept: pa.Array | pa.ChunkedArray) -> pa.Tabl
     losers = table.filter(pc.invert(kept))["recording_id"]
     loses = pc.is_in(table["recording_id"], value_set=losers.combine_chunks())
     return table.filter(pc.and_(kept, pc.invert(pc.and_(loses, pc.is_null(table["other_uri"])))))
-
-
-def _among(table: pa.Table, ids: pa.ChunkedArray, *, but: pa.ChunkedArray) -> pa.Table:
-    """Return the rows of recordings that are in `ids` and not in `but`."""
-    for name in ("recording_id", "other_recording_id"):
-        is_among = pc.is_in(table[name], value_set=ids.combine_chunks())
-        gone = pc.is_in(table[name], value_set=but.combine_chunks())
-        kept = pc.and_(is_among, pc.invert(gone))
-        table = table.filter(pc.or_(kept, pc.is_null(table[name])))
-    return table
 
 
 def _replace(store: OutputStore, table: pa.Table) -> None:
@@ -242,7 +235,7 @@ class _Index:
         self._there = np.zeros(1 << 24, bool)
         self._there[_hashes(self._keys)] = True
 
-    def copies(self, other: PartPrint, *, min_s: float) -> Iterator[dict[str, Any]]:
+    def copies(self, other: PartPrint) -> Iterator[dict[str, Any]]:
         """Yield spans shared with a part; only those of earlier recordings, if it is indexed."""
         at, places = self._hits(other)
         if not len(at):
@@ -263,7 +256,7 @@ class _Index:
         for number, part_spans in spans.items():
             for shift, first, stop, alike in _best(part_spans):
                 row = _row(self._parts[number], other, shift, first, stop, alike)
-                if row["end_s"] - row["start_s"] >= min_s:
+                if row["end_s"] - row["start_s"] >= MIN_DUPLICATE_S:
                     yield row
 
     def _hits(self, other: PartPrint) -> tuple[Numbers, Numbers]:
