@@ -166,9 +166,16 @@ class S3Store(Store):
             client.meta.events.register(event, _add_checksum, unique_id=f"checksum-{operation}")
         return client
 
-    def info(self, uri: str) -> ObjectInfo:
+    def _of_object(self, method: str, uri: str, *, sent_bytes: int = 0, **parameters: Any) -> Any:
+        """Call a client method for an object."""
         bucket, key = _object(uri)
-        answer = self._run(lambda client: self._ask(client, "head_object", Bucket=bucket, Key=key))
+        return self._run(
+            lambda client: self._ask(client, method, Bucket=bucket, Key=key, **parameters),
+            sent_bytes=sent_bytes,
+        )
+
+    def info(self, uri: str) -> ObjectInfo:
+        answer = self._of_object("head_object", uri)
         return ObjectInfo(size_bytes=answer["ContentLength"], etag=_bare(answer.get("ETag")))
 
     def read_range(self, uri: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
@@ -276,23 +283,11 @@ class S3Store(Store):
     def move(self, uri: str, target: str) -> None:
         # One request copies at most 5 GB; no table comes near that.
         bucket, key = split(uri)
-        target_bucket, target_key = split(target)
-        source = {"Bucket": bucket, "Key": key}
-        self._run(
-            lambda client: self._ask(
-                client, "copy_object", Bucket=target_bucket, Key=target_key, CopySource=source
-            )
-        )
+        self._of_object("copy_object", target, CopySource={"Bucket": bucket, "Key": key})
         self.remove(uri)
 
     def _put(self, uri: str, data: bytes, **conditions: str) -> None:
-        bucket, key = split(uri)
-        self._run(
-            lambda client: self._ask(
-                client, "put_object", Bucket=bucket, Key=key, Body=data, **conditions
-            ),
-            sent_bytes=len(data),
-        )
+        self._of_object("put_object", uri, sent_bytes=len(data), Body=data, **conditions)
 
     def _put_if(self, uri: str, data: bytes, **condition: str) -> bool:
         try:
@@ -318,8 +313,7 @@ class S3Store(Store):
             raise
 
     def remove(self, uri: str) -> None:
-        bucket, key = split(uri)
-        self._run(lambda client: self._ask(client, "delete_object", Bucket=bucket, Key=key))
+        self._of_object("delete_object", uri)
 
     def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
         bucket, key = split(prefix)
