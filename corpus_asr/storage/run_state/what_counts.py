@@ -245,6 +245,8 @@ with settled_files as (
              else fits(settled.etag, files.etag) end
     and coalesce(settled.size_bytes = files.size_bytes, true)),
 open_files as (from files anti join settled_files using (position)),
+known_files as (
+  select position, true as is_known from open_files semi join committed using (recording_id)),
 asked as (
   select position, recording_id, version
   from open_files files join versions using (recording_id)
@@ -271,9 +273,8 @@ select files.* exclude (position), coalesce(kept, []) as done_parts,
             when recording_id in (
               select recording_id from generations
               anti join versions using (recording_id, generation)) then {redone}
-            when recording_id in (select recording_id from committed) then {changed}
-            else {new} end as reason
-from open_files files left join state using (position)
+            when is_known then {changed} else {new} end as reason
+from open_files files left join state using (position) left join known_files using (position)
 where state.position is null or due or not whole
 order by position
 """.format(**{reason.name: int(reason) for reason in RemainingReason})
