@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from itertools import groupby
+from itertools import groupby, pairwise
 from operator import itemgetter
 from typing import Any
 
@@ -333,8 +333,14 @@ def recordings(
     _add_segments(seen, tables, selection, columns)
     # Silent recordings have no segments.
     join = "join" if selection.languages else "left join"
-    batches = tables.batches(_SEGMENTS.format(join=join), rows=_ROWS_AT_A_TIME)
-    rows = (row for batch in batches for row in batch.to_pylist())
+    query = _SEGMENTS.format(join=join)
+    last_uris = [uri for (uri,) in tables.rows(_LAST_URIS, rows=RECORDINGS_AT_ONCE)]
+    rows = (
+        row
+        for after, until in pairwise(["", *last_uris])
+        for batch in tables.batches(query, rows=_ROWS_AT_A_TIME, after=after, until=until)
+        for row in batch.to_pylist()
+    )
     for recording_id, group in groupby(rows, key=itemgetter("recording_id")):
         segments = list(group)
         row = segments[0] | {"language": segments[0]["main_language"]}
@@ -345,9 +351,16 @@ def recordings(
         yield recording.only(selection.speakers) if selection.speakers else recording
 
 
+# In slices: what is joined of a million recordings would leave no memory to sort their segments.
+RECORDINGS_AT_ONCE = 100_000
+_LAST_URIS = """
+select max(uri) from (
+  select uri, (row_number() over (order by uri) - 1) // $rows as slice from wanted)
+group by slice order by all
+"""
 _SEGMENTS = """
-select * from wanted {join} selected using (recording_id)
-order by uri, recording_id, start_s, channel, part, segment
+select * from (from wanted where uri > $after and uri <= $until) {join} selected
+using (recording_id) order by uri, recording_id, start_s, channel, part, segment
 """
 
 

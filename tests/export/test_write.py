@@ -303,6 +303,7 @@ def test_more_segments_than_memory_holds_come_in_the_order_of_recordings_and_tim
         ))  # fmt: skip
         for name, _ in some.tolist():
             expected[f"/{name}"] += 30
+    monkeypatch.setattr("corpus_asr.export.recordings.RECORDINGS_AT_ONCE", 30)
     monkeypatch.setenv(MEMORY_VARIABLE, "96")
     monkeypatch.setenv("TMPDIR", str(tmp_path / "spilled"))
     monkeypatch.setattr("tempfile.tempdir", None)
