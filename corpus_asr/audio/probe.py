@@ -78,10 +78,6 @@ class GuardedFile:
         if self._failure is not None:
             raise self._failure
 
-    def head(self, num_bytes: int) -> bytes:
-        """Read the first bytes, for messages; the position is unchanged."""
-        return self.span(0, num_bytes)
-
     def span(self, start: int, num_bytes: int) -> bytes:
         """Read bytes at any position; the current position is unchanged."""
         position = self._position
@@ -312,7 +308,7 @@ def _reason(error: Exception) -> str:
 
 def _describe(file: GuardedFile) -> str:
     # The first bytes, which identify an HTML error page.
-    head = file.head(_DESCRIBED_BYTES)
+    head = file.span(0, _DESCRIBED_BYTES)
     file.check()  # a read error takes precedence over the earlier one
     return f"{file.num_bytes} bytes, begins with {head[:16]!r}{_wav_claims(head)}"
 

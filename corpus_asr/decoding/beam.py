@@ -58,29 +58,19 @@ class Beams:
         """Prompt and text."""
         self.logprob: Float[Tensor, "*some token"] = numbers[..., 1, :-1]
         """Log-probability of each token under the rules."""
-        self.parent: Int[Tensor, "*some token"] = rows[..., 2, :-1]
-        """Index of the beam that each token was appended to."""
         self.length: Int[Tensor, "*some"] = rows[..., 0, -1]
         """Number of tokens of prompt and text."""
         self.score: Float[Tensor, "*some"] = numbers[..., 1, -1]
         """Sum of log-probabilities; of finished sequences with length penalty."""
         self.end: Int[Tensor, "*some"] = rows[..., 2, -1]
-        """1 if finished, 2 if finished by a repetition loop; 0 if empty."""
+        """1 if finished, 2 if finished by a repetition loop; 0 if empty. Its row has no others."""
 
 
-def result_of(
-    found: Beams,
-    job: WindowJob,
-    *,
-    token_score: float,
-    scores: Tensor | None,
-) -> WindowResult:
+def result_of(found: Beams, job: WindowJob, *, token_score: float) -> WindowResult:
     """Return the best finished sequence of one window as a result."""
     new = slice(len(job.prompt), int(found.length[0]))
     tokens: list[int] = found.text[0, new].tolist()
     logprobs: list[float] = found.logprob[0, new].tolist()
-    # A token's scores are those of the beam it was appended to.
-    parents = found.parent[0, new]
     end_logprob = logprobs.pop() if tokens and tokens[-1] == job.rules.last else None
     return WindowResult(
         tokens=tuple(tokens[: len(logprobs)]),
@@ -88,9 +78,6 @@ def result_of(
         end_logprob=end_logprob,
         score=None if job.score_token is None else token_score,
         looped=int(found.end[0]) == _LOOPED,
-        scores=None if scores is None else scores[parents, torch.arange(len(parents))],
-        sequence_score=float(found.score[0]),
-        parents=tuple(parents.tolist()),
     )
 
 
@@ -295,13 +282,11 @@ class BeamBatch:
         for row, place in enumerate(places):
             job = self._jobs[place]
             assert job is not None, "collected from an empty place"
-            scores = self._kept(place)
             beams = Beams(rows[row])
             if (error := no_numbers(beams.score.tolist(), self.model)) is not None:
                 results.append(error)
                 continue
-            token_score = float(token_scores[row])
-            results.append(result_of(beams, job, token_score=token_score, scores=scores))
+            results.append(result_of(beams, job, token_score=float(token_scores[row])))
         return results
 
     @torch.inference_mode()
@@ -378,7 +363,6 @@ class BeamBatch:
         """
         numbers = self._slots(places)
         self._options.after_rules(scores, numbers)
-        self._options.keep(scores, numbers)
         beams, vocab = self.num_beams, scores.shape[1]
         held, length = self._beams, self._beams.length[_RUNNING, at, 0] + 1
         slots = self._own[_RUNNING, at]
@@ -461,7 +445,7 @@ class BeamBatch:
         values = (
             token, length.unsqueeze(1).expand_as(token),
             (likely - all_likely).double().view(torch.long), ranks.double().view(torch.long),
-            source, how.expand(2, -1, -1).gather(2, candidate),
+            token, how.expand(2, -1, -1).gather(2, candidate),
         )  # fmt: skip
         new = self._rows.index_select(0, row.flatten()).view(*row.shape, 3, -1)
         new.scatter_(
@@ -532,10 +516,5 @@ class BeamBatch:
             only = slice(row, row + 1)
             (texts,) = self._texts(source[only], token[only], slice(place, place + 1))
             length = int(self._beams.length[_RUNNING, place, 0]) + 1
-            stopped = [should_stop(job.search.stopping, text[:length], None) for text in texts]
+            stopped = [should_stop(job.search.stopping, text[:length]) for text in texts]
             stop[row] |= torch.tensor(stopped, device=stop.device)
-
-    def _kept(self, place: int) -> Tensor | None:
-        kept = [self._options.kept(slot) for slot in self._slots([place])]
-        scores = [steps for steps in kept if steps is not None]
-        return torch.stack(scores) if scores else None

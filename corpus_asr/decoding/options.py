@@ -182,8 +182,7 @@ class SlotOptions:
         stopped_slots = []
         for row in self._rows(slots, lambda search: bool(search.stopping)):
             slot, options = slots[row], self._slots[slots[row]]
-            past = options.scores if options.search.keep_scores else None
-            if should_stop(options.search.stopping, self._text(slot), past):
+            if should_stop(options.search.stopping, self._text(slot)):
                 stopped_slots.append(slot)
         return stopped_slots
 
@@ -299,14 +298,9 @@ def run_processors(
     return row.squeeze(0)
 
 
-def should_stop(
-    criteria: Sequence[StoppingCriterion],
-    text: Int[Tensor, " token"],
-    scores: Sequence[Float[Tensor, " vocab"]] | None,
-) -> bool:
+def should_stop(criteria: Sequence[StoppingCriterion], text: Int[Tensor, " token"]) -> bool:
     """Whether a criterion ends the text; each one is called, as it may be stateful."""
-    past = None if scores is None else tuple(step.unsqueeze(0) for step in scores)
-    answers: list[Any] = [criterion(text.unsqueeze(0).clone(), past) for criterion in criteria]
+    answers: list[Any] = [criterion(text.unsqueeze(0).clone(), None) for criterion in criteria]
     for criterion, answer in zip(criteria, answers, strict=True):
         one_tensor = isinstance(answer, Tensor) and answer.numel() == 1
         if not one_tensor and not isinstance(answer, bool):

@@ -185,7 +185,7 @@ LogitsProcessor = Callable[[Int[Tensor, "1 token"], Float[Tensor, "1 vocab"]], T
 """Changes the scores of the next token, given prompt and text so far; as in `transformers`."""
 
 StoppingCriterion = Callable[..., Any]
-"""Returns, given prompt and text so far and scores, whether to stop; as in `transformers`."""
+"""Returns, given prompt and text so far and None, whether to stop; as in `transformers`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,10 +246,10 @@ class Search:
                 f"setting up a search: {self.num_beams} beams with an assistant, expected 1; set "
                 "num_beams to 1, or omit the assistant"
             )
-        if self.num_beams > 1 and self.temperature > 0:
+        if self.num_beams > 1 and (self.temperature > 0 or self.keep_scores):
             raise ValueError(
-                f"setting up a search: {self.num_beams} beams with sampling, expected 1; set "
-                "num_beams to 1, or temperature to 0"
+                f"setting up a search: {self.num_beams} beams with sampling or kept scores, "
+                "expected 1; set num_beams to 1, or temperature to 0"
             )
 
 
@@ -336,10 +336,6 @@ class WindowResult:
 
     After the rules and, if sampled, divided by the temperature and masked by `top_k` and `top_p`.
     """
-    sequence_score: float | None = None
-    """The beam's log-probability with its length penalty."""
-    parents: tuple[int, ...] = ()
-    """Beam search: index of the beam each token (end token included) was appended to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,9 +95,7 @@ def join_to_words(pieces: Sequence[Spelled]) -> list[Spelled]:
     return words
 
 
-def merge_punctuation(
-    words: Sequence[Spelled], *, before: str = BEFORE_A_WORD, after: str = AFTER_A_WORD
-) -> list[Spelled]:
+def merge_punctuation(words: Sequence[Spelled], *, before: str = BEFORE_A_WORD) -> list[Spelled]:
     """Attach punctuation to adjacent words, leaving empty texts in its place.
 
     Source: openai-whisper `merge_punctuations`; transformers `_merge_punctuations`.
@@ -113,7 +111,7 @@ def merge_punctuation(
             host = at
     host = 0
     for at in range(1, len(merged)):
-        if not merged[host][0].endswith(" ") and merged[at][0] in after:
+        if not merged[host][0].endswith(" ") and merged[at][0] in AFTER_A_WORD:
             merged[host] = joined(merged[host], merged[at])
             merged[at] = NOTHING
         else:

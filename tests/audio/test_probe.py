@@ -77,14 +77,6 @@ def test_a_video_without_sound_says_so():
     assert "found video stream" in str(error)
 
 
-def test_tags_in_another_alphabet_do_not_matter():
-    data = wav_bytes(tone(1), rate_hz=16000)
-    title = "Grüße".encode("latin-1") + b"\x00"
-    info = b"INFOINAM" + len(title).to_bytes(4, "little") + title
-    listed = b"LIST" + len(info).to_bytes(4, "little") + info
-    assert decode(data[:12] + listed + data[12:]).shape == (1, 16000)
-
-
 def test_the_name_may_be_anything():
     data = wav_bytes(tone(1), rate_hz=16000)
     for suffix in (".mp3", ".wav", "", ".m3u8", ".ünïcode", ".a\nb", ".%d.png"):
@@ -168,7 +160,7 @@ def test_the_guard_moves_like_a_file():
     assert file.tell() == 95
     assert file.read(10) == bytes(range(95, 100))
     assert file.read(10) == b""
-    assert file.head(3) == bytes(range(3))
+    assert file.span(0, 3) == bytes(range(3))
     assert file.tell() == 100
     # A header that points far beyond the end is no failure of the store.
     assert file.seek(1 << 62) == 1 << 62

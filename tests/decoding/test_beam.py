@@ -63,17 +63,15 @@ def check(model: SlotModel, jobs: list[WindowJob], found: list[WindowResult]) ->
     for one, result in zip(jobs, found, strict=True):
         (alone,) = run(model, [one], places=1)
         assert result.tokens == alone.tokens
-        assert result.sequence_score == pytest.approx(alone.sequence_score, abs=1e-5)
+        assert result.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
 
 
 def test_a_moved_place_goes_on_as_it_was(models: list[WhisperSlotModel]) -> None:
-    options: dict[str, Any] = {"num_beams": 2, "keep_scores": True}
-    jobs = [job(0, limit=2, **options), job(1, GRAMMAR, limit=20, length_penalty=0.5, **options)]
-    found = run(models[2], jobs, places=2)
-    alone = [run(models[2], [each], places=1) for each in jobs]
-    assert_all_same([[result] for result in found], alone)
-    scores = [result.sequence_score for result in found]
-    assert scores == pytest.approx([result.sequence_score for (result,) in alone], abs=1e-5)
+    jobs = [
+        job(0, limit=2, num_beams=2),
+        job(1, GRAMMAR, limit=20, length_penalty=0.5, num_beams=2),
+    ]
+    check(models[2], jobs, run(models[2], jobs, places=2))
 
 
 def test_a_text_may_fill_the_whole_decoder(models: list[WhisperSlotModel]) -> None:
@@ -86,21 +84,17 @@ def test_a_text_may_fill_the_whole_decoder(models: list[WhisperSlotModel]) -> No
 def test_logprobs_are_those_of_the_tokens_under_the_rules(
     networks: list[WhisperForConditionalGeneration], models: list[WhisperSlotModel]
 ) -> None:
-    one = job(1, GRAMMAR, num_beams=3, keep_scores=True)
+    one = job(1, SUPPRESSING, num_beams=3)
     (result,) = run(models[0], [one], places=1)
-    said = [*result.tokens, *([END] if result.end_logprob is not None else [])]
-    assert result.scores is not None
-    assert result.scores.shape == (len(said), VOCAB)
-    steps = range(len(said))
-    under_rules = result.scores.log_softmax(dim=1)[steps, said].tolist()
-    ours = [*result.logprobs, *([] if result.end_logprob is None else [result.end_logprob])]
-    assert ours == pytest.approx(under_rules, abs=1e-5)
-    features, tokens = torch.from_numpy(one.features), torch.tensor([[*one.prompt, *said]])
+    features, prompt = torch.from_numpy(one.features), list(one.prompt)
+    tokens = torch.tensor([[*prompt, *result.tokens]])
     with torch.inference_mode():
         whole = networks[0](features.unsqueeze(0), decoder_input_ids=tokens).logits[0]
-    # transformers adds the log-probabilities of the raw logits.
-    raw = whole[len(one.prompt) - 1 : -1].log_softmax(dim=1)[steps, said]
-    assert result.sequence_score == pytest.approx(float(raw.sum()) / len(said), abs=1e-4)
+    rows = whole[len(prompt) - 1 : -1].clone()
+    rows[:, list(SUPPRESSING.suppress)] = -torch.inf
+    rows[0, list(SUPPRESSING.suppress_first)] = -torch.inf
+    under_rules = rows.log_softmax(dim=1)[range(len(rows)), list(result.tokens)]
+    assert result.logprobs == pytest.approx(under_rules.tolist(), abs=1e-4)
 
 
 def test_processors_and_criteria_are_asked_for_every_beam(models: list[WhisperSlotModel]) -> None:
@@ -304,14 +298,13 @@ def test_other_options_hold_for_drafts_too(model: WhisperSlotModel, assistants: 
         job(0, endless, repetition_penalty=1.5, no_repeat_ngram_size=3),
         job(1, endless, temperature=0.8, top_k=4, top_p=0.9),
         job(2, endless, processors=(hates_repeats,), stopping=(stops_at_20,)),
-        job(3, GRAMMAR, early_processors=(hates_repeats,), keep_scores=True),
+        job(3, GRAMMAR, early_processors=(hates_repeats,)),
         job(4, temperature=1.0),
     ]
     expected = run_drafted(model, jobs)
     found = run_drafted(model, assisted(jobs, assistants["nearly the same"], 3))
     agree(found, expected)
     assert len(found[2].tokens) == 18
-    assert found[3].scores is not None
 
 
 class Counting(WhisperSlotModel):

@@ -124,7 +124,6 @@ def test_beams_that_forget_nothing_find_the_best_of_all_texts(
     search = Search(num_beams=20, length_penalty=0.0, phrases=PhraseTrie.of(phrases))
     (found,) = decode(model, [ask(number, search, limit=limit, rules=ENDLESS)], slots=20)
     assert found.tokens == tuple(token for token in best if token != END)
-    assert found.sequence_score == pytest.approx(score(best), abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("number", range(4))

@@ -45,7 +45,6 @@ def run_per_sample(
     items: Sequence[Item],
     *,
     size: Callable[[Item], int] | None = None,
-    inference: bool = True,
 ) -> list[Result]:
     """Apply `function` to each of `items`, on torch's number of threads; return results in order.
 
@@ -69,17 +68,12 @@ def run_per_sample(
         if group:
             small = size is not None and size(items[group[-1]]) < WORTH_SEVERAL_THREADS
             threads_each = 1 if small else threads // workers
-            _run_in_threads(compute, group, workers, threads_each, inference=inference)
+            _run_in_threads(compute, group, workers, threads_each)
     return [results[number] for number in range(len(items))]
 
 
 def _run_in_threads(
-    compute: Callable[[int], None],
-    numbers: Sequence[int],
-    workers: int,
-    threads_each: int,
-    *,
-    inference: bool,
+    compute: Callable[[int], None], numbers: Sequence[int], workers: int, threads_each: int
 ) -> None:
     # A shared list, not a task each: a task costs 20 us, and a window has hundreds.
     queue, lock = iter(numbers), threading.Lock()
@@ -88,7 +82,7 @@ def _run_in_threads(
 
     def work() -> None:
         # Inference mode and number of threads are per thread.
-        with torch.inference_mode(inference):
+        with torch.inference_mode():
             while not errors:
                 with lock:
                     number = next(queue, None)
