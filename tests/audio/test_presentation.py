@@ -169,13 +169,6 @@ def test_a_recording_counts_from_the_start_of_its_container(shift_s: float) -> N
     assert found == pytest.approx(shown(data), abs=0.01)
 
 
-def test_a_clock_that_begins_again_loses_no_sound() -> None:
-    links = recording("ogg", [(0.0, 2.0)]) + recording("ogg", [(0.0, 1.0)])
-    decoder = open_audio(io.BytesIO(links), uri="radio.ogg")
-    assert tones(decoded(decoder)) == pytest.approx([0.0, 3.0], abs=NEAR_S)
-    assert decoder.time_corrections == 1
-
-
 def test_sound_that_was_sent_twice_is_there_once() -> None:
     data = recording("matroska", [(0.0, 2.0), (1.6, 2.0)])
     found = tones(decoded(open_audio(io.BytesIO(data), uri="twice.mkv")))

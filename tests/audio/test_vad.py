@@ -1,6 +1,5 @@
 """The detector and its spans against the silero-vad package; quiet and awkward real speech."""
 
-import time
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,14 +106,6 @@ def test_a_missing_package_or_file_is_named(
         monkeypatch.setattr(silero, "find_spec", lambda name, spec=spec: spec)
         with pytest.raises(EngineError, match=words):
             SileroDetector()
-
-
-def test_detection_is_far_faster_than_real_time(detector: SileroDetector) -> None:
-    samples = sound(40)
-    start_s = time.thread_time()
-    detector.score(samples)
-    # About 1,900 times real time on a free core; the bound only catches a lost factor of ten.
-    assert 40 / (time.thread_time() - start_s) > 150
 
 
 def test_another_network_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

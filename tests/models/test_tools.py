@@ -1,7 +1,5 @@
 """What torch, accelerate, datasets and transformers do with networks and processors of here."""
 
-import copy
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,13 +68,6 @@ def test_encoders_and_models_are_exported(case: Case) -> None:
     close(found.logits, network(other, **inputs).logits)
     # Nothing of a trace stays in the network.
     assert network.generate(features, max_new_tokens=3).shape[0] == 2
-
-
-def test_copies_and_pickles_say_the_same(case: Case) -> None:
-    network, features = case
-    expected = network.generate(features, max_new_tokens=4)
-    for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
-        assert torch.equal(other.generate(features, max_new_tokens=4), expected)
 
 
 def test_offloaded_weights_are_brought_where_they_are_needed(case: Case) -> None:

@@ -109,21 +109,3 @@ def test_the_text_has_a_prefix_that_is_said_once_and_all_that_follows(
     for segment in found.segments if mode == "words" else ():
         assert segment.text == "".join(word.word for word in segment.words or ())
         assert all(word.end_s > word.start_s for word in segment.words or ())
-
-
-@pytest.mark.long
-def test_a_prefix_that_is_not_said_stands_before_the_speech(transcriber: Transcriber) -> None:
-    found = transcriber.transcribe(INAUGURAL, language="en", prefix="Good evening to all of you")
-    assert found.text.strip().startswith("Good evening to all of you")
-
-
-@pytest.mark.slow
-def test_later_windows_are_those_of_no_prefix(transcriber: Transcriber) -> None:
-    path = DATA / "clips" / "longer.mp3"
-    options: dict[str, Any] = {"strategy": "chunked", "language": "en"}
-    plain = transcriber.transcribe(path, **options)
-    begun = transcriber.transcribe(path, prefix=" ".join(plain.text.split()[:4]), **options)
-    assert begun.text.split()[:4] == plain.text.split()[:4]
-    last, same = plain.segments[-1], begun.segments[-1]
-    assert (last.start_s, last.tokens) == (same.start_s, same.tokens)
-    assert last.start_s > 20

@@ -1,6 +1,5 @@
 """Words that a CTC checkpoint places: where its scores say them, within pauses of the segments."""
 
-import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -224,25 +223,3 @@ def test_texts_are_split_at_blanks_and_blankless_scripts_at_characters() -> None
     assert words_of(" ♪ ♪") == [" ♪ ♪"]
     assert words_of("- (hm)") == ["- (hm)"]
     assert words_of(" ") == []
-
-
-@pytest.mark.slow
-def test_memory_of_an_hour_is_that_of_its_scores() -> None:
-    said = [
-        (f" {word}", at * 0.8, at * 0.8 + 0.72)
-        for at, word in enumerate(["staka", "noba", "volo", "kafi", "staka", "noba"] * 740)
-    ]
-    part = part_of(said, 3600.0)
-    size = 30.0
-    texts = [
-        ("".join(word for word, start_s, _ in said if at <= start_s < at + size), at, at + size)
-        for at in np.arange(0.0, 3550.0, size).tolist()
-    ]
-    tracemalloc.start()
-    found = WordPlacer(PlantedAligner()).place(part, says(*texts), WORDS)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    times = [word.start_s - START_S for word in words(found.segments)]
-    assert np.abs(np.array(times) - [start_s for _, start_s, _ in said]).max() <= 2 * STEP_S
-    # 45,000 positions of some 400 tokens are 75 MB; of all ways at once it would be 3 GB more.
-    assert peak < 200e6, f"{peak / 1e6:.0f} MB"

@@ -131,21 +131,6 @@ def filled_cache(*, beams: int = 1) -> SlotCache:
     return cache
 
 
-@pytest.mark.parametrize(("slots", "sources"), [([0, 1, 2], [2, 0, 0]), ([3, 1], [1, 3])])
-def test_reordered_slots_take_texts_and_keep_windows(slots: list[int], sources: list[int]) -> None:
-    cache = filled_cache()
-    cache.note_prompts(range(4), 5)
-    before = [(layer.text.clone(), layer.cross_keys.clone()) for layer in cache.layers]
-    cache.reorder(slots, torch.tensor(sources))
-    for layer, (text, windows) in zip(cache.layers, before, strict=True):
-        assert torch.equal(layer.text[:, slots, :, :5], text[:, sources, :, :5])
-        assert torch.equal(layer.cross_keys, windows)
-        others = sorted({0, 1, 2, 3} - set(slots))
-        assert torch.equal(layer.text[:, others], text[:, others])
-    with pytest.raises(ValueError, match="reordering 2 slots: found 1 sources"):
-        cache.reorder([0, 1], torch.tensor([0]))
-
-
 def test_beams_reordered_again_and_again_hold_what_whole_copies_would() -> None:
     torch.manual_seed(0)
     cache = new_cache(6, beams=3)

@@ -126,19 +126,6 @@ def test_inner_positions_of_windows_make_up_a_long_part(
     assert done == 300
 
 
-def test_windows_place_words_as_the_whole_part_does(
-    pair: Pair, tokenizer: ParakeetTokenizer, features: ParakeetPartFeatures
-) -> None:
-    part = features(np.resize(SPEECH, 24 * SAMPLE_RATE_HZ)).values
-    words = WORDS * 4
-    whole, windows = (
-        align_words(pair, tokenizer, features, part, words, window_s=window_s)
-        for window_s in (24.0, 12.0)
-    )
-    near = [abs(a.start_s - b.start_s) < 0.1 for a, b in zip(whole, windows, strict=True)]
-    assert np.mean(near) > 0.9
-
-
 def test_no_window_has_more_positions_than_the_checkpoint(
     pair: Pair, features: ParakeetPartFeatures, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -237,20 +237,6 @@ def test_in_few_bits_it_stays_near(encoder: WhisperEncoder, dtype: torch.dtype, 
         assert relative_error(one, expected) < tolerance
 
 
-@needs_int8
-@torch.inference_mode()
-def test_channels_that_stand_out_before_the_vocabulary_cost_little(
-    network: WhisperForConditionalGeneration,
-) -> None:
-    network = copy.deepcopy(network)
-    norm = network.model.decoder.layer_norm
-    norm.weight[:4] *= 40.0
-    network.proj_out.weight[:, :4] /= 10.0
-    hidden = norm(torch.randn(5, len(norm.weight), generator=torch.Generator().manual_seed(0)))
-    found = network.slot_model(int8=True).logits(hidden)
-    assert relative_error(found, network.proj_out(hidden)) < 0.03  # uneven: 0.08
-
-
 @pytest.mark.parametrize(("dtype", "int8"), KINDS)
 def test_a_window_is_the_same_alone_and_in_any_company(
     encoder: WhisperEncoder, dtype: torch.dtype, int8: bool
