@@ -63,10 +63,11 @@ def loop(
     speech: Any = None,
     language: Language | None = ENGLISH_GIVEN,
     start_s: float = 0.0,
+    number: int = 0,
     hotwords: tuple[Hotword, ...] = (),
     **settings: Any,
 ) -> tuple[list[Segment], list[WindowJob]]:
-    own = part(seconds, speech, start_s=start_s)
+    own = part(seconds, speech, start_s=start_s, seed=number)
     chosen = DecodingSettings(**{"strategy": "sequential"} | settings)
     steps = WhisperLongForm(
         own,
@@ -100,12 +101,19 @@ def test_text_in_the_padding_is_dropped_and_end_times_are_cut() -> None:
     assert [(one.text, one.end_s) for one in segments] == [(" w1", 2.0), (" w2", 5.0)]
 
 
-def test_seeds_name_recording_window_and_temperature() -> None:
+@pytest.mark.parametrize("seed", [None, 0, 7])
+def test_seeds_name_recording_or_setting_window_and_temperature(seed: int | None) -> None:
     results = [said(BEGIN, 1, BEGIN + 50, logprob=-3.0)] * 4
-    settings: dict[str, Any] = {"temperature": (0.2, 0.4)}
-    first, again = (loop(results, seconds=40, **settings)[1] for _ in range(2))
-    assert [job.seed for job in first] == [job.seed for job in again]
-    assert len({job.seed for job in first}) == len(first)
+
+    def seeds(number: int, seed: int | None = seed) -> list[int]:
+        settings: dict[str, Any] = {"temperature": (0.2, 0.4), "seed": seed}
+        return [job.seed for job in loop(results, seconds=40, number=number, **settings)[1]]
+
+    first = seeds(0)
+    assert first == seeds(0) != seeds(0, 8)
+    assert (first == seeds(1)) == (seed is not None)
+    assert len(set(first)) == len(first)
+    assert all(0 <= drawn < 2**56 for drawn in first)
 
 
 def test_the_language_is_asked_for_in_the_first_speech() -> None:

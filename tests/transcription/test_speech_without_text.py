@@ -1,6 +1,10 @@
-"""Detected speech that a window's text leaves out is decoded once more; what stays is counted."""
+"""Detected speech that a window's text leaves out is decoded once more; what stays is counted.
+
+What a chunk leaves unfinished is said in its own window, or else decoded alone.
+"""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ from corpus_asr.transcription.whisper import WhisperTranscriber
 from corpus_asr.transcription.windows import KnownText, speech_without_text_s
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import read_clip, read_manifest
-from tests.support.prompt_formats import BEGIN, NO_SPEECH, part, prompt_format
+from tests.support.prompt_formats import BEGIN, END, ENGLISH, NO_SPEECH, START, part, prompt_format
 
 DATA = Path(__file__).parents[1] / "data"
 Speech = Sequence[tuple[float, float]]
@@ -27,12 +31,16 @@ Text = tuple[int, float, float]
 """A word, where it starts and where it ends, in seconds of its window."""
 
 
-def window(*texts: Text, logprob: float = -0.1, no_speech: float = 0.0) -> WindowResult:
+def window(
+    *texts: Text, more_s: float | None = None, logprob: float = -0.1, no_speech: float = 0.0
+) -> WindowResult:
+    """`more_s` is where more is said to begin."""
     tokens = [
         token
         for word, start_s, end_s in texts
         for token in (BEGIN + round(start_s * 50), word, BEGIN + round(end_s * 50))
     ]
+    tokens += [] if more_s is None else [BEGIN + round(more_s * 50)]
     return WindowResult(
         tokens=tuple(tokens), logprobs=(logprob,) * len(tokens), end_logprob=logprob,
         score=no_speech,
@@ -167,6 +175,84 @@ def test_chunks_are_filled_too() -> None:
     )  # fmt: skip
     assert windows == [(0, 25), (9, 25)]
     assert texts == [("w1", 0, 9), ("w2", 9, 24)]
+
+
+def following(word: int, end_s: float, **options: Any) -> WindowResult:
+    """What comes after a timestamp that the prompt ends with."""
+    result = window((word, 0.0, end_s), **options)
+    return replace(result, tokens=result.tokens[1:], logprobs=result.logprobs[1:])
+
+
+def chunk(
+    *results: WindowResult, **settings: Any
+) -> tuple[list[tuple[str, float, float]], list[WindowJob]]:
+    """What is kept of 20 s that are one chunk, and what was asked for."""
+    options: dict[str, Any] = {"seconds": 20.0, "speech": [(0.0, 20.0)], "strategy": "chunked"}
+    found, jobs = decoded_jobs([*results], **options | settings)
+    return [(one.text.strip(), one.start_s, one.end_s) for one in found], jobs
+
+
+UNFINISHED = window((1, 0.0, 12.0), more_s=12.0)
+
+
+def test_an_end_that_was_left_unfinished_is_said_in_the_same_window() -> None:
+    texts, (first, second) = chunk(UNFINISHED, following(2, 19.8))
+    assert texts == [("w1", 0.0, 12.0), ("w2", 12.0, 19.8)]
+    assert first.window == second.window == (0, 2000)
+    assert second.prompt == (START, ENGLISH, *UNFINISHED.tokens)
+    assert second.prefix == UNFINISHED.tokens
+    assert (first.rules.resumes, second.rules.resumes) == (False, True)
+    assert first.rules.end == second.rules.end == END
+
+
+def test_what_follows_may_be_left_unfinished_too() -> None:
+    first = following(2, 16.0, more_s=16.0)
+    texts, jobs = chunk(UNFINISHED, first, following(3, 19.8))
+    assert texts == [("w1", 0.0, 12.0), ("w2", 12.0, 16.0), ("w3", 16.0, 19.8)]
+    assert jobs[2].prefix == UNFINISHED.tokens + first.tokens
+
+
+@pytest.mark.parametrize("doubtful", [following(2, 19.8, logprob=-1.5), window(logprob=-1.5)])
+def test_an_end_whose_text_is_doubtful_is_decoded_alone(doubtful: WindowResult) -> None:
+    texts, jobs = chunk(UNFINISHED, doubtful, window((3, 0.0, 7.8)), beam_size=1)
+    assert texts == [("w1", 0.0, 12.0), ("w3", 12.0, 19.8)]
+    assert jobs[2].window == (1200, 2000)
+    assert not jobs[2].num_prefix
+
+
+def test_an_uncertain_end_is_searched_with_beams() -> None:
+    uncertain = following(2, 19.8, logprob=-0.5)
+    texts, jobs = chunk(UNFINISHED, uncertain, following(3, 19.8))
+    assert texts[1] == ("w3", 12.0, 19.8)
+    assert [job.search.num_beams for job in jobs] == [1, 1, 5]
+    assert jobs[1].prompt == jobs[2].prompt
+
+
+def test_less_than_half_a_second_says_nothing() -> None:
+    texts, jobs = chunk(window((1, 0.0, 19.6), more_s=19.6))
+    assert (texts, len(jobs)) == ([("w1", 0.0, 19.6)], 1)
+
+
+def test_a_prefix_and_a_prompt_stay_before_what_is_resumed() -> None:
+    _, jobs = chunk(
+        window((2, 3.0, 12.0), more_s=12.0), following(4, 19.8), prefix="w1", initial_prompt="w5"
+    )
+    first, second = jobs
+    assert second.prompt == (*first.prompt, *window((2, 3.0, 12.0), more_s=12.0).tokens)
+    assert second.prefix == (*first.prefix, *window((2, 3.0, 12.0), more_s=12.0).tokens)
+
+
+def test_a_decoder_that_is_full_resumes_nothing() -> None:
+    full = window(*((1, n * 0.04, n * 0.04 + 0.04) for n in range(149)), more_s=5.96)
+    assert len(full.tokens) == 448
+    _, jobs = chunk(full, window((3, 0.0, 13.9)), compression_ratio_threshold=None)
+    assert jobs[1].window == (596, 2000)
+
+
+def test_sequential_windows_go_on_where_more_begins() -> None:
+    _, jobs = chunk(UNFINISHED, window((3, 0.0, 7.8)), strategy="sequential")
+    assert jobs[1].window == (1200, 2000)
+    assert not jobs[1].rules.resumes
 
 
 spans = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=6)
