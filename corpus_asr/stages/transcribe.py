@@ -418,6 +418,8 @@ def _transcribed(transcript: PartTranscript) -> dict[str, Any]:
         "speech_without_text_s": transcript.speech_without_text_s,
     }
     if transcript.labels is not None:
+        if segments:
+            raise ValueError("keeping a result: found segments and labels, expected one of them")
         columns |= label_columns(transcript.labels)
     if (placed := transcript.placed) is not None:
         from corpus_asr.transcription.joined_text import text_columns

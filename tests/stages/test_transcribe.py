@@ -8,11 +8,14 @@ import pyarrow as pa
 import pytest
 
 from corpus_asr.activity import Activity
+from corpus_asr.confidence import ConfidenceModel
 from corpus_asr.errors import EngineError
 from corpus_asr.families.registry import PartFeatures
 from corpus_asr.schemas import RESULTS
+from corpus_asr.segments import PartLabels
 from corpus_asr.stages.parts import further_columns
 from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage
+from corpus_asr.storage.run_state.result_rows import commit_rows
 from tests.support.engines import ScriptedEngine, always, broken_engine, scripted_engine
 from tests.support.tables import extracted, run_config
 
@@ -119,35 +122,59 @@ def test_an_error_of_one_part_is_that_parts_failure_alone(stage: TranscribeStage
     assert bug["error_message"] == "RuntimeError: scripted bug"
 
 
-def test_what_no_table_can_hold_is_the_failure_of_its_part_with_a_traceback_in_the_log(
+LABELS = PartLabels(windows=(), means=(("speech", 0.5),), weight_s=1.0)
+# Of a transcript by recording, beside what its segments have.
+ODD_FIELDS: dict[str, dict[str, Any]] = {
+    "language": {"language": "\ud800"}, "probability": {"language_probability": float("inf")},
+    "labels": {"labels": LABELS},
+}  # fmt: skip
+ODD_SEGMENTS: dict[str, dict[str, Any]] = {
+    "text": {"text": "\ud800"}, "half": {"avg_logprob": float("nan")}, "bytes": {"text": b"\xff"},
+    "logprob": {"text_logprob": "low"}, "ratio": {"compression_ratio": [1.0]},
+    "tokens": {"tokens": (2**70,)}, "words": {"words": ("word",)}, "start": {"start_s": object()},
+}  # fmt: skip
+# Both table and calibration take these.
+EXTREME_SEGMENTS: dict[str, dict[str, Any]] = {
+    "largest": {"text_logprob": 1e300, "compression_ratio": -1e300, "speech_fraction": 1e300},
+    "none": {"text_logprob": None, "start_s": None, "language": None},
+}
+
+
+def test_what_no_table_can_hold_is_the_failure_of_its_part_and_all_is_committed(
     caplog: pytest.LogCaptureFixture,
 ):
     class Odd(ScriptedEngine):
         def submit(self, request: Any) -> Any:
-            if request.recording_id == "refused":
+            name = request.recording_id
+            if name == "refused":
                 raise KeyError("\ud800")
-            future = super().submit(request)
-            odd_fields: dict[str, dict[str, Any]] = {
-                "odd": {"text": "\ud800"},
-                "half": {"avg_logprob": float("nan")},
-            }
-            changes = odd_fields.get(request.recording_id, {})
-            if not changes:
-                return future
-            transcript = future.result()
-            segments = [replace(each, **changes) for each in transcript.segments]
+            transcript = super().submit(request).result()
+            changes = (ODD_SEGMENTS | EXTREME_SEGMENTS).get(name, {})
+            segments = tuple(replace(segment, **changes) for segment in transcript.segments)
             odd: Future[Any] = Future()
-            odd.set_result(replace(transcript, segments=tuple(segments)))
+            odd.set_result(replace(transcript, segments=segments, **ODD_FIELDS.get(name, {})))
             return odd
 
-    batch = pa.concat_tables([extracted(name) for name in ("a", "odd", "refused", "half", "b")])
-    found = stage_with(Odd())(batch).to_pylist()
-    assert [row["status"] for row in found] == ["ok", "failed", "failed", "failed", "ok"]
-    for row in found[1:4]:
+    failing = ["refused", *ODD_FIELDS, *ODD_SEGMENTS]
+    names = ["a", *failing, *EXTREME_SEGMENTS, "b"]
+    results = stage_with(Odd())(pa.concat_tables([extracted(name) for name in names]))
+    found = {row["recording_id"]: row for row in results.to_pylist()}
+    assert [name for name in names if found[name]["status"] == "failed"] == failing
+    for name in failing:
+        row = found[name]
         assert (row["error_kind"], row["segments_written"], row["segments"]) == ("internal", 0, [])
-    assert r"KeyError: '\ud800'" in found[2]["error_message"]
-    assert "found avg_logprob nan, expected a finite number" in found[3]["error_message"]
-    assert caplog.text.count("event=part_failed") == caplog.text.count("Traceback") == 3
+    assert r"KeyError: '\ud800'" in found["refused"]["error_message"]
+    assert "found avg_logprob nan, expected a finite number" in found["half"]["error_message"]
+    assert caplog.text.count("event=part_failed") == caplog.text.count("Traceback") == len(failing)
+    calibration = ConfidenceModel(name="fitted", offset=0.1, weights=(1.0, 2.0, 3.0, 4.0))
+    committed = commit_rows(
+        results,
+        run_id="run",
+        model=("model", "revision"),
+        by_language={"en": ("other", "revision")},
+        calibration=calibration,
+    )
+    assert committed["status"].to_pylist() == [found[name]["status"] for name in names]
 
 
 def test_words_become_rows_of_their_segment_where_there_are_any(stage: TranscribeStage):
