@@ -369,15 +369,6 @@ def test_files_that_no_record_knows_are_never_replaced() -> None:
     assert outputs("a.wav", "--overwrite") == {**found, "a-4.txt": TEXT}
 
 
-def test_a_file_of_its_users_is_not_overwritten_on_request_either() -> None:
-    Path("out").mkdir()
-    Path("out/a.txt").write_text("my notes")
-    assert outputs("a.wav", "--overwrite") == {"a.txt": "my notes", "a-2.txt": TEXT}
-    Path("out/a-2.txt").write_text("Hello.")
-    assert outputs("a.wav", "--overwrite") == {"a.txt": "my notes", "a-2.txt": TEXT}
-    assert len(ScriptedTranscriber.read) == 2
-
-
 def test_a_checkpoint_that_is_saved_again_is_another_one() -> None:
     folder = Path("mine")
     folder.mkdir()

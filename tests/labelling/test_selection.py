@@ -229,12 +229,6 @@ def test_hits_substitutions_and_insertions_add_up_to_those_of_the_whole(
     assert whole.deletions <= sum(each.deletions for each in found) <= 2 * whole.deletions
 
 
-@given(st.lists(_WORDS, max_size=5))
-def test_the_same_words_have_no_errors_however_they_are_cut(pieces: list[list[str]]) -> None:
-    said = [word for piece in pieces for word in piece]
-    assert not any(each.errors for each in errors_by_piece(pieces, said))
-
-
 def test_a_segment_that_two_speakers_share_is_split_at_word_times(tmp_path: Path) -> None:
     uri = str(tmp_path / "talk.wav")
     shared = passage(0, "Are you? Yes, I am.", probabilities=[0.9] * 5)

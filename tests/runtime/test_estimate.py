@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 
 from corpus_asr.activity import Estimate, FileSums, added, stratum
-from corpus_asr.errors import ConfigError
 from corpus_asr.runtime import estimate, preflight
 from corpus_asr.runtime.estimate import Survey, estimate_audio, rest_s, surveying
 from corpus_asr.runtime.preflight import ReadyCheck
-from corpus_asr.runtime.speeds import known_machines, outlooks, stated_machine
+from corpus_asr.runtime.speeds import known_machines
 from corpus_asr.stages.extract import ExtractStage
 from corpus_asr.stages.headers import HeaderReader
 from corpus_asr.stages.messages import Header
@@ -409,15 +408,3 @@ def test_a_check_measures_this_machine_with_its_slots_filled(
     assert check.rtfx is not None
     assert check.rtfx > 0
     assert engine.closed
-
-
-def test_a_stated_speed_is_that_of_each_worker():
-    config = run_config("/in", "/out", transcribe={"workers": 4})
-    four = stated_machine(config, 180.0)
-    [outlook] = outlooks(Estimate(648_000.0, 600_000.0, 700_000.0), [four])
-    assert (outlook.duration_s.value, four.speed_words()) == (900.0, "RTFx 720.0 (4 x 180.0)")
-    assert outlook.duration_s.low < 600_000 / 720 < 900 < outlook.duration_s.high
-    assert stated_machine(run_config("/in", "/out"), 180.0).speed_words() == "RTFx 180.0"
-    for speed in (0.0, -1.0, math.inf, math.nan):
-        with pytest.raises(ConfigError, match=f"--speed: found {speed:g}, expected the"):
-            stated_machine(config, speed)

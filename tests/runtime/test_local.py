@@ -79,11 +79,6 @@ def test_extraction_goes_on_while_the_engine_is_busy_and_waits_when_its_bytes_ar
     assert engine.closed
 
 
-def test_a_part_larger_than_all_room_goes_through_alone(tmp_path: Path):
-    config = scripted_job(tmp_path, extract={"max_buffered_features_mb": 1e-6})
-    assert run_scripted(config, [packs_of(f"{number}/parts=2") for number in range(5)]).parts == 10
-
-
 @pytest.mark.long
 def test_an_engine_error_ends_the_run_and_keeps_what_was_done(tmp_path: Path):
     config = scripted_job(tmp_path)

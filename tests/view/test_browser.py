@@ -311,20 +311,3 @@ def test_a_person_names_a_speaker_and_sees_it_everywhere(
     inside.keyboard.insert_text("Ben")
     inside.keyboard.press("Escape")
     assert [*read_names(shelf[1]).values()] == ["<b>Anna"]
-
-
-@pytest.mark.long
-def test_nothing_of_the_shelf_is_wider_than_the_window(
-    inside: "Page", shelf: tuple[ViewServer, OutputStore]
-) -> None:
-    address = talk_url(inside)
-    for width, dark in ((1280, True), (400, False)):
-        look(inside, width=width, dark=dark)
-        inside.goto(address)
-        inside.wait_for_selector(".edit")
-        inside.click('[data-at="0"] .edit')
-        inside.wait_for_selector(".editor")
-        assert inside.evaluate("document.documentElement.scrollWidth") <= width
-        inside.goto(f"{shelf[0].url}?q=peace")
-        inside.wait_for_selector("#results li")
-        assert inside.evaluate("document.documentElement.scrollWidth") <= width
