@@ -186,20 +186,24 @@ SPOKEN_SEGMENTS = _SEEN.set(
 """Segments as people see them, with the speakers of all segments and words."""
 
 
-def speakers_of(store: OutputStore, recording_ids: Collection[str] | None = None) -> Turns | None:
-    """Return the turns of all or some recordings, by ID; None without diarization.
+def speakers_of(store: OutputStore, *, is_unique: bool = False) -> Turns | None:
+    """Return the turns of all recordings, by ID; None without diarization.
 
-    Speakers have their given names, else those of their voice with `speakers: corpus`.
+    Speakers have their given names, else those of their voice with `speakers: corpus`. With
+    `is_unique`, a name is that of one person in all recordings: unnamed speakers are called by the
+    recording and their label in it.
 
     Raises:
         ConfigError: `speakers.csv` lacks one of the columns uri, speaker and name.
     """
-    turns = read_turns(store, recording_ids)
+    turns = read_turns(store)
     if turns is None:
         return None
     names = with_voices(read_names(store), read_voices(store))
     return {
-        recording_id: named(recording_turns, recording_id, names)
+        recording_id: named(
+            recording_turns, recording_id, names, unnamed=f"{recording_id}-" if is_unique else ""
+        )
         for recording_id, recording_turns in turns.items()
     }
 
@@ -234,21 +238,6 @@ def _corrected_names(store: OutputStore) -> set[tuple[str, str]]:
         for correction in read_saved(store).values() for segment in correction.segments
         if segment.speaker and not SPEAKER_LABEL.fullmatch(segment.speaker)
     }  # fmt: skip
-
-
-def persons_of(store: OutputStore) -> Turns | None:
-    """Return the turns with names that are unique to a person in all recordings.
-
-    Unnamed speakers are called by the recording and their label in it.
-    """
-    turns = read_turns(store)
-    if turns is None:
-        return None
-    names = with_voices(read_names(store), read_voices(store))
-    return {
-        recording_id: named(recording_turns, recording_id, names, unnamed=f"{recording_id}-")
-        for recording_id, recording_turns in turns.items()
-    }
 
 
 def named(

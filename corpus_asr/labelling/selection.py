@@ -28,7 +28,7 @@ from corpus_asr.export.recordings import (
     recordings,
     settings_of,
 )
-from corpus_asr.export.speakers import persons_of
+from corpus_asr.export.speakers import speakers_of
 from corpus_asr.labelling.fusion import Choice, chosen
 from corpus_asr.labelling.rules import Rule, decide
 from corpus_asr.report.scoring import (
@@ -382,7 +382,7 @@ def open_sources(store: OutputStore, settings: SelectionSettings) -> Iterator[So
             other=other_run,
             references=references,
             corrections=Corrections.load(store) if settings.corrections else None,
-            turns=persons_of(store),
+            turns=speakers_of(store, is_unique=True),
             copies=copies,
             originals=originals(
                 store, dict(tables.rows("select recording_id, duration_s from wanted"))

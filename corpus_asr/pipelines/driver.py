@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
 
 from corpus_asr.activity import Activity, Strata, rtfx
 from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel
@@ -33,7 +33,7 @@ from corpus_asr.runtime.resources import (
     store_bytes_for,
     this_machine,
 )
-from corpus_asr.runtime.terminal import Stream, line_writer
+from corpus_asr.runtime.terminal import line_writer
 from corpus_asr.stages.measures import check_measures
 from corpus_asr.stages.transcribe import load_engine
 from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
@@ -153,7 +153,7 @@ def run(
     config: RunConfig,
     *,
     local: bool = False,
-    progress: Stream | None = None,
+    progress: TextIO | None = None,
     options: RunOptions = DEFAULT_OPTIONS,
     after_finish: AfterFinish | None = None,
 ) -> RunSummary:
@@ -192,7 +192,7 @@ class CorpusRun:
     lock: Lock
     """Lock of the output folder, held by this run."""
     local: bool = False
-    progress: Stream | None = None
+    progress: TextIO | None = None
     options: RunOptions = DEFAULT_OPTIONS
     after_finish: AfterFinish | None = None
     plan: Plan | None = None
@@ -219,7 +219,7 @@ class CorpusRun:
         checkpoint: Checkpoint,
         *,
         local: bool = False,
-        progress: Stream | None = None,
+        progress: TextIO | None = None,
         options: RunOptions = DEFAULT_OPTIONS,
     ) -> Iterator["CorpusRun"]:
         """Lock the output folder for a run while the context is open."""

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.labelling.writers import DATA_FOLDER
 from corpus_asr.models.auto import AutoModelForSpeechSeq2Seq, AutoProcessor
 from corpus_asr.report.scoring import Hypothesis, Reference, language_code, score, total
-from corpus_asr.runtime.terminal import Stream, line_writer
+from corpus_asr.runtime.terminal import line_writer
 from corpus_asr.storage.manifest import SPEAKER
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
@@ -76,7 +76,7 @@ class Finetuned:
     """Step and WER of each evaluation, from step 0; empty without validation data."""
 
 
-def run(config: FinetuneConfig, *, progress: Stream | None) -> Finetuned:
+def run(config: FinetuneConfig, *, progress: TextIO | None) -> Finetuned:
     """Run the remaining training steps, and write the model with the lowest WER, else the last one.
 
     Raises:

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,7 +34,7 @@ from corpus_asr.report.numbers import RunNumbers
 from corpus_asr.report.page import write_page_at_the_end
 from corpus_asr.report.run import run_entry, write_entry
 from corpus_asr.runtime.shutdown import RunStoppedError
-from corpus_asr.runtime.terminal import Stream, line_writer
+from corpus_asr.runtime.terminal import line_writer
 from corpus_asr.storage.run_state.lock import USUAL, Lock, Timing
 from corpus_asr.storage.run_state.plan import Plan
 from corpus_asr.storage.run_state.rewriting import FAILING_NAME
@@ -61,6 +62,8 @@ select latest.*,
      coalesce(tries, 0) + (noted.run_id is distinct from latest.run_id)::int, 1)::int as tries
 from latest left join noted using (recording_id) order by uri
 """
+# What is planned, but for recordings of which some parts were done.
+_PLANNED = ("new", "changed", "retried", "redone")
 _MOST_GIVEN_UP = 10  # named in a message that people read; the tables hold all of them
 
 
@@ -68,7 +71,7 @@ def run(
     config: RunConfig,
     *,
     local: bool,
-    progress: Stream | None,
+    progress: TextIO | None,
     show: Callable[[Night], object] = lambda night: None,
     timing: Timing = USUAL,
 ) -> Night:
@@ -116,7 +119,7 @@ class _NightlyRun:
     plan: Plan | None = None
     summary: RunSummary | None = None
 
-    def work(self, lock: Lock, *, local: bool, progress: Stream | None) -> None:
+    def work(self, lock: Lock, *, local: bool, progress: TextIO | None) -> None:
         """Process the remaining recordings, except those that failed too often."""
         config = self.config
         failing = count_tries(lock.store)
@@ -177,6 +180,9 @@ class _NightlyRun:
         wall_s = time.monotonic() - self.begun_s
         audio_s = summary.processed_audio_s if summary else 0.0
         num_remaining = summary.remaining if summary else plan.num_remaining if plan else 0
+        kinds: dict[str, Any] = {
+            name: getattr(plan, f"num_{name}") if plan else 0 for name in _PLANNED
+        }
         return Night(
             date=self.started.date().isoformat(),
             output=redact_uri(self.store.uri),
@@ -187,17 +193,8 @@ class _NightlyRun:
             ended_at=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             wall_s=wall_s,
             listed=plan.num_files if plan else 0,
-            new=plan.num_new if plan else 0,
-            changed=plan.num_changed if plan else 0,
-            retried=plan.num_retried if plan else 0,
-            redone=plan.num_redone if plan else 0,
-            continued=plan.num_remaining
-            - plan.num_new
-            - plan.num_changed
-            - plan.num_retried
-            - plan.num_redone
-            if plan
-            else 0,
+            **kinds,
+            continued=plan.num_remaining - sum(kinds.values()) if plan else 0,
             moved=plan.num_moved if plan else 0,
             hooks={name: asdict(counts) for name, counts in summary.hooks.items()}
             if summary
@@ -206,15 +203,9 @@ class _NightlyRun:
             audio_s=audio_s,
             rtfx=rtfx(audio_s, wall_s),
             findings=RunNumbers(),
-            archive=Archive(
-                done=summary.done,
-                failed=summary.failed,
-                audio_s=summary.audio_s,
-                earlier=summary.earlier,
-                gone=summary.gone,
-            )
-            if summary
-            else None,
+            archive=None
+            if summary is None
+            else Archive(**{name: getattr(summary, name) for name in Archive.__slots__}),
             skipped=len(self.alone),
             no_longer_retried=(),
         )

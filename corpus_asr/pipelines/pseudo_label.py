@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TextIO
 
 from corpus_asr.config.run import DEFAULT_OPTIONS, PseudoLabelConfig, RunConfig, RunOptions
 from corpus_asr.errors import ConfigError, FetchError
@@ -33,7 +33,7 @@ from corpus_asr.pipelines.driver import AfterFinish, RunSummary
 from corpus_asr.report.scoring import read_references
 from corpus_asr.report.text import duration
 from corpus_asr.runtime.resources import this_machine
-from corpus_asr.runtime.terminal import Stream, line_writer
+from corpus_asr.runtime.terminal import line_writer
 from corpus_asr.scratch import scratch_folder
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.forget import note_dataset
@@ -53,7 +53,7 @@ def run(
     config: RunConfig,
     *,
     local: bool,
-    progress: Stream | None,
+    progress: TextIO | None,
     options: RunOptions = DEFAULT_OPTIONS,
     after_finish: AfterFinish | None = None,
 ) -> RunSummary:
@@ -120,7 +120,7 @@ def _check_dataset(config: PseudoLabelConfig) -> None:
 
 
 def label(
-    config: PseudoLabelConfig, *, progress: Stream | None = None, steal_lock: bool = False
+    config: PseudoLabelConfig, *, progress: TextIO | None = None, steal_lock: bool = False
 ) -> Labelled:
     """Select from the transcripts, and write missing parts of the dataset."""
     store = OutputStore.of(config.dataset)

@@ -178,7 +178,7 @@ class RunNumbers:
     mean_confidence: float | None = None
     """Mean of segments or windows, weighted by their length; None without any."""
     low_confidence: int = 0
-    """Recordings with text or labels whose confidence is below what was asked for."""
+    """Recordings with text or labels whose confidence is below `LOW_CONFIDENCE`."""
     speech_without_text_s: float = 0.0
     """Detected speech in gaps between segments; 0.0 where speech was not looked for."""
     text_words: int = 0
@@ -192,19 +192,13 @@ class RunNumbers:
         return self.ok + self.no_speech
 
     @classmethod
-    def of(
-        cls,
-        tables: RunTables,
-        *,
-        run: str | None = None,
-        low_confidence: float = LOW_CONFIDENCE,
-    ) -> "RunNumbers":
+    def of(cls, tables: RunTables, *, run: str | None = None) -> "RunNumbers":
         """Count recordings whose confidences were read: all, or those last committed by a run.
 
         Failures of a run include new versions while an earlier one is current.
         """
         collect_failures(tables, _FAILED, run=run)
-        [sums] = tables.table(_TOTALS, run=run, low=low_confidence).to_pylist()
+        [sums] = tables.table(_TOTALS, run=run, low=LOW_CONFIDENCE).to_pylist()
         [(mean,)] = tables.rows(_MEAN, run=run)
         bins = dict(tables.rows(_BINS, run=run))
         languages, labels = (

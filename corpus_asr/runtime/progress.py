@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, fields
-from typing import Self
+from typing import Self, TextIO
 
 from rich.console import Group
 from rich.padding import Padding
@@ -23,7 +23,7 @@ from corpus_asr.logs import event
 from corpus_asr.runtime.commit import Tally
 from corpus_asr.runtime.estimate import estimate_audio, rest_s
 from corpus_asr.runtime.resources import Resources
-from corpus_asr.runtime.terminal import Display, Stream, repeated
+from corpus_asr.runtime.terminal import Display, repeated
 from corpus_asr.storage.run_state.plan import Plan
 from corpus_asr.storage.run_state.run_files import (
     EVERY_S,
@@ -64,7 +64,7 @@ class Progress:
         total_files: int,
         planned: Strata | None = None,
         workers: int = 1,
-        stream: Stream | None,
+        stream: TextIO | None,
         started_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

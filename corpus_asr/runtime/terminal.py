@@ -7,31 +7,17 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol, Self, TextIO, cast
+from typing import Any, Self, TextIO, cast
 
 from rich.console import Console, RenderableType
 from rich.live import Live
-
-
-class Stream(Protocol):
-    """Writable text file, including captured ones of tests."""
-
-    def write(self, text: str, /) -> int:
-        """Write text and return the number of characters."""
-
-    def flush(self) -> None:
-        """Flush the buffer."""
-
-    def isatty(self) -> bool:
-        """Return whether the stream is a terminal."""
-
 
 # Interval in seconds for log files, which keep every line; a terminal is redrawn.
 LINE_EVERY_S = 30.0
 REDRAWS_PER_S = 4.0
 
 
-def line_writer(stream: Stream | None) -> Callable[[str], None]:
+def line_writer(stream: TextIO | None) -> Callable[[str], None]:
     """Return a function that writes a line to a stream; without a stream it does nothing."""
 
     def write(line: str) -> None:
@@ -81,7 +67,7 @@ class Display:
 
     def __init__(
         self,
-        stream: Stream | None,
+        stream: TextIO | None,
         *,
         line: Callable[[], str],
         drawn: Callable[[], RenderableType],
@@ -98,7 +84,7 @@ class Display:
         if self._stream is None:
             return self
         if is_terminal(self._stream):
-            self._stack.enter_context(self._redrawn(cast("TextIO", self._stream)))
+            self._stack.enter_context(self._redrawn(self._stream))
             return self
         if self._stays:
             self._stack.callback(self._write)  # writes the final line in any case
@@ -133,7 +119,7 @@ class Display:
     @contextmanager
     def _redrawn(self, terminal: TextIO) -> Iterator[None]:
         live = Live(
-            console=Console(file=terminal),  # needs only the methods of Stream
+            console=Console(file=terminal),
             get_renderable=lambda: "" if self._hidden else self._drawn(),
             refresh_per_second=REDRAWS_PER_S,
             transient=not self._stays,
