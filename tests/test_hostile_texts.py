@@ -179,7 +179,7 @@ def test_what_a_terminal_shows_does_nothing_to_it(
             uri=uri_of(store, name), segments=(segment(text, 0.0, 1.0),), language="en",
             language_probability=None, duration_s=1.0,
         )  # fmt: skip
-        print_transcript(transcript, heading=True)
+        print_transcript(transcript)
         shown.append(capsys.readouterr().out)
         assert shown[-1].count("\n") == 2
     for text in shown:

@@ -396,7 +396,7 @@ def show(
                         language_probability=None,
                         duration_s=recording.duration_s,
                     )
-                    print_transcript(transcript, heading=True)
+                    print_transcript(transcript)
             if none:
                 note(_why_nothing(tables))
 

@@ -286,7 +286,6 @@ def cut_clips(
     *,
     store: StoreOptions,
     channels: "Channels",
-    budget_s: float = BUDGET_S,
 ) -> dict[Sample, SampleClip]:
     """Return the clip of each sample.
 
@@ -294,9 +293,8 @@ def cut_clips(
         recordings: by recording_id; samples of other recordings get no clip.
         store: access options; retries are limited to `PATIENCE`.
         channels: transcribed channels, `extract.channels` of the run.
-        budget_s: time after which no further clip is started, in seconds.
     """
-    deadline = time.monotonic() + budget_s
+    deadline = time.monotonic() + BUDGET_S
     cutter = IsolatedGenerator(
         CUTTER,
         init_kwargs={
@@ -314,7 +312,7 @@ def cut_clips(
             if num_bytes + MAX_CLIP_S * BIT_RATE / 8 > MAX_BYTES:
                 stopped = f"the clips before it fill {MAX_BYTES / 1e6:.1f} MB"
             elif time.monotonic() >= deadline:
-                stopped = f"the clips before it took {budget_s:g} s"
+                stopped = f"the clips before it took {BUDGET_S:g} s"
             if stopped:
                 clips[sample] = SampleClip(why=stopped)
                 continue

@@ -169,10 +169,9 @@ def _compiled() -> "BytecodeCache":
     return Kept()
 
 
-def print_transcript(transcript: "Transcript", *, heading: bool) -> None:
-    """Print a transcript, in color on a terminal; `heading` adds its name above it."""
-    if heading or sys.stdout.isatty():
-        print_heading(transcript.uri or "", transcript)
+def print_transcript(transcript: "Transcript") -> None:
+    """Print a transcript below its name, in color on a terminal."""
+    print_heading(transcript.uri or "", transcript)
     for segment in transcript.segments:
         print_segment(segment)
 

@@ -267,10 +267,10 @@ def _transcribe_words(before: Activity, now: Activity) -> str:
 
 
 class History:
-    """Moments of a run, at least a second apart; above `most`, every other one is dropped."""
+    """Moments of a run, a second apart or more; beyond `MOST_MOMENTS` each second is dropped."""
 
-    def __init__(self, most: int = MOST_MOMENTS) -> None:
-        self._every_s, self._most = 1.0, most
+    def __init__(self) -> None:
+        self._every_s = 1.0
         self._kept: list[ProgressSample] = []
 
     def with_now(self, now: ProgressSample) -> tuple[ProgressSample, ...]:
@@ -279,7 +279,7 @@ class History:
             return (*self._kept, now)
         self._kept.append(now)
         moments = tuple(self._kept)
-        if len(moments) > self._most:
+        if len(moments) > MOST_MOMENTS:
             # Thinned evenly: a chart of hours needs no 15 s resolution.
             self._kept = self._kept[::2]
             self._every_s *= 2

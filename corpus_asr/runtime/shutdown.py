@@ -41,8 +41,7 @@ class RunStoppedError(KeyboardInterrupt):
 class Stop:
     """Stop request of a run, by a signal or the clock, and the end of its grace period."""
 
-    def __init__(self, grace_s: float | None, *, at: float | None = None) -> None:
-        self._grace_s = grace_s
+    def __init__(self, *, at: float | None = None) -> None:
         self._at_s = float("inf") if at is None else at
         self._deadline_s = self._at_s + DRAIN_S
         self.signal_number: int | None = None
@@ -61,7 +60,7 @@ class Stop:
         """Start no new work, since no recording can succeed."""
         if not self.futile:
             self.futile = True
-            self._end_within(GRACE_S if self._grace_s is None else self._grace_s)
+            self._end_within(GRACE_S)
 
     @property
     def expired(self) -> bool:
@@ -85,9 +84,7 @@ class Stop:
         if self.signal_number is not None or self.expired:
             raise KeyboardInterrupt
         self.signal_number = number
-        grace_s = self._grace_s
-        if grace_s is None:
-            grace_s = DRAIN_S if number == signal.SIGINT else GRACE_S
+        grace_s = DRAIN_S if number == signal.SIGINT else GRACE_S
         # A signal after the time limit shortens the grace period; it never extends it.
         self._end_within(grace_s)
         allowed = f"{grace_s / 60:g} min" if grace_s >= 60 else f"{grace_s:g} s"
@@ -114,16 +111,14 @@ class Stop:
 
 
 @contextmanager
-def stoppable(
-    left: Callable[[], int], *, at: float | None = None, grace_s: float | None = None
-) -> Iterator[Stop]:
+def stoppable(left: Callable[[], int], *, at: float | None = None) -> Iterator[Stop]:
     """Let signals, or the clock at `at` (`time.monotonic()`), stop the work in the context.
 
     Signals are handled in the main thread only. `left` returns the number of pending recordings,
-    which at the time limit is no error; work in progress gets `grace_s` after a signal, by default
-    `DRAIN_S` after Ctrl-C and `GRACE_S` after others.
+    which at the time limit is no error; work in progress gets `DRAIN_S` after Ctrl-C and `GRACE_S`
+    after other signals.
     """
-    stop = Stop(grace_s, at=at)
+    stop = Stop(at=at)
 
     def handle(number: int, _: FrameType | None) -> None:
         stop.request(number)

@@ -206,17 +206,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_whisper(folder / "model", tokenizer=folder / "tokenizer")
 
 
-def test_a_device_that_is_not_there_is_told_before_work_begins(
-    job: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    command = ["run", job, "--local", "--set", "model.device=cuda"]
-    command += ["--set", f"model.checkpoint={checkpoint}"]
-    result = CliRunner().invoke(cli.app, command)
-    assert "model.device is cuda, but no machine of 1 shows a GPU" in messages(result)
-    assert not Path("out/outcomes").exists()
-
-
 def test_shared_memory_that_is_too_small_for_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     small = SimpleNamespace(f_blocks=16384, f_frsize=4096)
     monkeypatch.setattr("os.statvfs", lambda _: small)

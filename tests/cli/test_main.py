@@ -404,13 +404,6 @@ def test_transcripts_stand_below_their_names_by_time(output: str) -> None:
     ]
 
 
-def test_what_is_not_asked_for_is_left_out(output: str) -> None:
-    for options in (("--uri", "*.wav"), ("--language", "german"), ("--min-confidence", "0.5")):
-        shown = call("show", output, *options).stdout
-        assert "Guten Tag." in shown
-        assert "the end" not in shown
-
-
 def test_a_signal_ends_every_command_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before: `plan`, `convert`, `export` and others left their temporary folders."""
     cleaned: list[str] = []

@@ -245,8 +245,11 @@ def moment(elapsed_s: float) -> ProgressSample:
     )  # fmt: skip
 
 
-def test_a_history_of_any_length_is_evenly_thinned_and_ends_with_this_moment() -> None:
-    history = History(most=8)
+def test_a_history_of_any_length_is_evenly_thinned_and_ends_with_this_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recording, "MOST_MOMENTS", 8)
+    history = History()
     for at in range(1000):
         moments = history.with_now(moment(at / 2))
         assert moments[-1].elapsed_s == at / 2

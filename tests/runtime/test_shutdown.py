@@ -1,4 +1,3 @@
-import functools
 import io
 import os
 import re
@@ -34,10 +33,10 @@ from tests.support.tables import packs_of
 
 
 def ordered_to_end() -> None:
-    with stoppable(lambda: 3, grace_s=0.0) as stop:
+    with stoppable(lambda: 3) as stop:
         assert not stop.requested
         signal.raise_signal(signal.SIGTERM)
-        assert stop.expired
+        assert stop.signal_number == signal.SIGTERM
         signal.raise_signal(signal.SIGINT)
         pytest.fail("a second signal ends at once")
 
@@ -160,7 +159,7 @@ def packs_around(engine: ScriptedEngine, then: Callable[[], None]) -> Iterator[p
 def test_nobody_waits_for_an_engine_beyond_the_grace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(local, "stoppable", functools.partial(stoppable, grace_s=0.5))
+    monkeypatch.setattr(stopping, "DRAIN_S", 0.5)
     config = scripted_job(tmp_path)
     engine = ScriptedEngine(held=True)
     packs = packs_around(engine, lambda: os.kill(os.getpid(), signal.SIGINT))
