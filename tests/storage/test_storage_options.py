@@ -207,7 +207,7 @@ def test_fsspec_variables_are_the_defaults_of_both_sides(
         usual: dict[str, Any] = {}
         fsspec.config.set_conf_env(usual, {
             "FSSPEC_S3_REQUESTER_PAYS": "true", "FSSPEC_S3_ENDPOINT_URL": store.endpoint_url,
-            "FSSPEC_S3_CONFIG_KWARGS": '{"user_agent_extra": "night"}',
+            "FSSPEC_S3": '{"config_kwargs": {"user_agent_extra": "night"}}',
         })  # fmt: skip
         monkeypatch.setitem(fsspec.config.conf, "s3", usual["s3"])
         filesystem._connected.cache_clear()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 
@@ -44,7 +45,9 @@ def parakeet_pair(
     More `blanks` make them likelier; `unsaid` tokens are never said.
     """
     settings = settings_of(kind, **config)
-    make_config = getattr(transformers, f"Parakeet{kind}Config")
+    make_config = getattr(transformers, f"Parakeet{kind}Config", None)
+    if make_config is None:
+        pytest.skip(f"transformers {transformers.__version__} has no Parakeet of this kind")
     made = make_config(encoder_config=ENCODER | (encoder or {}), **settings)
     theirs = getattr(transformers, f"ParakeetFor{kind}")(made).eval()
     randomize(theirs, seed=seed, blanks=blanks)

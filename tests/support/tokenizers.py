@@ -217,7 +217,8 @@ def tiny_parakeet_tokenizer(folder: Path, kind: str = "TDT") -> int:
     last = ["<pad>"] if kind == "CTC" else ["<blank>"]
     tokenizer.add_special_tokens([AddedToken(one, special=True, normalized=False) for one in last])
     padding = "<blank>" if kind == "RNNT" else "<pad>"
-    transformers.ParakeetTokenizer(
+    # transformers 4 has the same tokenizer under another name.
+    (getattr(transformers, "ParakeetTokenizer", None) or transformers.ParakeetTokenizerFast)(
         tokenizer_object=tokenizer,
         unk_token="<unk>",
         pad_token=padding,

@@ -4,12 +4,16 @@ import itertools
 
 import numpy as np
 import pytest
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from tests.support.tokenizers import tiny_tokenizer
 
+pytestmark = pytest.mark.skipif(
+    transformers.__version__.startswith("4."), reason="its Whisper tokenizer gives no offsets"
+)
 TEXTS = ["ask not what your country", "", "a", "北風と太陽 b <|en|> c"]
 ASKED = {
     "return_token_type_ids": True,
