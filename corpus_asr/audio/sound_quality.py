@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from corpus_asr.array_types import Float16, Float32, Int64
+from corpus_asr.array_types import Float, Float16, Float32, Int64
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 # 32 ms: speech is stationary for this long, and a power of two. A block has 16 of them.
@@ -124,7 +124,8 @@ def _db(power: np.ndarray | float) -> np.ndarray:
     return decibels
 
 
-def _noise_db(power: Float32[np.ndarray, " frame"], blocks: int) -> Float32[np.ndarray, " block"]:
+# Of 32 bits; of 64 where numpy 1 makes spectra and percentiles.
+def _noise_db(power: Float[np.ndarray, " frame"], blocks: int) -> Float[np.ndarray, " block"]:
     """Return the level of the quietest frames around each block.
 
     Source: Martin 2001, "Noise power spectral density estimation based on optimal smoothing and
@@ -137,7 +138,8 @@ def _noise_db(power: Float32[np.ndarray, " frame"], blocks: int) -> Float32[np.n
     quiet = _db(np.percentile(windows, _NOISE_SHARE, axis=1))
     # The first window also applies to the first half of its blocks, the last to the last half.
     places = (np.arange(blocks) - around // 2).clip(0, len(quiet) - 1)
-    return quiet[places].astype(np.float32)  # numpy 1 takes percentiles in 64 bits
+    noise_db: np.ndarray = quiet[places]
+    return noise_db
 
 
 def _measured(blocks: Float32[np.ndarray, "block sample"]) -> tuple[np.ndarray, ...]:
@@ -152,7 +154,7 @@ def _measured(blocks: Float32[np.ndarray, "block sample"]) -> tuple[np.ndarray, 
     return power, strongest, np.maximum(blocks.max(axis=1), -blocks.min(axis=1))
 
 
-def _bands_used(strongest: Float32[np.ndarray, "block band"]) -> Int64[np.ndarray, " block"]:
+def _bands_used(strongest: Float[np.ndarray, "block band"]) -> Int64[np.ndarray, " block"]:
     """Return the number of bands used by each block, up to the highest; 0 in silence."""
     bands = _db(strongest)
     # Not relative to the loudest block, which may be a click.

@@ -70,6 +70,8 @@ def parakeet_checkpoint(
 
     With `words`, all of these are pieces of words, else bytes among them.
     """
+    if transformers.__version__.startswith("4."):
+        pytest.skip(f"transformers {transformers.__version__} needs librosa for Parakeet")
     size = tiny_parakeet_tokenizer(folder, kind)
     vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     unsaid = [token for piece, token in vocabulary.items() if words and piece.startswith("<")]
