@@ -156,6 +156,22 @@ def test_a_damaged_stretch_in_the_middle_costs_only_itself():
     assert found.shape[1] / SAMPLE_RATE_HZ == pytest.approx(20, abs=0.5)
 
 
+@pytest.mark.parametrize("name", ["mp3", "adts", "ogg opus", "flac", "webm opus", "mpeg ts"])
+def test_no_damage_makes_decoding_fail_in_other_ways_than_said(name):
+    whole = encoded(noise(4, rate_hz=FORMATS[name][3], num_channels=2), name)
+    random = np.random.default_rng(1)
+    for _ in range(6):
+        data = bytearray(whole)
+        for place in random.integers(0, len(data), size=40):
+            data[place] = random.integers(256)
+        del data[random.integers(len(data) // 2, len(data)) :]
+        try:
+            found = decode(bytes(data))
+        except DecodeError:
+            continue  # that is the one way to fail
+        assert np.isfinite(found).all()
+
+
 def test_garbage_before_the_first_frame_is_skipped():
     junk = np.random.default_rng(0).integers(0, 255, 5000, dtype=np.uint8).tobytes()
     found = decode(junk + mp3(5), uri="s3://bucket/talk.mp3")

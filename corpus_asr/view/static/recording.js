@@ -441,6 +441,7 @@ try {
   const opening = player.open(id, info.name, info.apart, info.apart_as);
   if (moment() !== null) await go(moment(), { play: false });
   await opening;
+  if (player.usable) waveform?.listen(player.channel);
   if (at) player.go(at, false);
   tick();
   timer = setTimeout(keepUp, EVERY_MS);

@@ -32,6 +32,7 @@ export class Waveform {
     this.edges = ["start", "end"].map((side) => this.edge(side));
     this.box = element("div", { className: "waveform" }, element("div", { className: "frame" }, this.slider, ...this.edges), this.note);
     this.drawn = null; // peaks, and the span that they are of
+    this.playable = false; // whether there is sound to draw
     this.slider.addEventListener("keydown", (event) => this.key(event));
     this.canvas.addEventListener("pointerdown", (event) => this.onSeek(Math.min(durationS, Math.max(0, this.pointed(event)))));
     new ResizeObserver(() => this.draw()).observe(this.slider);
@@ -107,7 +108,7 @@ export class Waveform {
     this.slider.style.setProperty("--before", this.startS / this.spanS);
     this.slider.style.setProperty("--spans", this.durationS / this.spanS);
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.load(), SOON_MS);
+    if (this.playable) this.timer = setTimeout(() => this.load(), SOON_MS);
     this.draw();
   }
 
@@ -121,8 +122,9 @@ export class Waveform {
     else this.draw();
   }
 
+  // Draw the sound, of one channel if it is named.
   listen(channel) {
-    this.channel = channel;
+    Object.assign(this, { channel, playable: true });
     this.look(this.startS);
   }
 
