@@ -177,7 +177,7 @@ class Sampler:
         self._labels = rows is LABEL_ROWS
         for name in _KEYS:
             tables.execute(_NONE.format(list=name))
-        read_confidences(self._store, tables, rows, each=partial(self._choose, tables))
+        read_confidences(self._store, tables, rows, on_batch=partial(self._choose, tables))
 
     def _choose(self, tables: RunTables) -> None:
         for name, key in _KEYS.items():

@@ -203,14 +203,14 @@ def read_confidences(
     rows: PartRows,
     *,
     which: str = "true",
-    each: Callable[[], object] = lambda: None,
+    on_batch: Callable[[], object] = lambda: None,
     **parameters: Any,
 ) -> None:
     """Read the segments or labels that outcomes have.
 
     Args:
         which: a condition on outcomes, and whether they count; of theirs all rows are read.
-        each: called for each of the tables `arrived`.
+        on_batch: called once for every table `arrived`.
     """
     objects = dict(tables.rows(_OBJECTS.format(which=which), **parameters))
     for statement in (_SCORED, _CONFIDENCES):
@@ -219,7 +219,7 @@ def read_confidences(
         first, last = (arriving["object"][place].as_py() for place in (0, -1))
         tables.execute(_ARRIVED, arriving, first=first, last=last)
         tables.execute(_SUMMED)
-        each()
+        on_batch()
 
 
 def gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
