@@ -45,10 +45,6 @@ class SourceSettings(Settings):
     """Manifests: .jsonl, .csv, .tsv (each also with .gz) or .parquet files, or globs of them, with
     a column `uri`, `path` or `audio_filepath`. Relative URIs are resolved against the manifest;
     other columns are kept as `metadata`."""
-    tarred: Annotated[Texts, NONE_OR_MANY] = ()
-    """Tar files of NeMo's tarred manifests, such as audio__OP_0..9_CL_.tar, audio_{0..9}.tar or a
-    glob: `shard_id` of a row names the file, `audio_filepath` the member; null: audio_N.tar in the
-    manifest's folder or, of sharded_manifests/, above it."""
     audio_column: str | None = None
     """Column with the audio of Parquet files, whose rows are then recordings: structs of `bytes`
     and `path`, as Hugging Face has them, or bytes; null: such files in folders are ignored."""
@@ -84,12 +80,7 @@ class SourceSettings(Settings):
         if bool(self.uri) == bool(self.manifest):
             raise ValueError("set either source.uri or source.manifest")
         check_store("source", self.uris, self.storage_options, lists_others=bool(self.manifest))
-        if self.tarred and not self.manifest:
-            raise ValueError(
-                "source.tarred: found no source.manifest, expected that of NeMo; set it, or name "
-                "the tar files in source.uri"
-            )
-        if self.manifest and not self.tarred and self.version != "etag":
+        if self.manifest and self.version != "etag":
             raise ValueError(
                 f"source.version: found {self.version} with a manifest, expected a listing, which "
                 "has versions; remove version"
@@ -107,7 +98,7 @@ class SourceSettings(Settings):
     @property
     def uris(self) -> tuple[str, ...]:
         """The URIs given in the section itself."""
-        return self.uri or (*self.manifest, *self.tarred)
+        return self.uri or self.manifest
 
     @property
     def bound_options(self) -> StorageOptions:

@@ -40,7 +40,6 @@ from corpus_asr.storage.stores.uri import (
     redact_uri,
     scheme_of,
 )
-from corpus_asr.storage.tarred import TarFiles
 from corpus_asr.units import MEBIBYTE, counted
 
 CHUNK_ROWS, _CHUNK_CHARS = 5_000, 16 * MEBIBYTE  # of a manifest
@@ -114,12 +113,8 @@ class FileListing:
 
     def _named(self) -> Iterator[pa.RecordBatch]:
         source = self._source
-        tars = expanded(source.tarred, "source.tarred")
-        self._tars = TarFiles.of(
-            uri for pattern in tars for uri in self._files(pattern, "source.tarred")
-        )
         for pattern in expanded(source.manifest, "source.manifest"):
-            for manifest in self._files(pattern, "source.manifest"):
+            for manifest in self._manifests(pattern):
                 yield from self._listed_in(manifest)
         for uri in expanded(source.uri, "source.uri"):
             for page in self._expand(uri):
@@ -159,12 +154,8 @@ class FileListing:
         # Whether the files exist is not checked here: a million requests would delay the first
         # transcript, and a missing file is that recording's failure. Headers of tar files are read:
         # an archive with one named member may hold thousands of others.
-        rows = read_manifest(
-            manifest,
-            self._store,
-            allow_local_files=self._source.allow_local_files,
-            tars=self._tars,
-        )
+        allow_local_files = self._source.allow_local_files
+        rows = read_manifest(manifest, self._store, allow_local_files=allow_local_files)
         places = MemberPlaces(self._shards)
         try:
             while chunk := list(itertools.islice(self._described(rows), CHUNK_ROWS)):
@@ -190,7 +181,7 @@ class FileListing:
             if num_chars > _CHUNK_CHARS:
                 return
 
-    def _files(self, uri: str, setting: str) -> Iterator[str]:
+    def _manifests(self, uri: str) -> Iterator[str]:
         # A URI is a file if one exists, else a glob.
         uri = normalize(uri)
         if first_magic(uri) is None or scheme_of(uri) in WEB or exists(uri, self._store):
@@ -204,10 +195,9 @@ class FileListing:
                         has_matches = True
                         yield address
         if not has_matches:
-            files = "manifests" if setting == "source.manifest" else ".tar files"
             raise NothingFoundError(
-                f"listing {redact_uri(uri)}: found nothing, expected {files} that match the "
-                f"glob; correct {setting}{probably_meant(uri)}"
+                f"listing {redact_uri(uri)}: found nothing, expected manifests that match the "
+                f"glob; correct source.manifest{probably_meant(uri)}"
             )
 
     def _versioned(self, page: Page) -> Page:

@@ -3,8 +3,7 @@
 Jobs list recordings from them, `evaluate` and `label` read references from them. A row is a
 recording, or a segment of one:
 
-    uri | path | audio_filepath     URI; relative to the manifest's folder, or to the tar
-                                    file given by `shard_id`
+    uri | path | audio_filepath     URI; relative to the manifest's folder
     text                            transcript or reference
     start_s | offset | start        seconds from the recording's start; default 0
     end_s | end                     or duration_s | duration; default: the recording's end
@@ -31,7 +30,6 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
@@ -45,7 +43,6 @@ from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions, op
 from corpus_asr.storage.stores.host_allowlist import may_name
 from corpus_asr.storage.stores.members import member_address, plain_member, told_bytes
 from corpus_asr.storage.stores.uri import LOCAL, normalize, parent, redact_uri, resolve, scheme_of
-from corpus_asr.storage.tarred import TarFiles
 from corpus_asr.units import MEBIBYTE
 
 if TYPE_CHECKING:  # imports pydantic
@@ -239,7 +236,6 @@ def read_manifest(
     options: StoreOptions = DEFAULT_STORE,
     *,
     allow_local_files: bool = False,
-    tars: TarFiles | None = None,
 ) -> Iterator[Row]:
     """Yield the rows of a manifest in their order.
 
@@ -247,15 +243,13 @@ def read_manifest(
         uri: of the manifest.
         options: how to access it.
         allow_local_files: whether a manifest in a remote store may name local files.
-        tars: tar files of NeMo's tarred manifests; None: at NeMo's default paths.
 
     Raises:
         NoRowsError: the manifest has no rows.
         ConfigError: unknown format, or a row without a URI.
         FetchError: the manifest cannot be read.
     """
-    tars = TarFiles() if tars is None else tars
-    return _Manifest(normalize(uri), allow_local_files, tars).rows(options)
+    return _Manifest(normalize(uri), allow_local_files).rows(options)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,7 +286,7 @@ def aligned_text(uri: str, metadata: str | None) -> AlignedText:
             uri=shown,
         )
     try:
-        start_s, end_s = Row(_Manifest("entry", False, TarFiles()), shown, uri, columns).span()
+        start_s, end_s = Row(_Manifest("entry", False), shown, uri, columns).span()
     except ConfigError as error:
         raise AlignmentError(str(error), kind="no_text", uri=shown) from error
     end = math.inf if end_s is None else end_s
@@ -364,7 +358,6 @@ _Raw = tuple[str, dict[str, Any]]  # position in the manifest, and columns
 class _Manifest:
     uri: str
     allow_local_files: bool
-    tars: TarFiles
 
     def unusable(self, place: str, found: str, expected: str, advice: str) -> ConfigError:
         at = f"{redact_uri(self.uri)}, {place}" if place else redact_uri(self.uri)
@@ -383,7 +376,7 @@ class _Manifest:
         with _open(self.uri, options) as file, self._unpacked(file) as content:
             for place, columns in reader(self, content):
                 empty = False
-                yield self._row(place, columns, folder, options)
+                yield self._row(place, columns, folder)
         if empty:
             raise NoRowsError(
                 f"reading the manifest {redact_uri(self.uri)}: found no rows, expected one per "
@@ -422,16 +415,14 @@ class _Manifest:
     def _ends_in(self, suffix: str) -> bool:
         return self.uri.lower().endswith(suffix)
 
-    def _row(self, place: str, columns: dict[str, Any], folder: str, options: StoreOptions) -> Row:
+    def _row(self, place: str, columns: dict[str, Any], folder: str) -> Row:
         name, uri = self.value_of(columns, LOCATION, place)
         if not isinstance(uri, str) or not uri.strip() or "\0" in uri:
             raise self._no_uri(columns, name, place)
         extra_columns = {column: columns[column] for column in columns if column != name}
-        member = self.tars.member(uri, columns, self.uri, options, partial(self.wrong, place))
-        row = Row(self, place, member or plain_member(resolve(uri, folder=folder)), extra_columns)
+        row = Row(self, place, plain_member(resolve(uri, folder=folder)), extra_columns)
         row.check_length("a uri", uri, MAX_URI_CHARACTERS)
-        if not (member and self.tars.named):  # a trusted setting names it
-            self._check_trust(row)
+        self._check_trust(row)
         return row
 
     def _no_uri(self, columns: Mapping[str, Any], name: str, place: str) -> ConfigError:

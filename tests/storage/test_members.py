@@ -3,9 +3,10 @@
 import gzip
 import io
 import json
+import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,7 +16,9 @@ import pytest
 from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import AlignmentError, ConfigError, FetchError
 from corpus_asr.storage.listing import FileListing
-from corpus_asr.storage.manifest import aligned_text
+from corpus_asr.storage.manifest import aligned_text, read_manifest
+from corpus_asr.storage.run_state.own_sources import source_folders
+from corpus_asr.storage.shards import MemberPlaces
 from corpus_asr.storage.stores.filesystem import (
     StoreOptions,
     describe,
@@ -29,6 +32,7 @@ from corpus_asr.storage.stores.members import located, member_address
 from corpus_asr.storage.stores.uri import public, recording_id
 from tests.support.stores import S3Server, web_server
 
+GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "manifests.md"
 LONG = f"{'n' * 150}/clip.wav"
 BIG = 300_000
 
@@ -305,3 +309,118 @@ def test_addresses_of_other_things_are_left_alone() -> None:
     found = member_address(at_once)
     assert found is not None
     assert (found.uri, found.place) == ("/in/s.tar#a#1.wav", "12+3")
+
+
+def written(path: Path, rows: Iterable[Mapping[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def listed_in(manifest: str, **settings: Any) -> list[dict[str, Any]]:
+    listing = FileListing(SourceSettings.model_validate({"manifest": manifest, **settings}))
+    return [row for batch in listing for row in batch.to_pylist()]
+
+
+def shards(folder: Path) -> None:
+    for shard in range(3):
+        files = [(f"_data_{shard}_{name}.wav", f"{shard}{name}".encode()) for name in "ab"]
+        (folder / f"audio_{shard}.tar").write_bytes(tar_bytes(files))
+
+
+def test_tarred_manifests_of_nemo_name_members_after_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Source: NeMo, convert_to_tarred_audio_dataset.py: later parts of a file are called -sub1, ...
+    (tmp_path / "tarred").mkdir()
+    shards(tmp_path / "tarred")
+    rows = [
+        {"audio_filepath": f"_data_{shard}_{name}.wav", "shard_id": shard, "offset": start_s,
+         "duration": 1.0, "text": "said"}
+        for shard in range(3) for start_s, name in enumerate(("a", "a-sub1", "b"))
+    ]  # fmt: skip
+    written(tmp_path / "tarred" / "tarred_audio_manifest.json", rows)
+    [recipe] = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(recipe, {})
+    manifest = f"{tmp_path}/tarred/members.jsonl"
+    for row in listed_in(manifest):
+        shard, name = row["uri"].removesuffix(".wav").split("_")[-2:]
+        assert read_bytes(located(row["uri"], row["etag"])).decode() == f"{shard}{name}"
+    assert len(listed_in(manifest)) == 6
+    assert [row.span() for row in read_manifest(manifest)] == [(0, 1), (1, 2), (2, 3)] * 3
+
+
+def test_a_row_that_names_a_tar_file_stands_for_the_recordings_in_it(tmp_path: Path) -> None:
+    files = [("a.wav", b"a"), ("a.json", b'{"text": "own"}'), ("b.wav", b"b"), ("note.txt", b"-")]
+    (tmp_path / "s.tar").write_bytes(tar_bytes(files))
+    whole = tar_bytes([("c.wav", b"c" * 600), ("d.wav", b"d")])
+    (tmp_path / "cut.tar").write_bytes(whole[:1600])
+    rows = [{"uri": name, "text": "row", "show": "news"}
+            for name in ("s.tar", "cut.tar", "none.tar", "plain.wav")]  # fmt: skip
+    found = listed_in(written(tmp_path / "m.jsonl", rows))
+    told = {Path(row["uri"]).name: json.loads(row["metadata"]) for row in found}
+    both = {"text": "row", "show": "news"}
+    assert told == {
+        "plain.wav": both, "s.tar#a.wav": {"text": "own", "show": "news"}, "s.tar#b.wav": both,
+        "cut.tar#c.wav": both, "cut.tar#*": both, "none.tar#*": both,
+    }  # fmt: skip
+
+
+def test_a_row_that_names_a_member_has_its_size_and_version(tmp_path: Path) -> None:
+    shards(tmp_path)
+    names = ["audio_1.tar#_data_1_b.wav", "audio_1.tar#./_data_1_a.wav", "audio_1.tar#none.wav",
+             "none.tar#x.wav"]  # fmt: skip
+    rows = listed_in(written(tmp_path / "m.jsonl", [{"uri": name} for name in names]))
+    for row in rows[:2]:
+        found = describe(row["uri"])
+        assert (found.etag, found.size_bytes) == (row["etag"], row["size_bytes"])
+    assert [row["etag"] for row in rows[2:]] == [None, None]  # their failures say why
+
+
+def test_headers_are_read_once_and_what_is_kept_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("corpus_asr.storage.shards._MOST_KEPT", 2)
+    shards(tmp_path)
+    read: list[str] = []
+    lister = FileListing(SourceSettings(uri=("x",)))._shards
+    plain = type(lister).rows
+
+    def counted(self: Any, uris: Sequence[str]) -> Any:
+        read.extend(uris)
+        return plain(self, uris)
+
+    monkeypatch.setattr(type(lister), "rows", counted)
+    places = MemberPlaces(lister)
+    uris = [f"{tmp_path}/audio_{n}.tar#_data_{n}_{name}.wav" for n in range(3) for name in "ab"]
+    assert None not in places.of(uris).sizes
+    sizes = places.of(uris).sizes
+    assert [size is None for size in sizes] == [True] * 4 + [False] * 2
+    assert read == [f"{tmp_path}/audio_{number}.tar" for number in range(3)]
+
+
+def test_manifests_from_elsewhere_name_tar_files_under_the_same_rules(tmp_path: Path) -> None:
+    shards(tmp_path)
+    line = json.dumps({"uri": f"{tmp_path}/audio_0.tar#_data_0_a.wav"})
+    write_atomic("memory://tarred/n.json", line.encode())
+    with pytest.raises(ConfigError, match="a file of this machine"):
+        listed_in("memory://tarred/n.json")
+    with web_server() as web:
+        web.files["s.tar"] = tar_bytes([("a.wav", b"a")])
+        write_atomic("memory://tarred/o.json", json.dumps({"uri": web.url("s.tar")}).encode())
+        [row] = listed_in("memory://tarred/o.json")
+        assert row["uri"] == f"{web.url('s.tar')}#*", "no public host, and not named by settings"
+        [row] = listed_in("memory://tarred/o.json", allow_hosts=("127.0.0.1",))
+        assert row["uri"] == f"{web.url('s.tar')}#a.wav"
+
+
+def test_recordings_in_ranges_and_members_may_be_played(tmp_path: Path) -> None:
+    shards(tmp_path)
+    manifest = written(tmp_path / "m.jsonl", [{"uri": "audio_0.tar"}])
+    uris = (f"{tmp_path}/audio_{{0..1}}.tar",), (f"{tmp_path}/audio_0.tar#_data_0_a.wav",)
+    for source in (
+        *(SourceSettings(uri=uri) for uri in uris),
+        SourceSettings(manifest=(manifest,)),
+    ):
+        rules = FileRules(folders=tuple(source_folders(source, FileListing(source))))
+        assert rules.admits(f"{tmp_path}/audio_0.tar")

@@ -19,7 +19,7 @@ from corpus_asr.units import shortened
 
 LISTINGS_NAME: Final = "_run/listings.json"
 """Source settings and whether the plan is retired, by the plan of the listing."""
-_ADDRESSES = ("uri", "manifest", "tarred")
+_ADDRESSES = ("uri", "manifest")
 _MAGIC = re.compile(r"[*?\[{]")
 _MOST_CHARS = 200  # of a source, in a message
 

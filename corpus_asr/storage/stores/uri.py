@@ -1,8 +1,7 @@
 """URIs of objects: normal form, identity, the form that is safe to display, and braces.
 
-Braces stand for several URIs, as in `train-{000..099}.tar`, `{a,b}.tar` and NeMo's `_OP_0..9_CL_`.
-Forms that only other programs accept, such as shell commands, are refused with advice on what to
-write instead.
+Braces stand for several URIs, as in `train-{000..099}.tar` and `{a,b}.tar`. Other brackets of NeMo
+are refused with advice on what to write instead.
 """
 
 import hashlib
@@ -227,12 +226,8 @@ _MOST_EXPANDED = 1_000_000
 _INNERMOST = re.compile(r"\{([^{}]*)\}")
 _NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")
 _LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])(?:\.\.-?(\d+))?")
-# NeMo's notation for braces, which shells do not expand.
-_TAGS = re.compile(r"_OP_(.*?)_CL_")
-# NeMo also expands these as braces; here they are a glob, or part of a name.
-_OTHER_BRACKETS = re.compile(r"[\[(<](\w+\.\.\w+)[\])>]")
-_COMMAND = re.compile(r"pipe:", re.IGNORECASE)
-_SEVERAL = re.compile(r"\.(?:tar|jsonl?)::", re.IGNORECASE)
+# NeMo expands these as braces; here they are a glob, or part of a name.
+_OTHER_BRACKETS = re.compile(r"(?:[\[(<]|_OP_)(\w+?\.\.\w+?)(?:[\])>]|_CL_)")
 
 
 def expanded(uris: Iterable[str], setting: str) -> Iterator[str]:
@@ -245,8 +240,10 @@ def expanded(uris: Iterable[str], setting: str) -> Iterator[str]:
         if _is_there(uri):
             yield uri
             continue
-        _check(uri, setting)
-        addresses = itertools.islice(_expanded(_TAGS.sub(r"{\1}", uri)), _MOST_EXPANDED + 1)
+        if brackets := _OTHER_BRACKETS.search(uri):
+            problem, advice = f"the range {brackets[0]}", f"write {{{brackets[1]}}}"
+            raise _refused(uri, setting, problem, "braces around it", advice)
+        addresses = itertools.islice(_expanded(uri), _MOST_EXPANDED + 1)
         written = dict.fromkeys(addresses)
         if len(written) > _MOST_EXPANDED:
             raise _refused(uri, setting, "more than a million URIs", "fewer", "use a glob")
@@ -257,21 +254,6 @@ def _is_there(uri: str) -> bool:
     # A literal reading takes precedence, as for globs: names may hold any character.
     named = bool(uri) and scheme_of(uri) == LOCAL and "\0" not in uri
     return named and os.path.lexists(local_path(normalize(uri)))
-
-
-def _check(uri: str, setting: str) -> None:
-    if _COMMAND.match(uri):
-        problem, advice = (
-            "a command",
-            "name the files themselves, as in s3://bucket/shard-{0..9}.tar",
-        )
-        raise _refused(uri, setting, problem, "URIs, since no command is run", advice)
-    if _SEVERAL.search(uri):
-        raise _refused(uri, setting, "several URIs in one", "one", "write a list of them")
-    brackets = _OTHER_BRACKETS.search(uri)
-    if brackets:
-        problem, advice = f"the range {brackets[0]}", f"write {{{brackets[1]}}}"
-        raise _refused(uri, setting, problem, "braces around it", advice)
 
 
 def _refused(uri: str, setting: str, found: str, expected: str, advice: str) -> ConfigError:
