@@ -60,12 +60,10 @@ class SourceSettings(Settings):
     are counted, not transcribed. Patterns that begin with a dot or an underscore also match
     folders; those that end with a slash match only folders. URIs named in full and manifests are
     never filtered."""
-    version: Literal["etag", "mtime", "size", "checksum"] = "etag"
+    version: Literal["etag", "size"] = "etag"
     """Evidence that a recording has changed, in addition to its size: `etag`, what its store
-    says, which for local files is their modification time; `mtime`, that time, of local files and
-    of members of tar files; `size`, nothing else, so that a touched or copied file counts as the
-    same; or `checksum`, of local files, which are all read for it in each run. With all but `etag`,
-    members of a changed archive that are as they were are not transcribed again."""
+    says, which for local files is their modification time; or `size`, nothing else, so that a
+    touched or copied file, or member of a rewritten archive, counts as the same."""
     require_files: bool = False
     """Fail if a folder, glob or manifest has no recordings; otherwise a run over none is
     complete."""

@@ -4,7 +4,6 @@ import difflib
 import errno
 import fnmatch
 import functools
-import hashlib
 import itertools
 import os
 import re
@@ -30,7 +29,7 @@ from corpus_asr.storage.stores.filesystem import (
 )
 from corpus_asr.storage.stores.host_allowlist import WEB
 from corpus_asr.storage.stores.members import is_archive, is_table, member_address
-from corpus_asr.storage.stores.store import MTIME, SHA256, Page
+from corpus_asr.storage.stores.store import Page
 from corpus_asr.storage.stores.uri import (
     LOCAL,
     expanded,
@@ -93,7 +92,7 @@ class FileListing:
         )
         self._shards = ShardLister(
             store=self._store,
-            version=source.version,
+            by_size=source.version == "size",
             is_ignored=functools.partial(_matched, self._ignored),
             is_excluded=functools.partial(_matched, self._excluded),
         )
@@ -125,13 +124,13 @@ class FileListing:
         places, archives = [], []
         for at, uri in enumerate(page.uris):
             if is_archive(uri) or (self._source.audio_column is not None and is_table(uri)):
-                self._check_version(uri)
                 archives.append(uri)
             else:
                 places.append(at)
         if places:
             rest = Page._make([column[at] for at in places] for column in page)
-            rest = rest if self._source.manifest else self._versioned(rest)
+            if self._source.version == "size":
+                rest = rest._replace(etags=[None] * len(places))
             yield _rows(rest, [columns[at] for at in places])
         empty = dict.fromkeys(archives)
         of_archives = dict(zip(page.uris, columns, strict=True)) if archives else {}
@@ -200,29 +199,6 @@ class FileListing:
                 f"glob; correct source.manifest{probably_meant(uri)}"
             )
 
-    def _versioned(self, page: Page) -> Page:
-        kind = self._source.version
-        if kind == "etag":
-            return page
-        if kind == "size":
-            return page._replace(etags=[None] * len(page.uris))
-        for uri in page.uris:
-            self._check_version(uri)
-        if kind == "mtime":
-            times = [etag and etag.rpartition("-")[2] for etag in page.etags]
-            return page._replace(etags=[time and f"{MTIME}:{time}" for time in times])
-        return page._replace(etags=[_checksum(uri) for uri in page.uris])
-
-    def _check_version(self, uri: str) -> None:
-        kind = self._source.version
-        # Tar archives have modification times of their members.
-        is_local = kind == "checksum" or (kind == "mtime" and not is_archive(uri))
-        if is_local and scheme_of(uri) != LOCAL:
-            raise ConfigError(
-                f"listing {redact_uri(uri)}: found source.version: {kind}, expected etag or size, "
-                "since a store lists neither times nor checksums; change it"
-            )
-
     def _expand(self, uri: str) -> Iterator[Page]:
         # A URI is an object if one exists, else a folder, else a glob.
         uri = normalize(uri)
@@ -278,14 +254,6 @@ class FileListing:
                     kept.append(index)
             whole = len(kept) == len(page.uris)
             yield page if whole else Page._make([column[at] for at in kept] for column in page)
-
-
-def _checksum(uri: str) -> str | None:
-    try:
-        with open(local_path(uri), "rb") as file:
-            return f"{SHA256}:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-    except OSError:  # reported when the recording is read
-        return None
 
 
 # A Windows path, a home folder, or spaces around a URI; not an escaped byte.

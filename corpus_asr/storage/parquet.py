@@ -171,16 +171,12 @@ class AudioTable:
 
     def cell(self, group: int, index: int) -> bytes | None:
         """Return the audio of one row of a group that is too large for memory."""
-        return next(itertools.islice(self.each_cell(group), index, None))
-
-    def each_cell(self, group: int) -> Iterator[bytes | None]:
-        """Yield the audio of a group's rows, one at a time, null where a row has none."""
-        for batch in self._parquet.iter_batches(
+        batches = self._parquet.iter_batches(
             batch_size=1, row_groups=[group], columns=[self._leaf], use_threads=False
-        ):
-            for cell in self._bytes_of(batch.column(0)):
-                data = cell.as_py()
-                yield None if data is None else bytes(data)
+        )
+        batch = next(itertools.islice(batches, index, None))
+        data = self._bytes_of(batch.column(0))[0].as_py()
+        return None if data is None else bytes(data)
 
     def others(self, group: int) -> Iterator[list[dict[str, Any]]]:
         """Yield the other columns of a group's rows, with the path of their audio, some at once."""

@@ -4,14 +4,12 @@ Members whose names are equal up to their first dot are one sample: its audio be
 its `.json`, `.txt` and `.cls` their metadata. Several archives are read at once, by their headers.
 """
 
-import hashlib
-import itertools
 import json
 import logging
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -34,7 +32,7 @@ from corpus_asr.storage.stores.members import (
     member_version,
     tar_members,
 )
-from corpus_asr.storage.stores.store import MTIME, SHA256, SIZE, ObjectInfo, Page, StoreError
+from corpus_asr.storage.stores.store import SIZE, ObjectInfo, Page, StoreError
 from corpus_asr.storage.stores.uri import redact_uri
 
 if TYPE_CHECKING:
@@ -88,8 +86,8 @@ class ShardLister:
     """Lists archives; what is no recording is told by the last step of its name."""
 
     store: StoreOptions
-    version: str
-    """Kind of `source.version` of members."""
+    by_size: bool
+    """Whether members of equal size are of one version (`source.version: size`)."""
     is_ignored: Callable[[str], bool]
     is_excluded: Callable[[str], bool]
     is_strict: bool = True
@@ -162,24 +160,14 @@ class _Listing:
         else:
             sample.audio.append(member)
 
-    def _told(self, member: TarMember, file: Any) -> str | None:
-        # A version kind of the member itself, instead of its position in an archive.
-        kind = self.lister.version
-        if kind == "size":
-            return f"{SIZE}:{member.size_bytes}"
-        if kind == "mtime":
-            return f"{MTIME}:{member.mtime_s}"
-        if kind == "checksum" and not member.is_sparse:
-            return f"{SHA256}:{_hash(_pieces(file, member))}"
-        return None
-
     def _add(self, sample: _Sample, file: Any, found: ShardRows) -> None:
         if not sample.audio:
             found.num_ignored += sample.num_columns
         metadata = _short(metadata_text(sample.columns) if sample.columns else None)
         for member in sample.audio:
             size = None if member.is_sparse else member.size_bytes
-            version = member_version(file.info.etag, member.place, self._told(member, file))
+            told = f"{SIZE}{member.size_bytes}" if self.lister.by_size else None
+            version = member_version(file.info.etag, member.place, told)
             found.add(member_uri(self.uri, member.name), size, version, metadata)
 
 
@@ -196,15 +184,16 @@ class _Rows:
             with open_binary(self.uri, store, block_bytes=TABLE_BLOCK_BYTES) as file:
                 info: ObjectInfo = file.raw.info  # type: ignore[attr-defined]
                 etag = info.etag
+                # A row has no size of its own.
+                told = f"{SIZE}{info.size_bytes}" if self.lister.by_size else None
                 with audio_table(file, store.audio_column) as table:
                     first = 0
                     for group in range(table.num_groups):
                         expected, index = table.expected_bytes(group), 0
-                        told = self._told(info, table, group)
                         for rows in _others(table, group, damage):
                             for row in rows:
                                 place = place_of(group, index, expected)
-                                version = member_version(etag, place, next(told))
+                                version = member_version(etag, place, told)
                                 text = _short(metadata_text(row) if row else None)
                                 uri = member_uri(self.uri, str(first + index))
                                 shard_rows.add(uri, None, version, text)
@@ -218,17 +207,6 @@ class _Rows:
             if self.lister.is_strict and failure_kind(error.kind).transient:
                 raise
             yield _rest(self.uri, shard_rows, etag, error)
-
-    def _told(self, info: ObjectInfo, table: "AudioTable", group: int) -> Iterator[str | None]:
-        kind = self.lister.version
-        if kind == "checksum":
-            return itertools.chain(_checksums(table, group), itertools.repeat(None))
-        # A row has neither a size nor a time of its own.
-        told = {
-            "size": f"{SIZE}:{info.size_bytes}",
-            "mtime": f"{MTIME}:{str(info.etag).rpartition('-')[2]}",
-        }
-        return itertools.repeat(told.get(kind))
 
 
 def _others(
@@ -244,14 +222,6 @@ def _others(
         damage.append(error)
         for start in range(count, table.num_rows(group), _CHUNK_ROWS):  # their audio may be whole
             yield [{}] * min(_CHUNK_ROWS, table.num_rows(group) - start)
-
-
-def _checksums(table: "AudioTable", group: int) -> Iterator[str]:
-    try:
-        for cell in table.each_cell(group):
-            yield f"{SHA256}:{_hash([cell or b''])}"
-    except DAMAGED as error:  # damaged audio of a row, reported by that row's failure
-        event(_LOG, logging.INFO, "checksum_unknown", why=str(error))
 
 
 class MemberPlaces:
@@ -327,13 +297,6 @@ def _pieces(file: Any, member: TarMember) -> Iterator[bytes]:
     while remaining_bytes and (piece := file.read(min(remaining_bytes, HEADER_BLOCK_BYTES))):
         yield piece
         remaining_bytes -= len(piece)
-
-
-def _hash(pieces: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.hexdigest()
 
 
 def _columns(ending: str, content: bytes) -> dict[str, Any]:

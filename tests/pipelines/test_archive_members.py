@@ -79,7 +79,7 @@ def test_texts_in_a_shard_are_aligned_without_a_manifest(tmp_path: Path) -> None
              ("b.json", inner), ("c.flac", sound)]  # fmt: skip
     (tmp_path / "s.tar").write_bytes(tar_bytes(files))
     job = {
-        "source": {"uri": str(tmp_path / "*.tar"), "version": "checksum"},
+        "source": {"uri": str(tmp_path / "*.tar"), "version": "size"},
         "decoding": {"align": True, "temperature": [0]},
         "output": {"uri": str(tmp_path / "out"), "max_failed_fraction": 0.5},
     }

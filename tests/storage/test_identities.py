@@ -311,7 +311,7 @@ def test_a_large_folder_that_is_renamed_takes_little_time_and_memory() -> None:
     identities, moves = Identities(), dict[str, Move]()
     for at in range(number):
         uri = f"/archive/old/{at:07d}.wav"
-        moves[recording_id(uri)] = Move(uri, uri.replace("old", "new"), "d" * 32, "mtime:0")
+        moves[recording_id(uri)] = Move(uri, uri.replace("old", "new"), "d" * 32, "9-0")
     start_s = time.process_time()
     identities.move(moves)
     uris = pa.array([move.uri for move in moves.values()])

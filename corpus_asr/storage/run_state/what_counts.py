@@ -19,7 +19,7 @@ from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.failure_kinds import NOT_FOUND
 from corpus_asr.schemas import RECORDINGS
 from corpus_asr.storage.run_state.tables import RECORDINGS_FOLDER, OutputStore, projected
-from corpus_asr.storage.stores.store import KINDS
+from corpus_asr.storage.stores.store import SIZE
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +40,12 @@ class RemainingReason(IntEnum):
     redone = 4  # it is done, and is to be done again
 
 
-# What is unknown fits any version, and so does what is of another kind: it cannot be compared.
+# What is unknown fits any version, and so does a size an ETag: these cannot be compared.
 FITS = f"""
-create macro kind_of(version) as coalesce(regexp_extract(version, '^({"|".join(KINDS)}):', 1), '');
-create macro plain(version) as if(kind_of(version) = '', version, split_part(version, '@', 1));
+create macro by_size(version) as starts_with(version, '{SIZE}');
+create macro plain(version) as if(by_size(version), split_part(version, '@', 1), version);
 create macro fits(one, other) as
-  coalesce(plain(one) = plain(other) or kind_of(one) != kind_of(other), true)
+  coalesce(plain(one) = plain(other) or by_size(one) != by_size(other), true)
 """
 # The same sum in whatever order, so that tables do not depend on threads: to the nanosecond.
 SUM = "create macro exact_sum(x) as sum(try_cast(x as decimal(38, 9)))::double"

@@ -18,7 +18,7 @@ from typing import IO, NamedTuple, Protocol
 
 from corpus_asr.config.storage_options import TABLE, TAR
 from corpus_asr.failure_kinds import BAD_ARCHIVE, CHANGED, NOT_FOUND
-from corpus_asr.storage.stores.store import ObjectInfo, Store, StoreError, kind_of
+from corpus_asr.storage.stores.store import ObjectInfo, Store, StoreError, is_by_size
 from corpus_asr.storage.stores.uri import escaped_path
 from corpus_asr.units import MEBIBYTE
 
@@ -63,8 +63,6 @@ class TarMember(NamedTuple):
     offset: int
     size_bytes: int
     is_sparse: bool
-    mtime_s: float
-    """As its header says."""
 
     @property
     def place(self) -> str | None:
@@ -122,7 +120,7 @@ def member_version(container: str | None, place: str | None, told: str | None = 
     """Return the version of a member: that of its container, and its position there.
 
     Args:
-        told: a version of the member itself, of another kind.
+        told: a version of the member itself, by its size.
     """
     place_version = f"{container}@{place}" if container and place else container
     return f"{told}@{place_version}" if told and place_version else told or place_version
@@ -139,7 +137,7 @@ def located(uri: str, version: str | None) -> str:
         return uri
     listed = match[1]
     # A member with a version of its own may have moved: then it is located by name.
-    may_move = bool(kind_of(listed))
+    may_move = is_by_size(listed)
     digest = version_digest(listed.partition("@")[2] if may_move else listed)
     return f"{member.container}#!{match[2]}!{'~' if may_move else ''}{digest}#{member.name}"
 
@@ -178,7 +176,7 @@ def tar_members(file: ContainerFile, container: str) -> Iterator[TarMember]:
                 if not is_sparse and member.offset_data + member.size > file.size_bytes:
                     raise tarfile.ReadError(f"it ends within {name}")
                 place = (member.offset_data, member.size)
-                yield TarMember(name, *place, is_sparse, float(member.mtime))
+                yield TarMember(name, *place, is_sparse)
             # tarfile treats an invalid header as the end of the archive, like the zero blocks.
             headers.seek(tar.offset)
             if any(headers.read(tarfile.BLOCKSIZE)):

@@ -79,39 +79,26 @@ class ObjectInfo:
 
 # MD5 ETag of a single or multipart upload; some servers return zeros for objects not hashed.
 _MD5 = re.compile(r"(?!0{32})[0-9a-f]{32}(-\d+)?", re.IGNORECASE)
-MTIME, SHA256, SIZE = KINDS = ("mtime", "sha256", "size")
-"""Prefixes, before a colon, of versions that are not ETags.
-
-The version of an archive member ends in `@`, the listed version and its position.
-"""
+SIZE = "size:"
+"""Prefix of versions of archive members that are a size, not an ETag: `size:9@ETAG@PLACE`."""
 
 
 def may_be_same(one: str | None, other: str | None) -> bool:
-    """Return whether two versions may be equal; unknown or of different kinds counts as equal."""
-    if one is None or other is None or plain_version(one) == plain_version(other):
+    """Return whether two versions may be equal; unknown, or a size and an ETag, may be."""
+    if one is None or other is None or is_by_size(one) != is_by_size(other):
         return True
-    return kind_of(one) != kind_of(other)
+    return one.partition("@")[0] == other.partition("@")[0] if is_by_size(one) else one == other
 
 
-def kind_of(version: str) -> str:
-    """Return one of `KINDS`; "" for an ETag."""
-    kind = version.partition(":")[0]
-    return kind if kind in KINDS else ""
-
-
-def plain_version(version: str) -> str:
-    """Return a version without the member's position, unless that distinguishes versions."""
-    return version.partition("@")[0] if kind_of(version) else version
+def is_by_size(version: str) -> bool:
+    """Return whether a version is a size, whatever the ETag and the member's position."""
+    return version.startswith(SIZE)
 
 
 def content_version(uri: str, version: str | None) -> str | None:
-    """Return the plain version if derived from the content; None for time stamps and the like."""
-    if version is None:
-        return None
-    made_of_it = kind_of(version) == SHA256 or (
-        scheme_of(uri) == "s3" and _MD5.fullmatch(version.partition("@")[0])
-    )
-    return plain_version(version) if made_of_it else None
+    """Return the version if derived from the content; None for time stamps and the like."""
+    is_md5 = version and scheme_of(uri) == "s3" and _MD5.fullmatch(version.partition("@")[0])
+    return version if is_md5 else None
 
 
 class Page(NamedTuple):
