@@ -43,7 +43,7 @@ _NO_RETRY = "a retry will not help: replace them, or exclude them from the sourc
 _CONVERT = "convert them (ffmpeg -i IN OUT.flac) and list those instead"
 _REPLACE = "they are damaged, or their format differs from their name: replace or exclude them"
 # These settings change results, so that a folder with other results is refused.
-_NEW_RUN = "and transcribe all again with --new-run, or these alone into another output.uri"
+_AGAIN = "and transcribe all again with --redo all, or these alone into another output.uri"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +153,11 @@ _KINDS = (
     ),
     FailureKind(
         "no_such_channel", "Without the requested channel", Origin.settings,
-        f"set extract.channels to mix, or to a channel that they have, {_NEW_RUN}",
+        f"set extract.channels to mix, or to a channel that they have, {_AGAIN}",
     ),
     FailureKind(
         "no_such_track", "Without the requested audio track", Origin.settings,
-        f"set extract.track to auto, or to a track or language that they have, {_NEW_RUN}",
+        f"set extract.track to auto, or to a track or language that they have, {_AGAIN}",
     ),
     FailureKind(
         "bad_hotwords", "Hotwords that cannot be used", Origin.environment,
@@ -170,7 +170,7 @@ _KINDS = (
     FailureKind(
         NOT_A_NUMBER, "Model output that is not a number", Origin.settings,
         "the values overflow the data type: set model.compute_type to bfloat16 or float32, "
-        f"{_NEW_RUN}",
+        f"{_AGAIN}",
     ),
     FailureKind(
         "not_audio", "Not audio", Origin.file,
@@ -241,7 +241,7 @@ _KINDS = (
     ),
     FailureKind(
         "too_many_channels", "More channels than can be transcribed separately", Origin.settings,
-        f"set extract.channels to mix or to one channel's number, {_NEW_RUN}",
+        f"set extract.channels to mix or to one channel's number, {_AGAIN}",
     ),
     FailureKind(
         "unsupported_codec", "A codec that cannot be decoded", Origin.file, _CONVERT

@@ -187,12 +187,6 @@ def run(
     retry_all_failed: Annotated[
         bool, typer.Option("--retry-all-failed", help="Retry all failed recordings.")
     ] = False,
-    new_run: Annotated[
-        bool,
-        typer.Option(
-            "--new-run", help="Archive results of other settings in OUTPUT/_earlier first."
-        ),
-    ] = False,
     redo: Redo = None,
     steal_lock: StealLock = False,
 ) -> None:
@@ -204,17 +198,11 @@ def run(
         from corpus_asr.config.load import load_config
         from corpus_asr.config.run import PSEUDO_LABEL, Retry, RunOptions
 
-        if redo is not None and new_run:
-            raise ConfigError(
-                "running with --redo and --new-run: found both, expected one; remove --new-run to "
-                "keep results until new ones exist"
-            )
         settings = load_config(config, overrides or ())
         note_model_of(settings)
         retry = Retry.failed if retry_failed else Retry.environment
         options = RunOptions(
             steal_lock=steal_lock,
-            new_run=new_run,
             redo=redo,
             retry=Retry.all if retry_all_failed else retry,
         )

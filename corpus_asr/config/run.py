@@ -416,8 +416,6 @@ class RunOptions:
     content changes; failures of the environment are."""
     stop_at: float | None = None
     """Time, by `time.monotonic()`, after which no new work starts; None: never."""
-    new_run: bool = False
-    """Archive results made with other settings and start a new run."""
 
 
 DEFAULT_OPTIONS = RunOptions()

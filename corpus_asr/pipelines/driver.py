@@ -45,7 +45,6 @@ from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.run_files import (
     RUN_NAME,
     RunRecord,
-    archived_by,
     begin_run,
     calibration_for,
     fingerprint,
@@ -242,12 +241,11 @@ class CorpusRun:
         if not self.local:
             ray_address()  # a wrong one is refused before anything is listed
         calibrates = config.pipeline != CLASSIFY_AUDIO
-        if calibrates and config.model.calibration is not None:  # before old results are archived
+        if calibrates and config.model.calibration is not None:  # before anything is listed
             self._calibration = calibration_for(
                 config, store, model_revision=revision, family=self.checkpoint.family_name
             )
-        # begin_run resumes a killed --new-run, if these are its settings.
-        if archived_by(store) is None and (read_change(store) or Forgotten.read(store).entries):
+        if read_change(store) or Forgotten.read(store).entries:
             from corpus_asr.storage.run_state.forget import finish_killed
 
             finish_killed(store)
@@ -263,7 +261,6 @@ class CorpusRun:
             config,
             fingerprint(config, name),
             run_id=self.lock.run_id,
-            new_run=self.options.new_run,
             redo=self.options.redo is not None,
             started=self._started,
             listing=read_listing(store, self.plan),
@@ -277,7 +274,6 @@ class CorpusRun:
         else:
             self.plan.identities.write(store)
         name_run(self._begun.run_id)
-        # That of the folder is archived with results of other settings, and is then not ours.
         if calibrates and config.model.calibration is None:
             self._calibration = calibration_for(
                 config, store, model_revision=revision, family=self.checkpoint.family_name

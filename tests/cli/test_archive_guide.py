@@ -190,7 +190,7 @@ def test_no_byte_is_left_of_a_folder_with_every_feature_in_use(
     Path("night.yaml").write_text(night.format(folder=tmp_path))
     for command in (
         "nightly night.yaml",
-        "run archive.yaml --new-run --set decoding.beam_size=2",
+        "run archive.yaml --redo all --set decoding.beam_size=2",
         "evaluate s3://transcripts --references list.jsonl",
         "report s3://transcripts --json",
     ):
@@ -210,7 +210,6 @@ def test_no_byte_is_left_of_a_folder_with_every_feature_in_use(
 
     before = saying()
     for name in (
-        "_earlier/",
         "nights/",
         "evaluation.json",
         "report.html",

@@ -89,7 +89,7 @@ def test_run_passes_on_what_is_chosen(pipeline: FakePipeline) -> None:
         (("--retry-failed",), RunOptions(retry=Retry.failed)),
         (("--retry-all-failed",), RunOptions(retry=Retry.all)),
         (("--retry-failed", "--retry-all-failed"), RunOptions(retry=Retry.all)),
-        (("--new-run", "--steal-lock"), RunOptions(new_run=True, steal_lock=True)),
+        (("--steal-lock",), RunOptions(steal_lock=True)),
     ):
         assert call("run", DEMO, *arguments).exit_code == 0
         assert pipeline.options[-1] == expected

@@ -85,8 +85,8 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 def arguments(kind: FailureKind) -> tuple[str, ...]:
     """Return what the advice says to give the command."""
-    flags = [flag for flag in ("--retry-failed", "--retry-all-failed", "--new-run")
-             if re.search(rf"{flag}\b(?!-)", kind.advice)]  # fmt: skip
+    flags = [word for flag in ("--retry-failed", "--retry-all-failed", "--redo all")
+             if re.search(rf"{flag}\b(?!-)", kind.advice) for word in flag.split()]  # fmt: skip
     named = set(re.findall(r"\b(?:extract|model|source|decoding)\.\w+", kind.advice)) - OTHERS
     sets = [argument for name in sorted(named) for argument in ("--set", f"{name}={CHANGED[name]}")]
     return *sets, *flags
@@ -109,13 +109,13 @@ def test_the_command_of_an_advice_plans_the_recording(
     [(config, options)] = calls
     files = [kind.name for kind in kinds if kind.origin is Origin.file]
     if files:
-        assert not any(argument.startswith(("--retry", "--new-run")) for argument in given)
+        assert not any(argument.startswith(("--retry", "--redo")) for argument in given)
         before = job.planned(config, options)
         assert all(before[name] == 0 for name in files), "final until the file changes"
         for name in files:
             job.write(name, b"another sound")
-    elif "--new-run" in given:
-        with pytest.raises(ConfigError, match="--new-run"):
+    elif "--redo" in given:
+        with pytest.raises(ConfigError, match="--redo all"):
             job.planned(config)
     planned = job.planned(config, options)
     assert {kind.name: planned[kind.name] for kind in kinds} == {kind.name: 2 for kind in kinds}

@@ -20,7 +20,6 @@ from corpus_asr.storage.run_state.forget import FORGET_VOICES
 from corpus_asr.storage.run_state.lock import CHANGE_NAME, LOCK_NAME, USUAL
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.prune import find_gone
-from corpus_asr.storage.run_state.run_files import NEW_RUN
 from corpus_asr.storage.run_state.run_tables import REDO_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
@@ -184,25 +183,6 @@ def test_the_next_run_continues_what_remove_began(archive: Typed) -> None:
         archive.store.write_json(CHANGE_NAME, note)
         assert archive.type(command).exit_code == 0
         assert not archive.store.exists(CHANGE_NAME)
-
-
-@pytest.mark.parametrize("command", ["run", "gone"])
-def test_a_killed_new_run_is_continued_first(archive: Typed, command: str) -> None:
-    arguments = {"folder": "_earlier/before-x", "fingerprint": "of other settings"}
-    note = {"command": NEW_RUN, "finished": True, "arguments": arguments}
-    archive.store.write_json(CHANGE_NAME, note)
-    if command == "run":
-        refused = archive.type("run")
-        assert refused.exit_code == 2
-        assert "continue with its settings, or with --new-run" in refused.stderr
-        done = archive.type("run", "--new-run")
-    else:
-        done = archive.type("remove", "--gone", "--yes")
-        assert "continued the killed run --new-run" in done.stdout
-    assert done.exit_code == 0, done.output
-    assert not archive.store.exists(CHANGE_NAME)
-    assert archive.store.exists("_earlier/before-x/_SUCCESS")
-    assert set(archive.made_by()) == (set("abc") if command == "run" else set())
 
 
 def test_two_jobs_of_one_folder_leave_what_the_other_one_lists(archive: Typed) -> None:

@@ -18,7 +18,7 @@ from corpus_asr.runtime.hooks import HookCounts
 from corpus_asr.storage.run_state.forget import find_recordings, forget
 from corpus_asr.storage.run_state.hook_rows import hooks_of
 from corpus_asr.storage.run_state.run_files import RUN_NAME
-from corpus_asr.storage.run_state.tables import HOOKS_FOLDER, OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.audio import noise, write_wavs
 from tests.support.tables import run_config, with_section
 
@@ -85,17 +85,6 @@ def test_rows_stay_with_a_moved_recording_and_go_with_a_forgotten_one(recordings
     files = [path for path in Path(config.output.uri).rglob("*") if path.is_file()]
     names = (b"/2.wav", b"two.wav")
     assert not any(name in path.read_bytes() for path in files for name in names)
-
-
-def test_earlier_results_take_their_hooks_along(recordings: Path):
-    config = job(recordings, REDACT)
-    do(config)
-    other = job(recordings, REDACT, decoding={"language": "en"})
-    do(other, new_run=True)
-    store = OutputStore(config.output.uri)
-    earlier = [name for name in store.all_names("_earlier") if f"/{HOOKS_FOLDER}/redact/" in name]
-    assert len(earlier) == 1
-    assert len(redacted(other)) == 3
 
 
 def test_a_run_that_is_killed_in_a_hook_continues_with_it(recordings: Path, tmp_path: Path):

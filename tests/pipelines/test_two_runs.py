@@ -70,18 +70,13 @@ def state_on(page: Path) -> str:
     return parsed(page.read_text()).all("span", class_="badge")[0].text
 
 
-def test_a_run_leaves_its_page_and_a_new_one_moves_it_aside(config: RunConfig) -> None:
+def test_a_run_leaves_its_page(config: RunConfig) -> None:
     output = Path(config.output.uri)
     run(config, local=True, progress=io.StringIO())
     page = parsed((output / PAGE_NAME).read_text())
     assert page.all("span", class_="badge")[0].text == "Finished"
     assert "All 4 listed files have exactly one outcome." in page.text
     assert page.all("dl", class_="facts")
-    other = with_section(config, "decoding", language="de")
-    run(other, local=True, progress=None, options=RunOptions(new_run=True))
-    [earlier] = (output / "_earlier").iterdir()
-    assert state_on(earlier / PAGE_NAME) == "Finished"
-    assert state_on(output / PAGE_NAME) == "Finished"
 
 
 def test_a_run_with_nothing_to_do_keeps_the_figures_of_the_last_that_had(

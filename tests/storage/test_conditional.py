@@ -26,7 +26,6 @@ from corpus_asr.storage.stores import filesystem, s3
 from corpus_asr.storage.stores.filesystem import (
     StoreOptions,
     exists,
-    move,
     read_bytes,
     remove,
     store_for,
@@ -84,18 +83,6 @@ def test_of_many_swaps_one_wins(place: tuple[str, StoreOptions]) -> None:
         with ThreadPoolExecutor(8) as pool:
             won = [index for index, wins in enumerate(pool.map(one, range(8))) if wins]
         assert [f"won {index}".encode() for index in won] == [read_bytes(uri, options)]
-
-
-def test_moving_keeps_content_and_may_be_repeated(place: tuple[str, StoreOptions]) -> None:
-    uri, options = place
-    target = uri.replace("object", "deep/er #1?/object")
-    write_atomic(uri, b"content", options)
-    for _ in range(2):
-        move(uri, target, options)
-        assert not exists(uri, options)
-        assert read_bytes(target, options) == b"content"
-    with pytest.raises(FetchError, match="moving"):
-        move(uri + "-never", target + "-never", options)
 
 
 @pytest.mark.parametrize("error", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
@@ -187,7 +174,6 @@ def test_the_web_is_read_only(web: WebServer) -> None:
     for change in (
         lambda: filesystem.create(web.url("object"), b"x"),
         lambda: filesystem.swap(web.url("object"), b"x", b"a"),
-        lambda: move(web.url("object"), web.url("other")),
     ):
         with pytest.raises(FetchError, match="read-only"):
             change()

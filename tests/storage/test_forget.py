@@ -14,7 +14,6 @@ from typer.testing import CliRunner, Result
 
 from corpus_asr.cli import archive
 from corpus_asr.cli import main as cli
-from corpus_asr.config.run import OutputSettings
 from corpus_asr.errors import FetchError
 from corpus_asr.export.speakers import find_speakers
 from corpus_asr.report.page import write_page_at_the_end
@@ -33,9 +32,8 @@ from corpus_asr.storage.run_state.rewriting import (
 )
 from corpus_asr.storage.run_state.run_files import PAGE_NAME
 from corpus_asr.storage.run_state.run_tables import REDO
-from corpus_asr.storage.run_state.tables import TABLES_NAME, OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
-from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support.runs import (
     REVISION,
@@ -68,12 +66,6 @@ def job(tmp_path: Path) -> ManualRun:
     job.fail("broken.wav")
     job.finish()
     write_page_at_the_end(job.store, 3)
-    earlier = "_earlier/before-20260101T000000Z-abcdef"
-    names = [name for folder in ("outcomes", "segments", "recordings", "_run/plan")
-             for name in job.store.all_names(folder)]  # fmt: skip
-    for name in [*names, "report.html", "run.json", "_run/config.json", TABLES_NAME]:
-        data = filesystem.read_bytes(job.store.address(name))
-        job.store.write_bytes(f"{earlier}/{name}", data)
     job.begin()
     job.commit("c.wav", segments=[segment("More words")])
     uri = str(job.source / "ada.wav")
@@ -122,7 +114,7 @@ def naming(job: ManualRun) -> list[str]:
 
 
 def rows_seen(store: OutputStore) -> dict[str, list[str]]:
-    """Return what any reader of Parquet finds in each table, those of earlier results included."""
+    """Return what any reader of Parquet finds in each table."""
     rows: dict[str, list[str]] = {}
     for path in sorted(Path(store.uri).rglob("*.parquet")):
         table = str(path.parent.relative_to(store.uri))
@@ -144,7 +136,7 @@ def test_no_byte_of_the_folder_names_what_was_forgotten(job: ManualRun) -> None:
     shown = command(job, "remove", "--uri", "*/ada.wav")
     assert shown.exit_code == 0, shown.output
     assert f"{job.source}/ada.wav\n" in shown.stdout
-    assert "1 recording, 3 segments, 1 correction; nothing was changed" in shown.stdout
+    assert "1 recording, 2 segments, 1 correction; nothing was changed" in shown.stdout
     assert "s3://sets/one; remove it and write it again: corpus-asr label" in shown.stdout
     assert "earlier object versions" in shown.stdout
     assert held_by(job.store.uri) == before
@@ -287,10 +279,6 @@ def test_what_it_was_called_before_it_moved_is_erased_too(tmp_path: Path) -> Non
     job.commit("quill.wav", segments=[segment(SECRET)])
     job.commit("b.wav")
     job.finish()
-    for folder in ("outcomes", "segments", "recordings"):
-        for name in job.store.all_names(folder):
-            data = filesystem.read_bytes(job.store.address(name))
-            job.store.write_bytes(f"_earlier/before-x/{name}", data)
     job.store.write_json("nights/2026-01-01.json", {"least_sure": [{"uri": first, "audio_s": 1}]})
     for old, new in (("quill.wav", "middlename.wav"), ("middlename.wav", "ada.wav")):
         (job.source / old).rename(job.source / new)
@@ -531,9 +519,3 @@ def test_a_store_that_refuses_any_removal_says_what_is_left_and_what_to_do(
         assert {"Other words", "More words"} <= texts
         assert (SECRET in texts) == ("--speaker" in words)
     assert number > 5
-
-
-def test_earlier_results_are_reached_by_the_options_of_the_folder() -> None:
-    settings = {"uri": "s3://b/out", "storage_options": {"key": "mine", "secret": "hidden"}}
-    options = StoreOptions.of_output(OutputSettings.model_validate(settings))
-    assert OutputStore("s3://b/out", options=options).below("_earlier/x").options == options

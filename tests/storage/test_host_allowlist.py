@@ -246,8 +246,7 @@ def test_no_link_leads_out_of_the_output_folder(tmp_path: Path) -> None:
         "up/elsewhere/a.json", "up/a.json",
     ):  # fmt: skip
         for use in (
-            lambda name: store.write_bytes(name, b"x"), store.read_json, store.exists, store.remove,
-            lambda name: store.move_all(["kept/a.json"], f"{name}/x"),
+            lambda name: store.write_bytes(name, b"x"), store.read_json, store.exists, store.remove
         ):  # fmt: skip
             with pytest.raises(CorpusAsrError, match="a symbolic link leads out of the folder"):
                 use(name)

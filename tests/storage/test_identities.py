@@ -9,14 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from corpus_asr.config.run import RunOptions
 from corpus_asr.errors import FetchError
 from corpus_asr.export.speakers import name_speaker, read_names
 from corpus_asr.schemas import FILES
 from corpus_asr.storage.run_state.forget import find_recordings, forget
 from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.moved import Move
-from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.prune import prune
 from corpus_asr.storage.run_state.run_tables import REDO, REDO_NAME
 from corpus_asr.storage.run_state.source_listings import note_listing
@@ -159,20 +157,6 @@ def test_a_new_version_at_the_new_address_is_of_the_recording(tmp_path: Path) ->
     run_over(job, "c.wav")
     assert said(job) == {"b.wav": "b.wav", "c.wav": "new c.wav"}
     assert ids(job)["c.wav"] == first_id(job, "a.wav")
-
-
-def test_with_other_settings_from_the_start_recordings_keep_their_ids(tmp_path: Path) -> None:
-    job = done(tmp_path, "a.wav")
-    move(job, "a.wav", "c.wav")
-    run_over(job)
-    options = RunOptions(new_run=True)
-    plan = make_plan(job.config, job.store, model_revision="f" * 16, options=options)
-    [listed] = [
-        batch
-        for name in job.store.names(f"{plan.name}/listing")
-        for batch in job.store.batches(name)
-    ]
-    assert listed["recording_id"].to_pylist() == [first_id(job, "a.wav")]
 
 
 def names_of(job: ManualRun) -> list[str]:

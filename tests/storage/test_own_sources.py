@@ -104,7 +104,6 @@ def test_later_runs_over_other_folders_keep_what_earlier_ones_read(audio: Path) 
         store = begun(run_config(folder, output))
     assert opens(audio / "a.wav", source_options(store))
     assert opens(audio.parent / "audio2" / "c.wav", source_options(store))
-    begin_run(store, run_config(audio / "deep", output), "others", new_run=True)
 
 
 def test_where_many_folders_are_read_those_above_them_are_recorded(

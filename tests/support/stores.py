@@ -584,7 +584,7 @@ def life(changes: float = float("inf")) -> Iterator[Life]:
     """Let this process change stores so often; then it dies, and the context ends."""
     process, guard = Life(changes), threading.Lock()
     with contextlib.ExitStack() as patches:
-        for name in ("write_atomic", "create", "swap", "remove", "move"):
+        for name in ("write_atomic", "create", "swap", "remove"):
             mortal = process.mortal(getattr(filesystem, name), guard)
             patches.enter_context(mock.patch.object(filesystem, name, mortal))
         hook = threading.excepthook

@@ -40,7 +40,6 @@ from corpus_asr.storage.run_state.prune import PRUNE, prune, recount, refusals_e
 from corpus_asr.storage.run_state.result_rows import without_credentials
 from corpus_asr.storage.run_state.rewriting import (
     NAMES_NAME,
-    folders_of,
     remove_corrections,
     remove_names,
     remove_recordings,
@@ -53,16 +52,13 @@ from corpus_asr.storage.run_state.run_files import (
     CALIBRATION_NAME,
     CONFIG_NAME,
     EVALUATION_NAME,
-    NEW_RUN,
     PAGE_NAME,
     RUN_NAME,
     SUMMARIES_FOLDER,
-    archive_previous_results,
     failures_name,
 )
 from corpus_asr.storage.run_state.speaker_turns import read_turns
 from corpus_asr.storage.run_state.tables import (
-    EARLIER_FOLDER,
     PLANS_FOLDER,
     SPEAKERS_FOLDER,
     TABLES_OF_RUNS,
@@ -119,8 +115,7 @@ def find_recordings(
     exact: dict[str, dict[str, str]] = {pattern: {} for pattern in addresses}
     globs: dict[str, dict[str, str]] = {pattern: {} for pattern in addresses}
     seen: dict[str, None] = {}
-    pairs = itertools.chain.from_iterable(map(_addresses_of, folders_of(store)))
-    for recording, uri in itertools.chain(pairs, identities.pairs()):
+    for recording, uri in itertools.chain(_addresses_of(store), identities.pairs()):
         for pattern, recording_id in ids.items():
             if recording == recording_id:
                 exact[pattern][recording] = uri
@@ -155,10 +150,9 @@ def find_recordings(
     recordings |= identities.addresses_of(recordings)
     found_ids = pa.array(recordings, pa.string())
     segments = 0
-    for folder in folders_of(store):
-        for rows in folder.outcomes(["recording_id", "segments_written"]):
-            recording_rows = rows.filter(pc.is_in(rows["recording_id"], value_set=found_ids))
-            segments += pc.sum(recording_rows["segments_written"]).as_py() or 0
+    for rows in store.outcomes(["recording_id", "segments_written"]):
+        recording_rows = rows.filter(pc.is_in(rows["recording_id"], value_set=found_ids))
+        segments += pc.sum(recording_rows["segments_written"]).as_py() or 0
     corrections = [
         name for name in store.all_names(CORRECTIONS_FOLDER) if name.split("/")[1] in recordings
     ]
@@ -215,8 +209,7 @@ def finish_killed(store: OutputStore, *, at_the_end: AtTheEnd | None = None) -> 
     noted = read_change(store)
     if noted is not None:
         by_command: dict[str, Callable[..., object]] = {
-            FORGET: forget, FORGET_VOICES: forget_voices, PRUNE: prune,
-            NEW_RUN: archive_previous_results,
+            FORGET: forget, FORGET_VOICES: forget_voices, PRUNE: prune
         }  # fmt: skip
         by_command[noted.command](store, at_the_end=at_the_end, **noted.arguments)
     sweep_late_saves(store)
@@ -269,12 +262,10 @@ def _forget(store: OutputStore, recordings: dict[str, str]) -> list[str]:
         if recording in recordings
     }  # fmt: skip
     spellings = _Spellings(recordings, uris)
-    foreign: dict[str, None] = {}
-    for folder in folders_of(store):
-        remove_recordings(folder, recordings)
-        folder.remove_leftovers()
-        _rewrite_plans(folder, recordings)
-        foreign |= dict.fromkeys(_rewrite_files(folder, spellings))
+    remove_recordings(store, recordings)
+    store.remove_leftovers()
+    _rewrite_plans(store, recordings)
+    foreign = _rewrite_files(store, spellings)
     for summaries in (summaries_of(store), store.below(SUMMARIES_FOLDER)):
         _rewrite_summaries(summaries, spellings)
     forget_sources(store, spellings.named_in)
@@ -376,9 +367,7 @@ def _rewrite_plans(store: OutputStore, recordings: Mapping[str, str]) -> None:
 def _rewrite_files(store: OutputStore, spellings: _Spellings) -> list[str]:
     """Rewrite or remove what is no table; return the files and folders at the top of others."""
     tables = tuple(f"{folder}/" for folder in TABLES_OF_RUNS)
-    passed_over = (f"{EARLIER_FOLDER}/", f"{CORRECTIONS_FOLDER}/",
-                   f"{PLANS_FOLDER}/", f"{DATASETS_FOLDER}/",
-                   *tables)  # fmt: skip
+    passed_over = (f"{CORRECTIONS_FOLDER}/", f"{PLANS_FOLDER}/", f"{DATASETS_FOLDER}/", *tables)
     names = list(store.all_names(""))
     below = store.below(SUMMARIES_FOLDER)
     nights = [night[1] for night in map(_SUMMARY.fullmatch, below.all_names("")) if night]
@@ -456,26 +445,19 @@ def forget_voices(
 def _forget_voices(store: OutputStore, speakers: Collection[Speaker]) -> None:
     recordings = {recording for recording, _ in speakers}
     ids = pa.array(sorted(recordings), pa.string())
-    for folder in folders_of(store):
-        folder_turns = read_turns(folder, recordings) or {}
-        # Earlier results may number the same person differently: all their speakers are removed.
-        turns = {
-            recording: [
-                turn
-                for turn in recording_turns
-                if folder is not store or (recording, turn.speaker) in speakers
-            ]
-            for recording, recording_turns in folder_turns.items()
-        }
-        gone = {
-            (recording, turn.speaker)
-            for recording, recording_turns in turns.items()
-            for turn in recording_turns
-        }
-        rewrite_commits(folder, ids, partial(_without_windows, turns))
-        rewrite_table(folder, SPEAKERS_FOLDER, ids, partial(_without_embeddings, gone))
-        rewrite_table(folder, VOICES_FOLDER, ids, partial(_others, gone))
-        folder.remove_leftovers()
+    turns = {
+        recording: [turn for turn in recording_turns if (recording, turn.speaker) in speakers]
+        for recording, recording_turns in (read_turns(store, recordings) or {}).items()
+    }
+    gone = {
+        (recording, turn.speaker)
+        for recording, recording_turns in turns.items()
+        for turn in recording_turns
+    }
+    rewrite_commits(store, ids, partial(_without_windows, turns))
+    rewrite_table(store, SPEAKERS_FOLDER, ids, partial(_without_embeddings, gone))
+    rewrite_table(store, VOICES_FOLDER, ids, partial(_others, gone))
+    store.remove_leftovers()
 
 
 def _without_windows(turns: _Turns, rows: pa.Table) -> pa.Table:

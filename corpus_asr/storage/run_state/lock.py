@@ -375,20 +375,18 @@ def changing(
     store: OutputStore,
     command: str,
     at_the_end: AtTheEnd | None,
-    *,
-    success_name: str = SUCCESS_NAME,
     **arguments: Any,
 ) -> Iterator[None]:
     """Keep a change note while the context is open; the caller holds the folder's lock.
 
-    A finished folder's `_SUCCESS` returns as `success_name`.
+    `_SUCCESS` of a finished folder returns at the end.
     """
     note = ChangeNote(command=command, finished=is_finished(store), arguments=arguments)
     store.write_json(CHANGE_NAME, asdict(note))
     store.remove(SUCCESS_NAME)
     yield
     if note.finished:
-        store.write_bytes(success_name, b"")
+        store.write_bytes(SUCCESS_NAME, b"")
     if at_the_end is not None:
         at_the_end(store)
     store.remove(CHANGE_NAME)

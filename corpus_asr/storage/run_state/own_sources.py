@@ -21,7 +21,7 @@ from corpus_asr.errors import FetchError
 from corpus_asr.failure_kinds import NOT_FOUND
 from corpus_asr.logs import event
 from corpus_asr.storage.listing import first_magic
-from corpus_asr.storage.run_state.tables import EARLIER_FOLDER, OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.host_allowlist import WEB, FileRules, HostRules, host_of
@@ -125,9 +125,7 @@ def _record_path(store: OutputStore) -> str:
     # Source: XDG Base Directory Specification 0.8; relative values must be ignored.
     state = os.environ.get("XDG_STATE_HOME", "")
     base = state if os.path.isabs(state) else os.path.expanduser("~/.local/state")
-    # Earlier results are in a folder within the output.
-    output = store.uri.partition(f"/{EARLIER_FOLDER}/")[0]
-    name = hashlib.sha256(output.encode()).hexdigest()[:16]
+    name = hashlib.sha256(store.uri.encode()).hexdigest()[:16]
     return f"{base}/corpus-asr/sources/{name}.json"
 
 

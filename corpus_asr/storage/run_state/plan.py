@@ -269,11 +269,7 @@ def make_plan(
     earlier = FolderContents.same
     if model_revision is not None:
         name = fingerprint(config, model_revision)
-        earlier = check_fingerprint(
-            store, config, name, new_run=options.new_run, redo=options.redo is not None
-        )
-    # A new run archives results made with other settings before it starts.
-    committed = None if earlier is FolderContents.other else store
+        earlier = check_fingerprint(store, config, name, redo=options.redo is not None)
     # The newest plan must sort last, even if the clock was set back.
     newest_ns = max(map(time_ns_of, plans_of(store)), default=0)
     name = f"{PLANS_FOLDER}/{store.stem(max(time.time_ns(), newest_ns + 1))}"
@@ -283,7 +279,7 @@ def make_plan(
         columns = tuple(dict.fromkeys((*columns, "metadata")))
     with (
         scratch_folder() as folder,
-        RunTables(committed, columns=columns, from_base=columns == VERSION_COLUMNS) as tables,
+        RunTables(store, columns=columns, from_base=columns == VERSION_COLUMNS) as tables,
     ):
         if options.redo is not None:
             rows = LABEL_ROWS if config.pipeline == CLASSIFY_AUDIO else SEGMENT_ROWS
@@ -293,9 +289,8 @@ def make_plan(
             if len(redo_rows):
                 plan.redo = tables.do_again(redo_rows)
         scratch = str(folder / "remaining.parquet")
-        identities = Identities.read(store) if committed is None else tables.identities
         committed_ids = "select distinct recording_id from committed"
-        plan.identities = identities.checked(store, lambda: tables.table(committed_ids)[0])
+        plan.identities = tables.identities.checked(store, lambda: tables.table(committed_ids)[0])
         if plan.identities.is_changed:
             tables.place(plan.identities)
         shards = _list_source(plan, target, _shards(plan, store, config, tables))

@@ -9,7 +9,7 @@ import csv
 import hashlib
 import io
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Final
 
@@ -34,7 +34,6 @@ from corpus_asr.storage.run_state.run_tables import REDO_NAME
 from corpus_asr.storage.run_state.tables import (
     COMMITS_FOLDER,
     DUPLICATES_FOLDER,
-    EARLIER_FOLDER,
     FINISHED_FOLDERS,
     HOOKS_FOLDER,
     RECORDINGS_FOLDER,
@@ -69,13 +68,6 @@ def _without(ids: pa.Array, rows: pa.Table) -> pa.Table:
     return rows.filter(pc.invert(pc.is_in(rows["recording_id"], value_set=ids)))
 
 
-def folders_of(store: OutputStore) -> Iterator[OutputStore]:
-    """Yield an output folder, and the folders of earlier results in it."""
-    yield store
-    names = {name.split("/")[1] for name in store.all_names(EARLIER_FOLDER)}
-    yield from (store.below(f"{EARLIER_FOLDER}/{name}") for name in sorted(names))
-
-
 def remove_recordings(store: OutputStore, recording_ids: Collection[str]) -> None:
     """Remove the rows of recordings in every table, what people saved, and speakers' names."""
     recording_ids = {*recording_ids}
@@ -97,20 +89,15 @@ def remove_recordings(store: OutputStore, recording_ids: Collection[str]) -> Non
 
 def holding(store: OutputStore, ids: pa.Array) -> list[str]:
     """Return the objects that hold rows of recordings, or what people saved of them."""
-    wanted, holding_names = set(ids.to_pylist()), list[str]()
-    for folder in folders_of(store):
-        folder_names = list[str]()  # also what does not count, and could not be removed
-        for name in (COMMITS_FOLDER, *FINISHED_FOLDERS):
-            held = filter(lambda name: name.endswith(SUFFIX), folder.all_names(name))
-            folder_names += _concerned(folder, held, SEGMENTS, ids)
-        for name, schema in _TABLES.items():
-            folder_names += _concerned(folder, folder.names(name), schema, ids)
-        saves = folder.all_names(CORRECTIONS_FOLDER)
-        folder_names += [name for name in saves if name.split("/")[1] in wanted]
-        holding_names += [
-            folder.address(name).removeprefix(store.address("")) for name in folder_names
-        ]
-    return holding_names
+    wanted, names = set(ids.to_pylist()), list[str]()
+    for folder in (COMMITS_FOLDER, *FINISHED_FOLDERS):
+        # Also what does not count, and could not be removed.
+        held = filter(lambda name: name.endswith(SUFFIX), store.all_names(folder))
+        names += _concerned(store, held, SEGMENTS, ids)
+    for folder, schema in _TABLES.items():
+        names += _concerned(store, store.names(folder), schema, ids)
+    saves = store.all_names(CORRECTIONS_FOLDER)
+    return [*names, *(name for name in saves if name.split("/")[1] in wanted)]
 
 
 def rewrite_commits(

@@ -22,27 +22,9 @@ from corpus_asr.json_values import parsed
 from corpus_asr.logs import event
 from corpus_asr.storage.listing import RECORDS_FOLDER
 from corpus_asr.storage.model_files import full_name
-from corpus_asr.storage.run_state.lock import (
-    CHANGE_NAME,
-    SUCCESS_NAME,
-    AtTheEnd,
-    changing,
-    read_change,
-)
+from corpus_asr.storage.run_state.lock import SUCCESS_NAME
 from corpus_asr.storage.run_state.own_sources import record_sources
-from corpus_asr.storage.run_state.run_tables import REDO_NAME
-from corpus_asr.storage.run_state.tables import (
-    COMMITS_FOLDER,
-    DUPLICATES_FOLDER,
-    EARLIER_FOLDER,
-    FINISHED_FOLDERS,
-    HOOKS_FOLDER,
-    RECORDINGS_FOLDER,
-    SPEAKERS_FOLDER,
-    TABLES_NAME,
-    VOICES_FOLDER,
-    OutputStore,
-)
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions
 from corpus_asr.storage.stores.uri import (
     public,
@@ -375,16 +357,6 @@ def failures_name(page: str) -> str:
     return f"{page.removesuffix('.html')}.failures.csv"
 
 
-NEW_RUN: Final = "run --new-run"
-_ARCHIVED_NAMES = (
-    RUN_NAME, PAGE_NAME, failures_name(PAGE_NAME), EVALUATION_NAME, CALIBRATION_NAME,
-    CONFIG_NAME, FINGERPRINT_NAME, REDO_NAME, TABLES_NAME,
-)  # fmt: skip
-_ARCHIVED_FOLDERS = (
-    RECORDINGS_FOLDER, VOICES_FOLDER, SPEAKERS_FOLDER, DUPLICATES_FOLDER, HOOKS_FOLDER,
-    *FINISHED_FOLDERS, COMMITS_FOLDER,
-)  # fmt: skip
-
 # Resource limits and extra tables, which do not change transcripts.
 _RESOURCE_KEYS = {
     "extract.workers", "extract.max_buffered_features_mb", "extract.pack_mb",
@@ -401,7 +373,6 @@ class FolderContents(StrEnum):
 
     nothing = "nothing"
     same = "same"  # results of this run's fingerprint
-    other = "other"  # results of another fingerprint, to be archived
     mixed = "mixed"  # results of another fingerprint, to which this run adds
 
 
@@ -439,27 +410,13 @@ def fingerprint(config: RunConfig, model_revision: str) -> str:
 
 
 def check_fingerprint(
-    store: OutputStore,
-    config: RunConfig,
-    fingerprint: str,
-    *,
-    new_run: bool = False,
-    redo: bool = False,
+    store: OutputStore, config: RunConfig, fingerprint: str, *, redo: bool = False
 ) -> FolderContents:
     """Return which results the folder holds.
 
-    Results of another fingerprint are allowed for a new run, or for reprocessing.
+    Results of another fingerprint are allowed for reprocessing.
     """
     stored = store.read_json(FINGERPRINT_NAME)
-    archiving = archived_by(store)
-    if archiving is not None:
-        if new_run or archiving["fingerprint"] == fingerprint:
-            return FolderContents.other
-        raise ConfigError(
-            f"beginning a run in {redact_uri(store.uri)}: found {CHANGE_NAME}, expected "
-            f"none, since a --new-run stopped while it moved results to {archiving['folder']}; "
-            "continue with its settings, or with --new-run"
-        )
     # A run over no recordings leaves a table without rows.
     has_results = any(rows.num_rows for rows in store.outcomes(["part"]))
     if stored is None:
@@ -475,8 +432,6 @@ def check_fingerprint(
     changes = _changes(stored, config, fingerprint)
     if not changes:
         return FolderContents.same
-    if new_run:
-        return FolderContents.other
     # A folder holds either segments or labels, and compares voices of one network.
     apart = [change for change in changes if change.startswith(("pipeline: ", "speakers.model: "))]
     apart = [change for change in apart if "null" not in change]
@@ -486,8 +441,7 @@ def check_fingerprint(
     raise ConfigError(
         f"beginning a run in {redact_uri(store.uri)}: found results of other settings "
         f"({', '.join(apart if redo else changes)}), expected the same; restore these, "
-        f"{redo_advice}choose another output.uri, or move the results to {EARLIER_FOLDER}/ by "
-        "--new-run"
+        f"{redo_advice}or choose another output.uri"
     )
 
 
@@ -526,7 +480,6 @@ def begin_run(
     fingerprint: str,
     *,
     run_id: str | None = None,
-    new_run: bool = False,
     redo: bool = False,
     started: datetime.datetime | None = None,
     listing: Iterable[pa.RecordBatch] = (),
@@ -537,7 +490,7 @@ def begin_run(
     `started` defaults to now; it is earlier if the run listed and planned before. `listing`: FILES
     batches, to find the folders of a manifest's recordings; `family` is the model's.
     """
-    earlier = check_fingerprint(store, config, fingerprint, new_run=new_run, redo=redo)
+    earlier = check_fingerprint(store, config, fingerprint, redo=redo)
     if (
         earlier is FolderContents.same
     ):  # fingerprint as stored, possibly by a version with fewer settings
@@ -549,9 +502,6 @@ def begin_run(
         started_at=started.isoformat(timespec="milliseconds"),
         continues=earlier in (FolderContents.same, FolderContents.mixed),
     )
-    if earlier is FolderContents.other:
-        folder = (archived_by(store) or {}).get("folder", f"{EARLIER_FOLDER}/before-{run.run_id}")
-        archive_previous_results(store, folder=folder, fingerprint=run.fingerprint)
     store.remove(SUCCESS_NAME)
     safe = safe_config(config)
     store.write_json(CONFIG_NAME, safe)
@@ -562,24 +512,3 @@ def begin_run(
         {"fingerprint": fingerprint, "settings": result_settings(config), "family": family},
     )
     return run
-
-
-def archived_by(store: OutputStore) -> dict[str, Any] | None:
-    """Return the arguments of a killed `archive_previous_results`; None without one."""
-    noted = read_change(store)
-    return noted.arguments if noted is not None and noted.command == NEW_RUN else None
-
-
-def archive_previous_results(
-    store: OutputStore, *, folder: str, fingerprint: str, at_the_end: AtTheEnd | None = None
-) -> None:
-    """Move an output folder's results to a folder in it, or resume an interrupted move."""
-    success_name = f"{folder}/{SUCCESS_NAME}"
-    with changing(
-        store, NEW_RUN, at_the_end, success_name=success_name,
-        folder=folder, fingerprint=fingerprint,
-    ):  # fmt: skip
-        for name in _ARCHIVED_FOLDERS:
-            store.move_all(list(store.all_names(name)), folder)
-        store.move_all(filter(store.exists, _ARCHIVED_NAMES), folder)
-    logger.info("archived folder=%s", folder)

@@ -92,8 +92,6 @@ TABLES_NAME: Final = "_run/tables.json"
 IDENTITIES_NAME: Final = "_run/identities.parquet"
 """Addresses of recordings that moved (`identities`)."""
 PLANS_FOLDER: Final = "_run/plan"
-EARLIER_FOLDER: Final = "_earlier"
-"""Results before `--new-run`; ignored by readers of tables."""
 FINISHED_FOLDERS = (OUTCOMES_FOLDER, *PART_ROWS_FOLDERS)
 """Tables of parts; of these and of recordings those objects count that `TABLES_NAME` names."""
 TABLES_OF_RUNS = (
@@ -508,19 +506,6 @@ class OutputStore:
         self.check()
         with ThreadPoolExecutor(READERS, thread_name_prefix="remove-tables") as pool:
             for _ in pool.map(self._remove, names):
-                pass
-
-    def move_all(self, names: Iterable[str], folder: str) -> None:
-        """Move objects to a folder in parallel; succeeds if they were moved already."""
-
-        def move(name: str) -> None:
-            target = f"{folder}/{name}"
-            filesystem.move(self.address(name), self.address(target), self.options)
-            self._changed |= {name: False, target: True}
-
-        self.check()
-        with ThreadPoolExecutor(READERS, thread_name_prefix="archive") as pool:
-            for _ in pool.map(move, names):
                 pass
 
 

@@ -253,17 +253,6 @@ def remove_folder(uri: str) -> None:
             os.rmdir(uri)
 
 
-def move(uri: str, target: str, options: StoreOptions = DEFAULT_STORE) -> None:
-    """Rename an object within its store; succeeds if it was renamed already."""
-    target = normalize(target)
-    try:
-        _request("moving", uri, options, lambda store, uri: store.move(uri, target))
-    except FetchError as error:
-        # A lost response, or an earlier run that was killed, may have completed the move.
-        if error.kind != NOT_FOUND or not exists(target, options):
-            raise
-
-
 def describe(uri: str, options: StoreOptions = DEFAULT_STORE) -> ObjectInfo:
     """Return the size and version of an object."""
     store, uri = _read_from(normalize(uri), options)

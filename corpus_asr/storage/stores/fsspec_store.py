@@ -216,10 +216,6 @@ class FsspecStore(Store):
                 raise
             raise FileExistsError(path) from error
 
-    def move(self, uri: str, target: str) -> None:
-        self.filesystem.cp_file(self._path(uri), self._path(target))
-        self.filesystem.rm_file(self._path(uri))
-
     def remove(self, uri: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             self.filesystem.rm_file(self._path(uri))

@@ -138,10 +138,6 @@ class LocalStore(Store):
             os.close(descriptor)
             temporary.unlink(missing_ok=True)
 
-    def move(self, uri: str, target: str) -> None:
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(uri, target)
-
     def remove(self, uri: str) -> None:
         Path(uri).unlink(missing_ok=True)
 

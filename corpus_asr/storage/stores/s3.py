@@ -73,9 +73,7 @@ CLIENT_OPTIONS = {
 # Stores other than Amazon's refuse the checksum trailers that newer clients send by default. All
 # accept the older header, without which buckets with Object Lock refuse every write.
 _TRAILERS = "request_checksum_calculation"
-_SAID_ONCE = {"Metadata", "Tagging", "CacheControl", "ContentType"}  # a copy inherits these
-_CUSTOMER_KEY = ("SSECustomerAlgorithm", "SSECustomerKey")
-_PUTS = {"PutObject", "CopyObject", "CreateMultipartUpload", "UploadPart"}
+_PUTS = {"PutObject", "CreateMultipartUpload", "UploadPart"}
 _DELETES = {"DeleteObject", "DeleteObjects"}
 
 
@@ -141,9 +139,6 @@ class S3Store(Store):
         operation = client.meta.method_to_api_mapping[method]
         taken = client.meta.service_model.operation_model(operation).input_shape.members
         added = {name: value for name, value in self._added.items() if name in taken}
-        if method == "copy_object":
-            added = {name: value for name, value in added.items() if name not in _SAID_ONCE}
-            added |= {f"CopySource{name}": added[name] for name in _CUSTOMER_KEY if name in added}
         answer: Awaitable[Any] = getattr(client, method)(**(added | own))
         return answer
 
@@ -279,12 +274,6 @@ class S3Store(Store):
         except _NoConditionsError:
             self._put(uri, data)
             return True
-
-    def move(self, uri: str, target: str) -> None:
-        # One request copies at most 5 GB; no table comes near that.
-        bucket, key = split(uri)
-        self._of_object("copy_object", target, CopySource={"Bucket": bucket, "Key": key})
-        self.remove(uri)
 
     def _put(self, uri: str, data: bytes, **conditions: str) -> None:
         self._of_object("put_object", uri, sent_bytes=len(data), Body=data, **conditions)

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FEW_ATTEMPTS = 3  # for failures that clear at once or last long
-_WRITING = {"writing", "creating", "replacing", "removing", "moving"}
+_WRITING = {"writing", "creating", "replacing", "removing"}
 _EXPIRED_ADVICE = "the credentials expired: renew them, then retry"
 # Disk full, quota exceeded or file too large.
 FULL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -143,10 +143,6 @@ class Store:
     def swap(self, uri: str, data: bytes, expected: bytes) -> bool:
         """Replace the object if it equals `expected`; return whether it was replaced."""
         raise _read_only(f"write {len(data)} bytes")
-
-    def move(self, uri: str, target: str) -> None:
-        """Rename the object within its store, replacing an existing one."""
-        raise _read_only("move")
 
     def remove(self, uri: str) -> None:
         """Remove the object if it exists."""
