@@ -1,4 +1,4 @@
-"""Shared state of the workers of a run on Ray: counts, metrics, stop requests, usable workers.
+"""Shared state of the workers of a run on Ray: counts, stop requests, usable workers.
 
 One actor per run adds up what workers did since they last said so: a report costs the same whatever
 the number of workers, and they report so seldom that all together stay below a bound. It holds
@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 import ray
-from ray.util.metrics import Counter, Gauge, Histogram
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from corpus_asr.activity import Activity
@@ -48,104 +47,6 @@ SILENT_S = 300.0
 ANSWER_S = 60.0
 NOTHING = Activity()
 _EXIT_CODE = 70  # EX_SOFTWARE; any but 0, which Ray takes for a wish to end
-
-PREFIX = "corpus_asr_"
-# From hundredths of a second in a folder to many retries of a store.
-COMMIT_BOUNDARIES_S = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
-
-
-class Metric(NamedTuple):
-    """One metric: the count it shows, and what it means."""
-
-    name: str
-    shows: str
-    description: str
-
-
-COUNTERS = (
-    Metric("audio_seconds_total", "audio_s", "seconds of audio committed"),
-    Metric("audio_decoded_seconds_total", "decoded_s", "seconds of audio decoded"),
-    Metric(
-        "audio_transcribed_seconds_total",
-        "transcribed_s",
-        "seconds of audio through the engines, committed or not",
-    ),
-    Metric("parts_total", "parts", "parts committed"),
-    Metric("parts_retried_total", "retried", "parts retried after their worker died"),
-    Metric("extract_seconds_total", "extract_s", "seconds extract workers extracted"),
-    Metric("extract_cpu_seconds_total", "extract_cpu_s", "CPU seconds of extraction"),
-    Metric(
-        "backpressure_seconds_total", "backpressure_s", "seconds extracted parts waited to be taken"
-    ),
-    Metric("fetch_retries_total", "fetch_retries", "requests for recordings that were repeated"),
-    Metric("encode_seconds_total", "encode_s", "seconds engines encoded"),
-    Metric("step_seconds_total", "step_s", "seconds engines decoded steps"),
-    Metric("engine_wait_seconds_total", "wait_s", "seconds engines waited for results"),
-    Metric("engine_alive_seconds_total", "transcribe_alive_s", "seconds since engines were loaded"),
-    Metric("windows_total", "windows", "windows encoded"),
-    Metric("tokens_total", "tokens", "tokens decoded"),
-    Metric("commit_retries_total", "commit_retries", "requests of commits that were repeated"),
-    Metric("workers_replaced_total", "workers_replaced", "workers replaced as unusable"),
-)
-GAUGES = (
-    Metric("parts_ready", "parts_ready", "extracted parts waiting for an engine"),
-    Metric("parts_in_engines", "parts_in_engines", "parts handed to engines, without a result"),
-)
-OCCUPANCY = Metric(
-    "slot_occupancy", "occupancy", "fraction of decoder slots in use in the last steps"
-)
-RECORDINGS = Metric("recordings_total", "files", "recordings processed; status: done or failed")
-COMMIT_SECONDS = Metric("commit_seconds", "commit_s", "seconds a commit took")
-
-
-class Metrics:
-    """The metrics of one run; kept by its coordinator."""
-
-    def __init__(self) -> None:
-        self._counts = _counts(Tally(), Activity())
-        self._counters = {m: Counter(PREFIX + m.name, m.description) for m in COUNTERS}
-        self._gauges = {m: Gauge(PREFIX + m.name, m.description) for m in GAUGES}
-        self._occupancy = Gauge(PREFIX + OCCUPANCY.name, OCCUPANCY.description)
-        self._recordings = Counter(
-            PREFIX + RECORDINGS.name, RECORDINGS.description, tag_keys=("status",)
-        )
-        self._commits = Histogram(
-            PREFIX + COMMIT_SECONDS.name, COMMIT_SECONDS.description, COMMIT_BOUNDARIES_S
-        )
-
-    def committed(self, seconds: float) -> None:
-        """Record the duration of one commit."""
-        self._commits.observe(seconds)
-
-    def update(self, tally: Tally, activity: Activity) -> None:
-        """Show these counts, which only grow unless a worker's are lost."""
-        counts = _counts(tally, activity)
-        growth = {name: count - self._counts[name] for name, count in counts.items()}
-        self._counts = counts
-        # Ray counters cannot decrease; after lost counts they wait until counts exceed them.
-        for metric, counter in self._counters.items():
-            if growth[metric.shows] > 0:
-                counter.inc(growth[metric.shows])
-        for status in ("done", "failed"):
-            if growth[status] > 0:
-                self._recordings.inc(growth[status], {"status": status})
-        for metric, gauge in self._gauges.items():
-            gauge.set(counts[metric.shows])
-        # Since the last report only: a mean over the run would hide a drop.
-        if growth["slot_room"] > 0:
-            self._occupancy.set(growth["slot_steps"] / growth["slot_room"])
-
-
-def _counts(tally: Tally, activity: Activity) -> dict[str, float]:
-    names = {metric.shows for metric in COUNTERS} | {"slot_steps", "slot_room", "failed"}
-    part_counts = {
-        "done": tally.files - tally.failed,
-        "parts_ready": activity.parts_ready,
-        "parts_in_engines": activity.parts_in_engines,
-    }
-    return part_counts | {
-        name: getattr(tally if hasattr(tally, name) else activity, name) for name in names
-    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,13 +153,11 @@ class RunCoordinator:
         self._failure: CorpusAsrError | None = None
         self._looked_s = time.monotonic()
         self._ending: list[Any] = []
-        self._metrics = Metrics()
 
     def add(self, tally: Tally, spent: Activity = NOTHING) -> None:
         """Count committed results, and what committing them took."""
         self._tally += tally
         self._sum += spent
-        self._metrics.committed(spent.commit_s)
 
     def report(self, report: Report) -> ReportReply:
         """Add what a process did since its last report."""
@@ -286,7 +185,6 @@ class RunCoordinator:
         """
         self._stopping |= stop
         self._over |= over
-        self._metrics.update(self._tally, self._sum)
         replaced = self._take_replaced()
         out = list(self._out.values())
         return RunStatus(self._life, self._tally, self._sum, replaced, out, self._failure)

@@ -27,7 +27,6 @@ from corpus_asr.config.options import OPTIONS
 from corpus_asr.config.run import PseudoLabelConfig, RunConfig
 from corpus_asr.config.settings import described, section_of
 from corpus_asr.config.storage_options import StorageOptions
-from corpus_asr.runtime import coordinator
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COPIES = "repository"
@@ -94,7 +93,7 @@ def generated() -> dict[str, Callable[[], str]]:
     """Return what writes each generated page of the reference."""
     return {
         "settings": settings, "commands": commands, "tables": tables, "failures": failures,
-        "metrics": metrics, "python": python, "entry_points": entry_points,
+        "python": python, "entry_points": entry_points,
     }  # fmt: skip
 
 
@@ -331,21 +330,6 @@ def entry_points() -> str:
                           ("Class, method or argument", "Works", "Test"),
                           ((f"`{names}`", works, f"`{test}`" if test else "")
                            for names, works, test in rows))])  # fmt: skip
-
-
-def metrics() -> str:
-    """Return the page of metrics, from the coordinator that exports them."""
-    kinds = {"counter": (*coordinator.COUNTERS, coordinator.RECORDINGS),
-             "gauge": (*coordinator.GAUGES, coordinator.OCCUPANCY),
-             "histogram": (coordinator.COMMIT_SECONDS,)}  # fmt: skip
-    rows = [
-        (f"`ray_{coordinator.PREFIX}{metric.name}`", kind, metric.description)
-        for kind, found in kinds.items()
-        for metric in found
-    ]
-    return "\n".join(["# Metrics", "", "Ray exports these to Prometheus when `ray[default]` is "
-                      "installed. See [alerts](../how-to/alerts.md).", "",
-                      _table(("Metric", "Type", "Meaning"), rows)])  # fmt: skip
 
 
 def python() -> str:

@@ -154,7 +154,7 @@ def test_only_the_autoscaler_may_speak_to_kubernetes() -> None:
         assert "token" not in [each["name"] for each in container(group)["volumeMounts"]]
 
 
-def test_others_reach_a_status_and_metrics_and_pods_reach_stores() -> None:
+def test_others_reach_a_status_and_pods_reach_stores() -> None:
     _, policy = documents("access.yaml")
     spec = policy["spec"]
     assert (policy["apiVersion"], policy["kind"]) == ("networking.k8s.io/v1", "NetworkPolicy")
@@ -164,7 +164,7 @@ def test_others_reach_a_status_and_metrics_and_pods_reach_stores() -> None:
     # A rule without `from`, or without ports for others, would open Ray's ports.
     own, *others = spec["ingress"]
     assert own == {"from": mine}
-    assert [each["port"] for rule in others for each in rule["ports"]] == [8265, 8080]
+    assert [each["port"] for rule in others for each in rule["ports"]] == [8265]
     assert all("podSelector" in peer for rule in others for peer in rule["from"])
     own, *others = spec["egress"]
     assert own == {"to": mine}

@@ -1,4 +1,4 @@
-"""Boards, monitors and examples for other tools name metrics, commands and codes that exist."""
+"""Examples for other tools name commands and exit codes that exist."""
 
 import json
 import re
@@ -11,9 +11,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
-import ray
 import typer.main
-import yaml
 
 from corpus_asr.cli import failures
 from corpus_asr.cli import main as cli
@@ -21,60 +19,7 @@ from corpus_asr.report.nightly import as_data
 from tests.support.nightly import night
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-CLUSTER = REPOSITORY / "configs" / "cluster"
 EXAMPLES = REPOSITORY / "configs" / "orchestration"
-
-
-# Grafana and Prometheus.
-
-
-@pytest.fixture(scope="module")
-def generator() -> dict[str, Any]:
-    return runpy.run_path(str(CLUSTER / "grafana_board.py"))
-
-
-def test_the_board_is_that_of_the_metrics(generator: dict[str, Any]) -> None:
-    text = (CLUSTER / "grafana.json").read_text()
-    assert text == generator["written"](), "run configs/cluster/grafana_board.py"
-    board = json.loads(text)
-    lines = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
-    named = {
-        name.removesuffix("_bucket") for line in lines for name in generator["SHOWN"].findall(line)
-    }
-    assert named == set(generator["NAMES"])
-    variables = [each["name"] for each in board["templating"]["list"]]
-    for line in lines:
-        assert line.count("(") == line.count(")")
-        assert '{ray_io_cluster=~"$cluster"}' in line
-    assert variables == ["datasource", "cluster"]
-
-
-# What Ray itself exports, and is used here; its names are those of Ray's own board.
-OF_RAY = {"ray_object_store_memory", "ray_node_disk_utilization_percentage", "ray_node_cpu_count"}
-
-
-def test_alerts_name_metrics_that_are_exported_and_say_of_which_cluster(
-    generator: dict[str, Any],
-) -> None:
-    (found,) = yaml.safe_load_all((CLUSTER / "alerts.yaml").read_text())
-    assert (found["apiVersion"], found["kind"]) == (
-        "monitoring.coreos.com/v1",
-        "PrometheusRule",
-    )
-    (group,) = found["spec"]["groups"]
-    guide = (REPOSITORY / "docs" / "how-to" / "alerts.md").read_text()
-    exported = {f"ray_corpus_asr_{name}" for name in generator["NAMES"]} | OF_RAY
-    for rule in group["rules"]:
-        assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
-        assert set(re.findall(r"\bray_(?!io_)\w+", rule["expr"])) <= exported, rule["alert"]
-        assert rule["expr"].count("(") == rule["expr"].count(")")
-        assert re.search(r"by \(ray_io_cluster\b", rule["expr"])
-        assert rule["annotations"]["summary"].startswith("{{ $labels.ray_io_cluster }}")
-        assert f"| `{rule['alert']}` |" in guide
-    modules = Path(ray.__file__).parent / "dashboard" / "modules"
-    sources = [*modules.glob("metrics/dashboards/*.py"), modules / "reporter/reporter_agent.py"]
-    shown = "".join(path.read_text() for path in sources)
-    assert [name for name in OF_RAY if name.removeprefix("ray_") not in shown] == []
 
 
 # Airflow and Dagster, of which only what the examples use is imitated.

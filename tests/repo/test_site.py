@@ -12,7 +12,6 @@ import typer
 
 from corpus_asr.cli.main import app
 from corpus_asr.config.settings import section_of
-from corpus_asr.runtime import coordinator
 from docs._site import hooks
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -78,16 +77,8 @@ def test_the_reference_has_every_setting_command_column_and_failure(site: Path) 
         for column in schema.names:
             assert f"<code>{column}</code>" in page("tables"), column
     assert "<code>not_audio</code>" in page("failures")
-    assert "ray_corpus_asr_recordings_total" in page("metrics")
     for name in ("transcribe_many", "vad_threshold", "to_lrc", "max_line_width", "start_s"):
         assert name in page("python"), name
-
-
-def test_every_metric_is_documented_and_no_other() -> None:
-    metrics = (*coordinator.COUNTERS, *coordinator.GAUGES, coordinator.OCCUPANCY,
-               coordinator.RECORDINGS, coordinator.COMMIT_SECONDS)  # fmt: skip
-    documented = re.findall(rf"`ray_{coordinator.PREFIX}(\w+)`", hooks.metrics())
-    assert sorted(documented) == sorted(metric.name for metric in metrics)
 
 
 def test_a_dead_link_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

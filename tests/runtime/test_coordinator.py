@@ -1,23 +1,21 @@
 import os
 import signal
 import socket
-import sys
 import time
-from collections import Counter as Counts
 from typing import Any
 
 import pytest
 import ray
 
-from corpus_asr.activity import Activity, FileSums
+from corpus_asr.activity import Activity
 from corpus_asr.errors import ConfigError
-from corpus_asr.runtime import coordinator as exporting
+from corpus_asr.runtime import coordinator as coordinator_module
 from corpus_asr.runtime.commit import Tally
 from corpus_asr.runtime.coordinator import (
     MOST_REPORTS_PER_S,
+    SILENT_S,
     CoordinatorClient,
     Device,
-    Metrics,
     Report,
     RunCoordinator,
     TakenOut,
@@ -25,73 +23,10 @@ from corpus_asr.runtime.coordinator import (
 )
 from corpus_asr.storage.run_state.lock import ProcessName
 
-
-class Exported:
-    """Stands in for Ray's metrics: keeps what they were given."""
-
-    def __init__(self) -> None:
-        self.added: Counts[str] = Counts()
-        self.shown: dict[str, float] = {}
-
-    def metric(self, name: str, description: str, *_: object, **__: object) -> "Exported.One":
-        assert description
-        return self.One(self, name)
-
-    class One:
-        def __init__(self, exported: "Exported", name: str) -> None:
-            self._exported, self._name = exported, name
-
-        def inc(self, value: float, tags: dict[str, str] | None = None) -> None:
-            assert value > 0
-            self._exported.added[" ".join([self._name, *(tags or {}).values()])] += value  # type: ignore[assignment]
-
-        def set(self, value: float) -> None:
-            self._exported.shown[self._name] = value
-
-        observe = inc
-
-
-@pytest.fixture
-def exported(monkeypatch: pytest.MonkeyPatch) -> Exported:
-    found = Exported()
-    for name in ("Counter", "Gauge", "Histogram"):
-        monkeypatch.setattr(exporting, name, found.metric)
-    return found
-
-
-def test_counters_grow_by_what_is_new_and_never_shrink(exported: Exported) -> None:
-    metrics = Metrics()
-    metrics.update(Tally(files=3, failed=1, audio_s=10.0), Activity(tokens=5, fetch_retries=1))
-    metrics.update(Tally(files=5, failed=2, audio_s=15.0), Activity(tokens=9, fetch_retries=1))
-    metrics.update(Tally(), Activity())  # the coordinator was lost: it begins anew
-    metrics.update(Tally(files=1), Activity(tokens=1))
-    metrics.committed(0.5)
-    assert exported.added == {
-        "corpus_asr_audio_seconds_total": 15.0,
-        "corpus_asr_recordings_total done": 4,
-        "corpus_asr_recordings_total failed": 2,
-        "corpus_asr_tokens_total": 10,
-        "corpus_asr_fetch_retries_total": 1,
-        "corpus_asr_commit_seconds": 0.5,
-    }
-
-
-def test_gauges_show_now(exported: Exported) -> None:
-    metrics = Metrics()
-    metrics.update(Tally(), Activity(slot_steps=8, slot_room=8, parts_extracted=3, parts_started=1))
-    metrics.update(Tally(), Activity(slot_steps=10, slot_room=16, parts_started=1))
-    metrics.update(Tally(), Activity(slot_steps=10, slot_room=16))  # nothing was decoded since
-    assert exported.shown == {
-        "corpus_asr_slot_occupancy": 0.25,
-        "corpus_asr_parts_ready": 0,
-        "corpus_asr_parts_in_engines": 0,
-    }
-
-
 PROCESS = ProcessName(host="h", user="u", pid=1, machine=None, started_ticks=None)
 
 
-def test_what_workers_did_since_they_last_said_so_adds_up(exported: Exported) -> None:
+def test_what_workers_did_since_they_last_said_so_adds_up() -> None:
     coordinator = RunCoordinator()
     coordinator.report(Report("one", Activity(tokens=3), "node", PROCESS))
     coordinator.report(Report("two", Activity(tokens=4, slots=8), "node", PROCESS))
@@ -101,76 +36,26 @@ def test_what_workers_did_since_they_last_said_so_adds_up(exported: Exported) ->
     assert coordinator.look().activity == Activity(
         tokens=9, slots=8, commits=1, commit_s=0.25, workers_replaced=1
     )
-    assert exported.added["corpus_asr_tokens_total"] == 9
 
 
-class Lines:
-    """Counts lines of Python that a call executes, those of comprehensions each time."""
-
-    def __init__(self) -> None:
-        self._count = 0
-
-    def of(self, call: Any, *arguments: Any) -> int:
-        self._count = 0
-        before = sys.gettrace()
-        sys.settrace(self._trace)
-        try:
-            call(*arguments)
-        finally:
-            sys.settrace(before)
-        return self._count
-
-    def _trace(self, frame: Any, what: str, _: Any) -> Any:
-        self._count += what == "line"
-        return self._trace
-
-
-def of_many(num_workers: int, kinds: int = 12) -> tuple[RunCoordinator, Report]:
-    """Return a coordinator that has seen so many workers, and what the last of them reports."""
-    coordinator = RunCoordinator()
-    files = {f"mp3:{number}": FileSums.of(100_000, 60.0) for number in range(kinds)}
-    for number in range(num_workers):
-        report = Report(str(number), Activity(decoded_s=1.0, durations=files), "node", PROCESS)
-        coordinator.report(report)
-    return coordinator, report
-
-
-@pytest.mark.usefixtures("exported")
-def test_a_report_costs_the_same_whatever_the_number_of_workers() -> None:
-    few, many = of_many(10), of_many(300)
-    committed = Tally(parts=1), Activity(commits=1, commit_s=0.1)
-    counts = [
-        [
-            Lines().of(coordinator.report, report),
-            Lines().of(coordinator.add, *committed),
-            Lines().of(coordinator.look),
-        ]
-        for coordinator, report in (few, many)
-    ]
-    # But for what the checks of types keep from earlier calls.
-    assert counts[0] == pytest.approx(counts[1], abs=10)
-    assert max(counts[0]) < 1000
-
-
-@pytest.mark.usefixtures("exported")
 def test_all_workers_together_report_no_more_often_than_one_coordinator_can_take() -> None:
-    coordinator, report = of_many(3)
+    coordinator, report = RunCoordinator(), Report("0", Activity(), "node", PROCESS)
     for num_workers, most_s in ((10, 0.1), (600, 2.0), (4500, 15.0)):
         coordinator._heard = {str(n): (time.monotonic(), report) for n in range(num_workers)}
         pause_s = coordinator.report(report).pause_s
         assert pause_s == pytest.approx(num_workers / MOST_REPORTS_PER_S)
         assert pause_s <= most_s
-        assert 10 * pause_s < exporting.SILENT_S
+        assert 10 * pause_s < SILENT_S
 
 
 @pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
-def test_metrics_cost_nothing_where_nobody_exports_them() -> None:
+def test_what_was_reported_is_not_reported_again() -> None:
     coordinator = start_coordinator()
     did = Activity(tokens=3, slot_steps=1, slot_room=2)
     client = CoordinatorClient(coordinator, lambda: did)
-    for _ in range(2):  # what was said is not said again
+    for _ in range(2):
         client.send()
     coordinator.add.remote(Tally(parts=1, files=1, audio_s=3.0), Activity(commits=1, commit_s=0.1))
     look = ray.get(coordinator.look.remote())
@@ -195,7 +80,7 @@ class Reporting:
 def test_a_frozen_worker_is_killed_so_that_another_takes_its_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(exporting, "SILENT_S", 8.0)
+    monkeypatch.setattr(coordinator_module, "SILENT_S", 8.0)
     coordinator = start_coordinator()
     reporting: Any = Reporting
     frozen, well = reporting.remote(coordinator), reporting.remote(coordinator)
