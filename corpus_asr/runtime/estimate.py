@@ -1,8 +1,8 @@
 """Estimates a run's audio duration and remaining time, with ranges.
 
 Headers of a few recordings are read by a child process, which a broken file may crash or block; the
-estimates are pure functions of these, of sums over recordings (`activity.FileSums`) and of moments
-of a run. No speed is assumed. A range contains the true value with a probability of about 0.8
+estimates are pure functions of these, of sums over recordings (`activity.FileSums`) and of a run's
+progress. No speed is assumed. A range contains the true value with a probability of about 0.8
 (tests/runtime/test_estimate.py).
 """
 
@@ -15,10 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass
 
-import numpy as np
-
 from corpus_asr.activity import Estimate, FileSums, Strata, added
-from corpus_asr.array_types import Float64
 from corpus_asr.config.decoding import expected_languages
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CorpusAsrError
@@ -39,20 +36,13 @@ _FILE_SPREAD, _FALLBACK_SPREAD = 0.6, 0.5
 # Without a header sample, minimum fraction opened before an estimate: plans put the largest files
 # first, which are not representative.
 _LEAST_OPENED = 0.25
-# Fixed cost per recording (opening, filling its last window), in seconds of audio. The value with
-# the smallest spread of speeds so far is used.
-_FILE_COSTS_S = (0.0, 2.0, 5.0, 10.0, 20.0)
-_BLOCKS = 8
-# Relative spread of speed between one eighth of a run and the next, before measurements.
-_SPEED_SPREAD = 0.5
-# Minimum relative spread, since speed drifts.
-_LEAST_SPREAD = 0.1
-# No estimate in the first seconds, and until this fraction of the work in progress is done, about
-# one window.
+# Cost of a recording (opening, filling its last window), in seconds of audio.
+_FILE_COST_S = 3.0
+# Relative spread of the speed of the rest, which has other recordings than what is done.
+_SPEED_SPREAD = 0.22
+# No estimate in the first seconds, nor before a window or this fraction of the audio is done.
 _MIN_WORKING_S = 2.0
-_FIRST_SHARE = 0.125
-# Progress of windows in flight is unknown: one half, plus or minus this.
-_PROGRESS_SPREAD = 0.3
+_FIRST_FRACTION = 0.1
 
 
 def estimate_audio(
@@ -110,68 +100,30 @@ def _estimate(value: float, spread: float) -> Estimate:
 
 
 def rest_s(
-    moments: Sequence[ProgressSample],
-    audio: Estimate | None,
-    *,
-    workers: int,
-    files: int,
-    slots: int = 0,
+    moment: ProgressSample, audio: Estimate | None, *, workers: int, files: int
 ) -> Estimate | None:
     """Estimate the remaining seconds from the speed since the engines were loaded.
 
     Args:
-        moments: of the run so far, in order, about evenly spaced; the last is the present.
+        moment: the present state of the run.
         audio: of the whole run, in seconds.
         workers: number of engines.
         files: number of remaining recordings.
-        slots: number of windows in progress, not counted as done.
 
     Returns:
         None without sufficient data.
     """
-    moment = moments[-1]
-    working_s = moment.transcribe_alive_s / workers
-    if audio is None or working_s < _MIN_WORKING_S or moment.audio_done_s <= 0:
+    working_s, done_s = moment.transcribe_alive_s / workers, moment.audio_done_s
+    if audio is None or working_s < _MIN_WORKING_S:
         return None
-    left_s = max(0.0, audio.value - moment.audio_done_s)
-    in_progress_s = min(slots * min(WINDOW_S, left_s / max(1, files)), left_s)
-    if moment.audio_done_s < _FIRST_SHARE * in_progress_s:
+    if done_s <= 0 or done_s < min(WINDOW_S, _FIRST_FRACTION * audio.value):
         return None
-    done_s, left_s = moment.audio_done_s + in_progress_s / 2, left_s - in_progress_s / 2
-    done = moment.files - moment.failed  # failed recordings take no time
-    marks = _marks(moments) / np.array([workers, 1, 1])
-    spreads = {cost_s: _spread(marks, cost_s) for cost_s in _FILE_COSTS_S}
-    cost_s = min(spreads, key=spreads.__getitem__)
-    value_s = (left_s + cost_s * files) * working_s / (done_s + cost_s * done)
-    # The rest will differ from the mean as much as earlier blocks; blocks of one recording are
-    # alike.
-    blocks = len(marks) - 1
-    blocks_left = max(0.5, min(value_s / working_s * blocks, files))
-    blocks_done = min(blocks, max(1, done))
-    spread = math.hypot(
-        spreads[cost_s] * math.sqrt(1 / blocks_done + 1 / blocks_left),
-        (audio.high - audio.low) / (2 * _DEVIATIONS * max(left_s, 1e-9)),
-        _PROGRESS_SPREAD * in_progress_s / done_s,
-        _LEAST_SPREAD,
-    )
-    return _estimate(value_s, spread)
-
-
-def _marks(moments: Sequence[ProgressSample]) -> Float64[np.ndarray, "mark 3"]:
-    """Return engine seconds, audio seconds and recordings at the ends of about equal blocks."""
-    step = -(-len(moments) // _BLOCKS)
-    ends = [(m.transcribe_alive_s, m.audio_done_s, m.files - m.failed) for m in moments[::-step]]
-    # A restarted coordinator counts from zero.
-    marks = np.maximum.accumulate(np.array([*ends, (0.0, 0.0, 0.0)])[::-1])
-    return marks[np.diff(marks[:, 0], append=np.inf) > 0]
-
-
-def _spread(marks: Float64[np.ndarray, "mark 3"], cost_s: float) -> float:
-    """Return the relative spread of block speeds for a cost per recording in seconds."""
-    times_s, work_s = marks[:, 0], marks[:, 1] + cost_s * marks[:, 2]
-    speeds = np.diff(work_s) / np.diff(times_s) / (work_s[-1] / times_s[-1])
-    squares = float(np.square(speeds - 1).sum())
-    return math.sqrt((_SPEED_SPREAD**2 + squares) / len(marks))
+    left_s = max(0.0, audio.value - done_s)
+    num_done = moment.files - moment.failed  # failed recordings take no time
+    speed = (done_s + _FILE_COST_S * num_done) / working_s
+    audio_spread = (audio.high - audio.low) / (2 * _DEVIATIONS * max(left_s, 1e-9))
+    value_s = (left_s + _FILE_COST_S * files) / speed
+    return _estimate(value_s, math.hypot(audio_spread, _SPEED_SPREAD))
 
 
 _LOG = logging.getLogger(__name__)

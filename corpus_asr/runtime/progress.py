@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, fields
 from typing import Self, TextIO
@@ -143,7 +143,7 @@ class Progress:
             transcribe_alive_s=round(activity.transcribe_alive_s, 2),
         )
         moments = self._history.with_now(moment)
-        audio, rest = self._estimates(moments, activity)
+        audio, rest = self._estimates(moment, activity)
         all_open = sum(sums.files for sums in activity.durations.values()) >= self._total_files
         extract, transcribe = self._stages.words(activity, elapsed_s, all_open=all_open)
         standing = RunProgress(
@@ -164,24 +164,17 @@ class Progress:
         return standing, moments
 
     def _estimates(
-        self, moments: Sequence[ProgressSample], activity: Activity
+        self, moment: ProgressSample, activity: Activity
     ) -> tuple[Estimate | None, Estimate | None]:
         """Return estimates of the run's audio and of the remaining time, in seconds."""
-        done_s = moments[-1].audio_done_s
-        files_left = max(0, self._total_files - moments[-1].files)
+        done_s = moment.audio_done_s
+        files_left = max(0, self._total_files - moment.files)
         if not files_left:
             return Estimate(done_s, done_s, done_s), Estimate(0.0, 0.0, 0.0)
         audio = estimate_audio(self._planned, activity.durations, self.sampled)
         if audio is not None:
             audio = Estimate(*(max(done_s, seconds) for seconds in astuple(audio)))
-        rest = rest_s(
-            moments,
-            audio,
-            workers=self._workers,
-            files=files_left,
-            slots=activity.slots * self._workers,
-        )
-        return audio, rest
+        return audio, rest_s(moment, audio, workers=self._workers, files=files_left)
 
     @contextmanager
     def shown(self) -> Iterator[Self]:

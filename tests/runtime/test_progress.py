@@ -85,7 +85,7 @@ def test_the_line_moves_before_anything_is_committed_and_says_what_waits():
     standing = standing_at(110.0, Tally(), at_work())
     assert line_of(standing) == (
         "0 of 4 files, 0 failed; 25%, 1.00 of 4.00 h; RTFx unknown; "
-        "elapsed 0:01:50, ETA 0:05:00 (0:02:35-0:09:40); "
+        "elapsed 0:01:50, ETA 0:05:00 (0:03:07-0:08:02); "
         "extract: blocked, as the engines are behind, transcribe: busy"
     )
     assert standing.eta is not None
