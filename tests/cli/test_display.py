@@ -1,23 +1,14 @@
 """The bar of `transcribe`: what it says, and that whatever is printed stays above it."""
 
-import datetime
 import re
-import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from corpus_asr.activity import Activity
 from corpus_asr.cli.display import Meter, display_of
 from corpus_asr.runtime import terminal
-from corpus_asr.storage.run_state.lock import LOCK_NAME, Holder, ProcessName
-from corpus_asr.storage.run_state.run_files import STOPPED, write_snapshot
-from corpus_asr.storage.run_state.tables import OutputStore
-from tests.support.tables import snapshot
-from tests.support.terminal import REPOSITORY, on_terminal, run_on_terminal, seen_lines
+from tests.support.terminal import on_terminal
 
 
 class Clock:
@@ -125,73 +116,3 @@ def test_without_a_terminal_there_are_plain_lines_now_and_then(
     with display_of(meter):
         pass
     assert capsys.readouterr() == ("", "")
-
-
-BUSY = Activity(
-    extract_alive_s=100.0, extract_s=10.0, parts_extracted=5, transcribe_alive_s=100.0, steps=9,
-    step_s=90.0, slots=8, slot_steps=2, slot_room=10, commits=2, commit_s=1.0, load_s=3.0,
-)  # fmt: skip
-
-
-@pytest.fixture
-def running(tmp_path: Path) -> OutputStore:
-    """The output folder of a run of this process, in the middle."""
-    store = OutputStore(str(tmp_path / "out"))
-    now = datetime.datetime.now(datetime.UTC).isoformat()
-    holder = Holder(
-        token="t", run_id="run-1", process=ProcessName.mine(), started_at=now, heartbeat_at=now
-    )
-    store.write_bytes(LOCK_NAME, holder.encoded())
-    write_snapshot(
-        store,
-        snapshot(
-            activity=BUSY, audio_done_s=18_000.0, audio_expected_s=36_000.0,
-            audio_expected_range_s=(30_000.0, 40_000.0), eta_range_s=(3000.0, 4200.0),
-            extract="blocked, as the engines are behind", transcribe="busy, 4 parts ready",
-        ),
-    )  # fmt: skip
-    return store
-
-
-def ended_after(store: OutputStore, frames: int) -> Callable[[str], None]:
-    """Return what ends the run once it was shown so often."""
-
-    def look(printed: str) -> None:
-        if printed.count("50%, 5.00 of 10.00 h") >= frames:
-            write_snapshot(store, snapshot(state=STOPPED, files=80, activity=BUSY))
-            store.remove(LOCK_NAME)
-
-    return look
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(("columns", "options"), [(80, ["--watch"]), (40, [])])
-def test_a_run_is_drawn_in_place_and_no_word_is_broken(
-    running: OutputStore, columns: int, options: list[str]
-) -> None:
-    meanwhile = ended_after(running, 1) if options else lambda _: None
-    written = run_on_terminal(
-        ["status", running.uri, *options], columns=columns, meanwhile=meanwhile
-    )
-    on_screen = seen_lines(written, columns=columns)
-    text = "\n".join(on_screen)
-    assert text.count("this run") == text.count("bottleneck") == 1, "it scrolled"
-    if options:
-        assert len(re.findall(r"\x1b\[\d*A", written)) > 3  # up
-        assert "80 planned: 78 done, 2 failed, 0 remaining" in text
-        assert "(not running: stopped before the end; " in " ".join(on_screen)
-    plain = subprocess.run(
-        [sys.executable, "-m", "corpus_asr", "status", running.uri],
-        capture_output=True, text=True, check=True, cwd=REPOSITORY,
-    ).stdout  # fmt: skip
-    assert "\x1b" not in plain
-    lines = plain.splitlines()
-    assert 80 < max(map(len, lines)) <= 100
-    # All words are there: none was broken at the edge but the address. Times differ.
-    seen, said = (
-        [word for word in " ".join(text).split() if "/" not in word and word[0] > "9"]
-        for text in (on_screen, lines)
-    )
-    if not options:
-        assert seen == said
-    assert max(len(line) for line in on_screen) <= columns

@@ -1,11 +1,6 @@
 """The command `finetune`: how it ends when stopped, and what a training gains on real speech."""
 
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,37 +13,9 @@ from corpus_asr.labelling.writers import HuggingFaceWriter
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import wav_bytes
 from tests.support.spoken import spoken
-from tests.support.training import tiny_student, training, write_set
+from tests.support.training import training
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 MORE_WORDS_RIGHT = 1.0  # of a hundred
-
-
-@pytest.mark.slow
-def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
-    write_set(tmp_path / "set", train=6)
-    config = training(tmp_path, tiny_student(tmp_path), training={"max_steps": 10_000})
-    job = tmp_path / "job.yaml"
-    job.write_text(config.model_dump_json(), encoding="utf-8")
-    command = [sys.executable, "-c", "from corpus_asr.__main__ import main; main()", "finetune"]
-    with subprocess.Popen(
-        [*command, str(job)],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        limit_s = time.monotonic() + 250
-        while not list(tmp_path.glob("out/*/trainer_state.json")) and time.monotonic() < limit_s:
-            assert process.poll() is None
-            time.sleep(0.05)
-        os.kill(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert out == ""
-    assert err.splitlines()[-1] == (
-        "corpus-asr: interrupted; committed results are kept: run the same command again to resume"
-    )
 
 
 @pytest.mark.slow

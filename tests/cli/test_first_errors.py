@@ -163,17 +163,6 @@ def test_a_hub_that_must_not_be_asked_says_how_to_bring_the_files(
     assert "whisper-tiny.en (English), which needs no network" in line
 
 
-def test_a_misspelt_short_name_is_refused_without_the_hub(
-    job: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def asked(*_: object, **__: object) -> str:
-        raise AssertionError("the hub is asked")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", asked)
-    line = messages(plan(job, "model.checkpoint=smal"))
-    assert "found no such folder or model (did you mean small?)" in line
-
-
 @pytest.mark.long
 def test_plan_checks_output_recording_model_and_memory(
     job: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch

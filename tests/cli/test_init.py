@@ -95,13 +95,6 @@ def test_a_manifest_becomes_one_and_a_table_of_audio_recordings(tmp_path: Path) 
     assert (config.source.uri, config.source.audio_column) == ((str(table),), "sound")
 
 
-def test_a_short_file_leaves_rare_keys_out() -> None:
-    text = written("transcribe_corpus", CHOSEN, full=False)
-    assert "# language: auto" in text
-    assert "compression_ratio" not in text
-    assert len(text.splitlines()) < 50
-
-
 def test_what_cannot_be_loaded_is_not_written(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text("mine")

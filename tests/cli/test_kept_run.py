@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 from corpus_asr.cli import main as cli
 from corpus_asr.cli.inputs import inputs_of
 from corpus_asr.cli.output_files import Layout, OutputFiles
-from corpus_asr.export.speakers import read_segments
 from corpus_asr.formats.options import CueRules, WordStyle
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.segments import SpeakerTurn
@@ -75,11 +74,6 @@ SAID = Transcript(
 )  # fmt: skip
 
 
-def test_python_readers_open_the_folder_of_files() -> None:
-    written(SAID)
-    assert read_segments("out")["text"].to_pylist() == [" Hello there.", " Bye."]
-
-
 COMMANDS = {
     "status out": r"\(finished\)",
     "report out": r"\(finished\)\n.*1: 1 with text.*1 have exactly one outcome",
@@ -103,13 +97,6 @@ def test_each_command_opens_the_folder_of_files(command: str) -> None:
     done = CliRunner().invoke(cli.app, command.split())
     assert done.exit_code == 0, done.output
     assert re.search(COMMANDS[command], done.stdout, re.DOTALL), done.stdout
-
-
-def test_prune_says_what_removes_a_recording_of_files() -> None:
-    written(SAID)
-    done = CliRunner().invoke(cli.app, ["remove", "out", "--gone"])
-    assert done.exit_code == 2
-    assert "for transcribe -o use --uri" in " ".join(done.stderr.split())
 
 
 def test_settings_and_recordings_are_those_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:

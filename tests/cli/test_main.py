@@ -28,11 +28,9 @@ from corpus_asr.errors import (
 )
 from corpus_asr.pipelines.driver import RunSummary
 from corpus_asr.runtime import speeds
-from corpus_asr.storage.run_state.plan import make_plan
-from corpus_asr.storage.run_state.run_files import begin_run, fingerprint, write_snapshot
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.transcription.pace import Pace
-from tests.support.tables import commit, held_by, part, results, snapshot
+from tests.support.tables import commit, part, results
 
 DEMO = str(Path(__file__).parents[2] / "configs" / "demo.yaml")
 REPOSITORY = Path(__file__).parents[2]
@@ -243,20 +241,6 @@ def test_plan_times_this_machine_for_the_settings(
     assert "5 beams, word times from parts of a " in found[1]
 
 
-def test_report_prints_what_it_found_and_writes_nothing(job: list[str], tmp_path: Path) -> None:
-    output = tmp_path / "output"
-    config = load_config(DEMO, job[1::2])
-    store = OutputStore(str(output))
-    make_plan(config, store)
-    begin_run(store, config, fingerprint(config, "revision"))
-    before = held_by(str(output))
-    result = call("report", str(output))
-    assert result.exit_code == 0, result.stderr
-    assert "2: 2 waiting" in result.stdout
-    assert json.loads(call("report", str(output), "--json").stdout)["finished"] is False
-    assert held_by(str(output)) == before
-
-
 def test_no_output_is_refused(tmp_path: Path) -> None:
     for command in ("report", "status", "show"):
         refused = call(command, str(tmp_path / "nothing"))
@@ -280,15 +264,6 @@ def test_one_kind_is_removed_with_its_options_alone(words: str) -> None:
     refused = call("remove", "nothing", *words.split(), "--yes")
     assert refused.exit_code == 2
     assert "Invalid value" in refused.stderr
-
-
-def test_status_shows_a_run(tmp_path: Path) -> None:
-    store = OutputStore(str(tmp_path / "output"))
-    write_snapshot(store, snapshot(state="stopped"))
-    result = call("status", store.uri, "--watch")  # which ends with the run
-    assert result.exit_code == 0, result.stderr
-    assert "80 planned: 38 done, 2 failed, 40 remaining" in result.stdout
-    assert json.loads(call("status", store.uri, "--json").stdout)["state"] == "stopped"
 
 
 def test_stderr_holds_nothing_but_objects_when_asked(
@@ -368,12 +343,6 @@ def test_an_interrupt_while_packages_are_read_is_no_traceback() -> None:
     assert done.returncode == 130
 
 
-def test_python_runs_it_as_a_module_too() -> None:
-    done = python("-m", "corpus_asr", "--help")
-    assert done.returncode == 0
-    assert "transcribe" in done.stdout
-
-
 @pytest.fixture
 def output(tmp_path: Path) -> str:
     """A run that is not done: two recordings that speak, one in two parts, one silent, one bad."""
@@ -437,8 +406,3 @@ def test_the_help_of_every_command_has_a_panel_and_an_example_that_can_be_typed(
     help_text = CliRunner().invoke(cli.app, [name, "--help"], env={"COLUMNS": "120"}).stdout
     assert "<bool>" not in help_text
     assert not re.search(r"{[A-Z_]+}", re.sub(r"Usage:.*", "", help_text)), "a placeholder"
-
-
-def test_the_version_is_that_of_the_package() -> None:
-    result = CliRunner().invoke(cli.app, ["--version"])
-    assert (result.exit_code, result.stdout) == (0, "corpus-asr 0.1.0\n")

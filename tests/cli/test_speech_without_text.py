@@ -24,15 +24,6 @@ def call(*arguments: str | Path) -> Result:
     return result
 
 
-def test_transcribe_notes_what_it_left_without_text() -> None:
-    options = [option.removeprefix("decoding.") for option in DEAF]
-    result = call("transcribe", CLIPS / "english.wav", *options)
-    assert result.stdout == ""
-    assert "english.wav: 9.4 s of detected speech have no text" in result.stderr
-    assert "no speech found" not in result.stderr
-    assert "have no text" not in call("transcribe", CLIPS / "english.wav").stderr
-
-
 def test_a_run_s_tables_report_and_page_say_how_much_speech_has_no_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,6 @@ from corpus_asr.cli.output_files import Layout, OutputFiles
 from corpus_asr.errors import CheckpointError, DecodeError, EngineError, ItemError
 from corpus_asr.formats.options import CueRules, WordStyle
 from corpus_asr.formats.transcript import Transcript
-from corpus_asr.runtime.shutdown import ended_by_signals
 from corpus_asr.segments import Segment
 from corpus_asr.storage.listing import RECORDS_FOLDER
 from corpus_asr.storage.stores.filesystem import read_bytes
@@ -208,13 +206,9 @@ def test_the_model_and_the_machine_are_chosen() -> None:
     ("typed", "message"),
     [
         ("a.wav --beam_sise 5", "No such option: --beam_sise. Did you mean --beam-size?"),
-        ("a.wav --num_beams 5", "Did you mean --beam-size?"),
         ("a.wav --output_format srt", "Did you mean --format?"),
-        ("a.wav --num_threads 4", "Did you mean --threads?"),
         ("a.wav --vad_min_speech 4", "Did you mean --set vad_min_speech_s=...?"),
-        ("a.wav --vad", "Did you mean --vad-filter?"),
         ("a.wav --fp16 False", "Did you mean --compute-type?"),
-        ("a.wav --no_speech_threshold 0.5", "Did you mean --set no_speech_threshold=...?"),
         ("a.wav --set temprature=0", "did you mean temperature?"),
         ("a.wav --beam-size 0", "beam_size: found 0, expected a whole number at least 1"),
         ("a.wav --temperature hot", 'reading --temperature: found "hot", expected numbers'),
@@ -227,8 +221,6 @@ def test_the_model_and_the_machine_are_chosen() -> None:
             "a.wav --subtitle-preset none --set max_line_count=2",
             "max_line_count without max_line_width",
         ),
-        ("a.wav --max-line-width 42", "Did you mean --set max_line_width=...?"),
-        ("a.wav --max_duration 7", "Did you mean --set max_duration_s=...?"),
         (
             "a.wav -f srt --set min_gap=1",
             "reading --set min_gap: unknown key; did you mean min_gap_s",
@@ -236,7 +228,6 @@ def test_the_model_and_the_machine_are_chosen() -> None:
         ("a.wav --set vad_threshold=2", "vad_threshold: found 2"),
         ("a.wav -o a.wav", "making the folder a.wav: File exists; choose another --output-dir"),
         ("a.wav -o http://h.org/x", "found an http URL, expected a writable folder"),
-        ("a.wav --threads 0", "threads"),
     ],
 )
 def test_a_wrong_option_is_told_before_a_model_is_loaded(typed: str, message: str) -> None:
@@ -277,12 +268,6 @@ def test_a_bad_recording_and_a_missing_one_do_not_stop_the_others() -> None:
     ]
     assert told[3].startswith("2 files: 2.2 h of audio in ")
     assert result.stdout == ""
-
-
-def test_nothing_is_loaded_where_no_argument_names_a_recording() -> None:
-    result = call("none.wav", "nothing/*.mp3")
-    assert (result.exit_code, ScriptedTranscriber.loaded) == (1, None)
-    assert result.stderr.splitlines()[-1] == "corpus-asr: 2 of 2 files failed"
 
 
 def test_existing_files_are_kept_and_only_missing_ones_are_written() -> None:
@@ -460,11 +445,6 @@ def test_a_folder_may_hold_its_own_outputs() -> None:
     ]
 
 
-def test_subtitles_follow_their_options() -> None:
-    call("a.wav", "-o", "out", "-f", "srt", "--set", "max_line_width=3")
-    assert "\nHäl\nlo.\n" in Path("out/a.srt").read_text()
-
-
 def test_standard_input_is_transcribed_and_named() -> None:
     assert call("-", stdin=b"12345").stdout == "[00:00.000 --> 00:01.000] 5 bytes.\n"
     assert call("-", "-o", "out", "-f", "txt", stdin=b"1234").exit_code == 0
@@ -514,15 +494,3 @@ def test_a_terminal_shows_language_text_and_no_trace_of_the_bar() -> None:
     ]
     assert lines[-2].startswith("2 files: 2.2 h of audio in ")
     assert "2 of 3 files" in opened.output, "the bar was there"
-
-
-def test_sigterm_ends_it_as_an_interrupt_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    def end(*_: Any, **__: Any) -> Iterator[Transcript]:
-        os.kill(os.getpid(), signal.SIGTERM)
-        yield transcript("a.wav", SAID)
-
-    monkeypatch.setattr(ScriptedTranscriber, "transcribe_many", end)
-    with ended_by_signals():
-        result = call("a.wav", "-o", "out")
-    assert result.exit_code == 143
-    assert "corpus-asr: stopped by SIGTERM; the files of 0 of 1 recording" in result.stderr

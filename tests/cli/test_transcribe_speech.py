@@ -22,8 +22,6 @@ from corpus_asr.storage.listing import RECORDS_FOLDER
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import read_clip, wav_bytes
 from tests.support.loaded import lend
-from tests.support.stores import web_server
-from tests.support.terminal import on_terminal
 
 pytestmark = pytest.mark.long
 
@@ -50,16 +48,6 @@ def here(loaded: Transcriber, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 def call(*arguments: str | Path, stdin: bytes | None = None) -> Result:
     return CliRunner().invoke(cli.app, ["transcribe", *map(str, arguments)], input=stdin)
-
-
-def test_an_mp3_is_printed_and_stdout_has_the_text_alone() -> None:
-    result = call(AWKWARD / "fmt_mp3_vbr_tags.mp3")
-    assert result.exit_code == 0
-    lines = result.stdout.splitlines()
-    assert all(re.match(r"\[00:\d\d\.\d{3} --> 00:\d\d\.\d{3}\] \S", line) for line in lines)
-    assert QUILTER.search(result.stdout)
-    assert result.stderr.startswith("model: whisper-tiny.en, the English model")
-    assert result.stderr.count("\n") == 1
 
 
 def test_a_folder_with_a_broken_file_a_silent_one_and_video() -> None:
@@ -93,31 +81,6 @@ def test_a_folder_with_a_broken_file_a_silent_one_and_video() -> None:
     assert again.exit_code == 1, "the broken one is tried again"
     assert "note: 3 of 4 files have their outputs in out" in again.stderr
     assert "film" not in again.stderr
-
-
-def test_bytes_on_standard_input_and_a_file_give_the_same_text() -> None:
-    path = AWKWARD / "fmt_opus.opus"
-    piped = call("-", "-f", "srt", stdin=path.read_bytes())
-    assert piped.exit_code == 0, piped.stderr
-    assert QUILTER.search(" ".join(piped.stdout.split()))
-    assert piped.stdout == call(path, "-f", "srt").stdout
-    broken = call("-", stdin=b"<html>")
-    assert broken.exit_code == 1
-    assert "corpus-asr: decoding -: not recognized as audio or video" in broken.stderr
-    empty = call("-", stdin=b"")
-    assert "corpus-asr: decoding -: found an empty file (0 bytes)" in empty.stderr
-
-
-def test_a_url_is_read_and_a_missing_one_does_not_stop_the_others() -> None:
-    with web_server() as site:
-        site.files["talks/film.opus"] = (AWKWARD / "fmt_opus.opus").read_bytes()
-        missing, found = site.url("nothing.mp3"), f"{site.url('talks/film.opus')}?token=secret"
-        result = call(missing, found, "-o", "out", "-f", "txt,json")
-    assert result.exit_code == 1
-    assert QUILTER.search(Path("out/film.txt").read_text())
-    assert json.loads(Path("out/film.json").read_text())["uri"] == found.partition("?")[0]
-    assert f"reading {missing}: " in result.stderr
-    assert "secret" not in result.output
 
 
 def test_words_can_be_timed_and_highlighted() -> None:
@@ -167,29 +130,6 @@ def joined(left: np.ndarray, right: np.ndarray) -> bytes:
     stereo = np.zeros((2, max(len(left), len(right))), np.float32)
     stereo[0, : len(left)], stereo[1, : len(right)] = left, right
     return wav_bytes(stereo, rate_hz=SAMPLE_RATE_HZ)
-
-
-def test_without_speech_detection_and_for_one_clip() -> None:
-    clip = DATA / "clips" / "longer.mp3"
-    some = call(clip, "--no-vad", "--clip_timestamps", "0,6", "--temperature", "0")
-    assert some.exit_code == 0
-    assert "felons side has a similar accommodation" in some.stdout
-    assert "recovery of debts" not in some.stdout
-
-
-def test_on_a_terminal_text_comes_above_a_bar() -> None:
-    longer = DATA / "clips" / "longer.mp3"  # two windows
-    with on_terminal() as opened:
-        with pytest.raises(SystemExit) as end:
-            cli.app(["transcribe", str(longer), "--model", "whisper-tiny.en"])
-        lines = opened.seen(lambda lines: bool(lines) and lines[-1].startswith("1 file: "))
-    assert end.value.code == 0
-    assert lines[0].endswith("longer.mp3  en")
-    assert sum(line.startswith("[00:") for line in lines) > 4
-    assert re.fullmatch(r"1 file: 44\.\d s of audio in [\d.]+ (s|min) \(RTFx [\d.]+\)", lines[-1])
-    # A bar with the length of the header and the seconds transcribed, between two windows.
-    (first, *_) = re.findall(r"(\d\d)%, 0:\d\d of 0:44, RTFx \d", opened.output)
-    assert 0 < int(first) < 100
 
 
 @pytest.mark.slow

@@ -16,7 +16,6 @@ from corpus_asr.config.options import (
     option_overrides,
     options_from,
 )
-from corpus_asr.config.run import RunConfig
 from corpus_asr.config.settings import DecodingSection
 from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.storage.manifest import hotwords_of
@@ -67,13 +66,6 @@ def test_options_that_do_not_fit_are_refused_by_name(options: dict[str, Any], wo
     assert ": :" not in str(caught.value)
 
 
-def test_all_misfits_are_told_at_once() -> None:
-    with pytest.raises(ConfigError, match=r"length_penalty.*hallucination_silence_threshold"):
-        decoding_from(
-            {"beam_size": 1, "length_penalty": 2.0, "hallucination_silence_threshold": 1.0}
-        )
-
-
 @pytest.mark.parametrize(
     ("given", "in_chunks"),
     [
@@ -122,26 +114,6 @@ def test_options_that_fit() -> None:
     assert (settings.initial_prompt, settings.hotwords, settings.prefix) == (None, None, "So")
     # Of one there is nothing to detect, so that models which do not detect take it, too.
     assert decoding_from({"language": ["German", "de"]}).language == "de"
-
-
-def test_engines_take_the_keys_of_the_section_as_they_are() -> None:
-    assert DecodingSection().settings() == DecodingSettings()
-    chosen = {"language": "German", "temperature": [0.0, 0.5], "beam_size": 3, "prefix": "So"}
-    assert DecodingSection.model_validate(chosen).settings() == DecodingSettings(
-        language="de", temperature=(0.0, 0.5), beam_size=3, prefix="So"
-    )
-
-
-def test_dropping_non_speech_needs_its_detection() -> None:
-    job: dict[str, Any] = {
-        "source": {"uri": "/a"},
-        "model": {"checkpoint": "/m"},
-        "output": {"uri": "/o"},
-        "decoding": {"drop_nonspeech": True},
-    }
-    assert RunConfig.model_validate(job).decoding.drop_nonspeech
-    with pytest.raises(ValueError, match="drop_nonspeech needs detected speech"):
-        RunConfig.model_validate(job | {"extract": {"vad_filter": False}})
 
 
 def test_text_that_utf8_cannot_write_is_refused_by_its_key() -> None:

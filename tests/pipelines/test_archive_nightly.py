@@ -114,16 +114,6 @@ def test_a_night_whose_time_is_over_leaves_the_rest_to_the_next(archive: Archive
     assert (archive.output / "_SUCCESS").exists()
 
 
-def test_languages_are_named_and_unsure_recordings_counted(archive: Archive) -> None:
-    archive.set(low_confidence=0.6)
-    archive.add("a", "b parts=2", "silent")
-    night = archive.night()
-    found = night.findings
-    assert (found.low_confidence, found.no_speech) == (2, 1)
-    assert [(one.name, one.recordings, one.segments) for one in found.languages] == [("en", 2, 6)]
-    assert archive.night().findings.low_confidence == 0, "those of earlier nights"
-
-
 @pytest.fixture
 def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
     quick = RetryPolicy(attempts=2, first_wait_s=0.01, longest_wait_s=0.01, request_timeout_s=0.5)
@@ -288,14 +278,6 @@ def test_too_many_failures_end_with_1(archive: Archive, limit: float, words: str
     assert done.exit_code == bool(words), done.output
     assert words in done.stderr
     assert archive.summaries()[0]["over_limit"] == (words or None)
-
-
-def test_what_broke_off_keeps_its_exit_code(archive: Archive) -> None:
-    archive.add("engine-error")
-    done = command(archive)
-    assert done.exit_code == 3
-    assert "aborted" in done.stdout
-    assert "the device is lost" in done.stderr
 
 
 def test_an_overlap_has_an_exit_code_of_its_own(

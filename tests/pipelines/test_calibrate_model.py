@@ -6,7 +6,6 @@ import random
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -14,8 +13,6 @@ from corpus_asr.cli import main as cli
 from corpus_asr.confidence import DEFAULT_MODEL, evidence_of
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError
-from corpus_asr.storage.parquet import CALIBRATION_KEY
-from corpus_asr.storage.run_state.finish import settle
 from corpus_asr.storage.run_state.run_files import (
     CALIBRATION_NAME,
     begin_run,
@@ -24,9 +21,7 @@ from corpus_asr.storage.run_state.run_files import (
     read_calibration,
     write_calibration,
 )
-from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.units import MEBIBYTE
 from tests.support.tables import commit, part, results, rows_of, run_config, stored_segments
 
 REVISION = "0123456789abcdef"
@@ -102,25 +97,6 @@ def test_a_run_is_calibrated_and_a_later_one_uses_it(tmp_path: Path) -> None:
         evidence = evidence_of(row)
         assert evidence is not None
         assert row["confidence"] == pytest.approx(calibration.confidence(evidence), abs=1e-6)
-
-
-def test_files_name_their_calibrations_even_when_they_are_merged(tmp_path: Path) -> None:
-    store = run(tmp_path)
-    assert evaluate(tmp_path).exit_code == 0
-    calibration = read_calibration(store.uri)
-    commit(
-        store, results(transcribed("later.wav", random.Random(1))), run_id="later",
-        model="some/model", model_revision=REVISION, calibration=calibration,
-    )  # fmt: skip
-    with RunTables(store) as tables:
-        settle(store, tables, 128 * MEBIBYTE)
-    (merged,) = store.names("segments")
-    assert named(store, merged) == f"default, {calibration.name}"
-
-
-def named(store: OutputStore, name: str) -> str:
-    metadata: dict[bytes, bytes] = pq.read_metadata(store.address(name)).metadata
-    return metadata[CALIBRATION_KEY.encode()].decode()
 
 
 def test_rows_of_other_weights_and_without_evidence_keep_their_confidence(tmp_path: Path) -> None:

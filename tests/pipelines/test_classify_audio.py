@@ -9,9 +9,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-from corpus_asr.cli.main import app
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.loading import load_classifier
@@ -164,17 +162,3 @@ def test_a_head_that_was_not_saved_is_not_drawn(classifier: Path, tmp_path: Path
     )
     with pytest.raises(CheckpointError, match=r"2 missing: classifier\.bias"):
         load_classifier(folder, device="cpu", dtype="float32")
-
-
-@pytest.mark.long
-def test_the_command_dispatches_on_the_pipeline(
-    corpus: Path, classifier: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / "job.yaml"
-    config = labelling(corpus / "silence.flac", classifier, tmp_path / "output", task="classify")
-    path.write_text(undetected(config).model_dump_json(exclude_unset=True))
-    planned = CliRunner().invoke(app, ["plan", str(path)])
-    assert "task: classify" in planned.output
-    done = CliRunner().invoke(app, ["run", str(path), "--local"])
-    assert done.exit_code == 0, done.output
-    assert "3 labels from" in done.output

@@ -15,7 +15,6 @@ from corpus_asr.config.run import SelectionSettings
 from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.labelling.selection import _beside_the_other, open_sources
 from corpus_asr.pipelines.evaluate import evaluate
-from corpus_asr.report.run import load_report
 from corpus_asr.storage.run_state.corrections import read_saved
 from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.moved import Move
@@ -23,7 +22,6 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support.nightly import Archive
 from tests.support.runs import correct_segment, passage, run_of, spoken
-from tests.support.tables import run_config, with_section
 
 pytestmark = pytest.mark.long
 
@@ -93,50 +91,6 @@ def test_a_night_without_permission_is_tried_again_by_the_next(archive: Archive)
     assert texts(archive) == dict.fromkeys("abcdef", 2)
 
 
-def test_what_is_renamed_keeps_its_results(archive: Archive, tmp_path: Path) -> None:
-    """Before: all is transcribed again, and old rows stay beside the new ones."""
-    archive.add("a", "b", content=b"s")
-    archive.add("c", content=b"another sound")
-    archive.run()
-    (archive.source / "c.wav").rename(archive.source / "renamed.wav")
-    project = tmp_path / "project"
-    project.mkdir()
-    for name in ("source", "output"):
-        setattr(archive, name, getattr(archive, name).rename(project / getattr(archive, name).name))
-    archive.config = archive.config.model_copy(update={
-        section: getattr(run_config(archive.source, archive.output), section)
-        for section in ("source", "output")
-    })  # fmt: skip
-    found = archive.run()
-    assert (found.moved, found.planned_files, archive.worked) == (3, 0, [])
-    assert texts(archive) == {"a": 2, "b": 2, "renamed": 2}
-    uris = {row["uri"] for row in archive.read("recordings")}
-    assert uris == {str(path) for path in archive.source.iterdir()}
-
-
-def test_what_is_deleted_is_marked_and_pruned(archive: Archive) -> None:
-    """Before: its rows stay for good; no column says so; counts contradict each other."""
-    archive.add("a", "b", "c")
-    archive.run()
-    archive.remove("b")
-    found = archive.run()
-    assert (found.files, found.done, found.gone) == (2, 2, 1)
-    archive.night()
-    [summary] = archive.output.glob("nights/*.md")
-    assert ", with 1 recording not listed any more." in summary.read_text()
-    assert "0 remaining; 1 not listed any more" in command("status", archive.output)
-    gone = {Path(row["uri"]).stem: row["gone_since"] for row in archive.read("recordings")}
-    assert [name for name, since in gone.items() if since] == ["b"]
-    assert load_report(OutputStore(str(archive.output))).accounting.problems == ()
-    assert "nothing to remove" in command("remove", archive.output, "--gone", "--older-than", "30d")
-    assert "1 recording of 3 is gone; nothing was changed" in command(
-        "remove", archive.output, "--gone"
-    )
-    command("remove", archive.output, "--gone", "--yes")
-    assert texts(archive) == {"a": 2, "c": 2}
-    assert "not listed" not in command("status", archive.output)
-
-
 def test_what_people_corrected_is_pruned_only_if_that_is_said(archive: Archive) -> None:
     """Before: corrections went without a word."""
     store = OutputStore(str(archive.output))
@@ -154,15 +108,6 @@ def test_what_people_corrected_is_pruned_only_if_that_is_said(archive: Archive) 
     assert len(read_saved(store)) == 1
     assert command(*gone, "--yes", "--with-corrections").endswith("removed 1 recording\n")
     assert read_saved(store) == {}
-
-
-def test_an_empty_inbox_is_a_night_that_is_done(archive: Archive) -> None:
-    """Before: exit 2, the night "aborted"; one empty glob stops the others."""
-    assert (archive.night().state, archive.night().planned) == ("done", 0)
-    archive.add("a")
-    both = (f"{archive.source}/*.mp3", f"{archive.source}/*.wav")
-    archive.config = with_section(archive.config, "source", uri=both)
-    assert archive.run().done == 1
 
 
 @pytest.mark.parametrize("moved_in", ["output", "against"])

@@ -11,7 +11,7 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.pipelines.driver import run
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.corpora import CLIPS, outcomes_in, redo
-from tests.support.killing import COMMIT_EACH, KillableJob, into, kill_and_resume, tables_of
+from tests.support.killing import tables_of
 from tests.support.parakeet import parakeet_checkpoint
 from tests.support.tables import rows_of, run_config, stored_segments, with_section
 
@@ -89,36 +89,3 @@ def test_what_is_done_again_says_the_same(finished: RunConfig, tmp_path: Path) -
     redo(again, "longer.mp3", 1)
     assert run(again, local=True, progress=None).processed_files == 1
     check_same(again, finished)
-
-
-def killable(kind: str, folder: Path, *, ray: bool) -> KillableJob:
-    """A job over many copies of the clips, whose commits are small."""
-    corpus = folder / "corpus"
-    corpus.mkdir()
-    for number in range(10):
-        for clip in CLIPS.iterdir():
-            shutil.copyfile(clip, corpus / f"{number}-{clip.name}")
-    small = {"uri": str(folder / "output"), **COMMIT_EACH}
-    config = config_of(corpus, kind, folder, output=small)
-    config = with_section(config, "extract", pack_mb=0.5)
-    return KillableJob(config, folder / "job", ray=ray, scripted=False)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize(
-    ("kind", "ray"),
-    [("CTC", False), ("RNNT", False), pytest.param("TDT", True, marks=pytest.mark.ray)],
-)
-def test_runs_that_are_killed_say_what_one_says_that_is_not(
-    kind: str, ray: bool, tmp_path: Path
-) -> None:
-    job = killable(kind, tmp_path, ray=ray)
-    undisturbed = into(job, tmp_path / "undisturbed").config
-    run(undisturbed, local=True, progress=None)
-    total = len(tables_of(undisturbed)["outcomes"])
-    victims = ("driver", "extract", "transcribe") if ray else ("driver",)
-    killed = kill_and_resume(job, kills=3, seed=3, most=6, total=total, victims=victims)
-    print(killed, total)  # noqa: T201 - what a soak test is read for
-    assert sum(killed.values()) == 3
-    check_same(job.config, undisturbed)

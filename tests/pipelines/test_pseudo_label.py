@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 from corpus_asr.cli import main as cli
 from corpus_asr.config.run import PseudoLabelConfig
 from corpus_asr.errors import ConfigError, FetchError
-from corpus_asr.export.speakers import name_speaker
 from corpus_asr.labelling import dataset
 from corpus_asr.labelling.summary import as_data, render
 from corpus_asr.pipelines import driver as pipeline
@@ -174,29 +173,6 @@ def test_examples_have_speakers_and_nobody_is_in_two_splits(
     assert sorted(speaker for speaker, _ in rows.values()) == sorted(names)
     assert {split for _, split in rows.values()} == {"train", "validation"}
     assert rows["The old ship."][1] == rows["Nobody saw her lights. Until quite late."][1]
-    # The same person in both, by name: the recordings cannot be put apart any more.
-    for uri in (talk, other):
-        name_speaker(store, uri, "S1", "Anna", seen="")
-    with pytest.raises(ConfigError, match=r"found 1 group of recordings .*\(Anna in 2, "):
-        label(decoded.config(to="named", dataset=by_speaker))
-    name_speaker(store, other, "S1", "Cem", seen="Anna")
-    label(decoded.config(to="named", selection=SURE, dataset=WHOLE_SECONDS | by_speaker))
-    card = (tmp_path / "named" / "README.md").read_text()
-    assert "found the same speaker are in one split only" in card
-    assert "its speaker may be in several" not in card
-    found = {
-        row["text"].strip(): (row["speaker"], row["split"])
-        for row in selection_of(tmp_path / "named")
-    }
-    assert found["The old ship."] == ("Anna", "train")
-    assert found["Until quite late."] == (names[1], "train")
-    assert found["Go."] == ("Cem", "validation")
-    name_speaker(store, talk, "S2", "Ben", seen="")
-    windows = {"validation_fraction": 0, "max_pause_s": 30}
-    label(decoded.config(to="several", dataset=WHOLE_SECONDS | windows))
-    assert {row["text"].split()[0]: row["speaker"] for row in rows_of(tmp_path / "several")} == {
-        "The": None, "Go.": "Cem"
-    }  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -447,14 +423,6 @@ def test_runs_whose_words_cannot_be_aligned_are_not_fused(
         decoded.run({"a talk.wav": [timed(0, "The old ship.")]}, output=output, **sections)
     selection = {"against": str(tmp_path / "other"), "select": "fuse"}
     with pytest.raises(ConfigError, match=printed):
-        label(decoded.config(output="mine", selection=selection))
-
-
-def test_texts_without_words_are_not_fused(decoded: Transcribed, tmp_path: Path) -> None:
-    for output in ("mine", "other"):
-        decoded.run({"a talk.wav": TALK}, output=output, decoding=WORD_TIMES)
-    selection = {"against": str(tmp_path / "other"), "select": "fuse"}
-    with pytest.raises(ConfigError, match=r"found segments without words in \S*/mine, expected"):
         label(decoded.config(output="mine", selection=selection))
 
 

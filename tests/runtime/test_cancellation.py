@@ -1,6 +1,5 @@
 """Calls of a Transcriber that another thread cancels, as services do."""
 
-import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -32,17 +31,6 @@ def transcriber(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Transcribe
 
 def sound(seconds: float, seed: int = 0) -> np.ndarray:
     return noise(seconds, seed=seed)
-
-
-def test_calls_in_threads_of_a_loop_say_what_they_say_alone(transcriber: Transcriber) -> None:
-    sounds = [sound(2.0 + seed, seed) for seed in range(5)]
-    alone = [transcriber.transcribe(samples, **SOUND) for samples in sounds]
-
-    async def together() -> list[Any]:
-        calls = [asyncio.to_thread(transcriber.transcribe, samples, **SOUND) for samples in sounds]
-        return list(await asyncio.gather(*calls))
-
-    assert asyncio.run(together()) == alone
 
 
 @pytest.mark.parametrize("stream", [False, True])

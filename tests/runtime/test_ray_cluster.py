@@ -7,7 +7,6 @@ import threading
 import psutil
 import pytest
 import ray
-from ray._private import services
 from ray._private.utils import check_version_info
 from ray.exceptions import AuthenticationError
 
@@ -54,17 +53,6 @@ def test_a_ray_started_here_listens_on_loopback_alone(ray_session: Cluster):
     assert {"gcs_server", "raylet"} <= {name for name, _ in found}
     assert any(name.startswith("ray::") for name, _ in found)
     assert all(address.is_loopback for _, address in found), found
-
-
-def test_a_ray_without_the_function_that_is_replaced_is_said_to_listen_anywhere(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-):
-    started: dict[str, object] = {}
-    monkeypatch.delattr(services, "resolve_ip_for_localhost")
-    monkeypatch.setattr(ray, "init", lambda **options: started.update(options))
-    ray_cluster.start_ray(cpus=1, gpus=0, store_bytes=1)
-    assert started["_node_ip_address"] == "127.0.0.1"
-    assert "ray_may_listen_beyond_loopback" in caplog.text
 
 
 def test_a_machine_that_is_too_busy_to_start_ray_is_tried_again(monkeypatch: pytest.MonkeyPatch):

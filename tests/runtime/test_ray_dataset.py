@@ -133,20 +133,6 @@ def test_a_store_that_is_gone_for_good_ends_the_run_in_its_words(
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_worker_whose_engine_is_lost_is_replaced(ray_session: Cluster, tmp_path: Path):
-    config = scripted_job(tmp_path)
-    names = [f"{number}/parts=1" for number in range(12)]
-    run(ray_session, config, packs_of("engine-error/parts=1", *names), packs_of("z/parts=2"))
-    outcomes = outcomes_by_part(config)
-    lost = outcomes.pop(("engine-error/parts=1", 0))
-    assert (lost["status"], lost["error_kind"], lost["attempts"]) == ("failed", "poison", 3)
-    assert "the device is lost (scripted)" in lost["error_message"]
-    assert len(outcomes) == 14
-    assert {row["status"] for row in outcomes.values()} == {"ok"}
-
-
-@pytest.mark.slow
-@pytest.mark.ray
 def test_a_signal_lets_workers_end_what_they_began(ray_session: Cluster, tmp_path: Path):
     config = scripted_job(tmp_path, extract={"workers": 1})
     before = signal.getsignal(signal.SIGTERM)

@@ -156,12 +156,6 @@ def test_what_waits_is_bounded_by_half_of_the_object_store_or_as_asked():
     assert alone.ahead_bytes == alone.parts_in_flight * 600 * 25_600 + 64 * MEBIBYTE
 
 
-def test_a_store_started_here_holds_what_is_in_flight_twice_and_two_parts_per_extract_worker():
-    found = resolve_resources(config(), (GPU_BOX,), num_packs=9999)
-    parts = 2 * found.parts_in_flight + 2 * found.extract_workers
-    assert store_bytes_for(config(), GPU_BOX) == 2 * parts * 600 * 25_600
-
-
 @pytest.mark.parametrize(
     ("named", "expected"),
     [

@@ -3,7 +3,6 @@
 import asyncio
 import importlib.util
 import json
-import os
 import re
 import shlex
 import shutil
@@ -238,24 +237,6 @@ def test_a_status_says_who_can_change_it(error: CorpusAsrError, status: int, kin
     assert module.error_body(status, str(error))["error"]["type"] == kind
 
 
-def test_a_recording_without_speech_is_no_failure(client: openai.OpenAI, service: Any) -> None:
-    silence = wav_bytes(0.0 * noise(1.0), rate_hz=SAMPLE_RATE_HZ)
-    transcriber: Transcriber = service.app.state.transcriber
-    transcriber._options["vad_filter"] = True
-    try:
-        found: Any = client.audio.transcriptions.create(
-            file=("silence.wav", silence), model="whisper-1", response_format="verbose_json"
-        )
-        [done] = client.audio.transcriptions.create(
-            file=("silence.wav", silence), model="whisper-1", stream=True
-        )
-    finally:
-        transcriber._options["vad_filter"] = False
-    assert (found.text, found.language, found.segments, found.duration) == ("", "", [], 1.0)
-    assert done.type == "transcript.text.done"
-    assert done.text == ""
-
-
 @pytest.mark.parametrize(
     ("status", "param", "message", "wrong"),
     [
@@ -338,33 +319,6 @@ def test_a_translation_is_one(client: openai.OpenAI, service: Any) -> None:
     verbose = create(model="whisper-1", response_format="verbose_json")
     assert verbose.segments[0].text == expected.segments[0].text
     assert create(model="whisper-1", response_format="srt") == expected.to_srt()
-
-
-def test_an_english_model_names_the_field_and_not_a_setting(tmp_path: Path) -> None:
-    with serving(loaded_example(num_threads=1)) as address:
-        file = {"file": ("talk.wav", sound(1.0))}
-        fields = {"model": "whisper-1", "language": "de"}
-        found = httpx.post(address + PATH, data=fields, files=file, timeout=LIMIT_S)
-    assert (found.status_code, found.json()["error"]["param"]) == (400, "language")
-    assert found.json()["error"]["message"] == (
-        "language: found de, but this checkpoint is English-only"
-    )
-
-
-def test_a_request_that_is_none_is_refused(service: Any) -> None:
-    for answer in (
-        httpx.post(service.address + PATH),
-        httpx.post(service.address + PATH, data={"model": "whisper-1"}),
-        httpx.post(
-            service.address + PATH,
-            content=b"--x\r\n",
-            headers={"Content-Type": "multipart/form-data"},
-        ),
-        httpx.post(service.address + PATH, json={"model": "whisper-1"}),
-    ):
-        assert answer.status_code == 400, answer.text
-        assert answer.json()["error"]["type"] == "invalid_request_error"
-    assert httpx.get(service.address + "/v1/nothing").json()["error"]["message"] == "Not Found"
 
 
 def head(length: int | None) -> bytes:
@@ -477,16 +431,6 @@ def test_a_client_that_leaves_frees_what_worked_for_it(
     until(lambda: calls(service) == 0)
     assert client.audio.transcriptions.create(file=("a.wav", sound(1.0)), model="whisper-1").text
     assert "Traceback" not in capfd.readouterr().err
-
-
-def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = {"MODEL": "small", "MAX_BYTES": "7", "MAX_CALLS": "9", "ORIGINS": "a b"}
-    for name, value in values.items():
-        monkeypatch.setitem(os.environ, name, value)
-    module = loaded_example()
-    assert (module.MODEL, module.MAX_BYTES, module.MAX_CALLS) == ("small", 7, 9)
-    assert module.ORIGINS == ["a", "b"]
-    assert all(f"`{name}`" in PAGE for name in values)
 
 
 @pytest.mark.long

@@ -2,7 +2,6 @@ import io
 import os
 import re
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -117,19 +116,6 @@ def test_an_error_without_a_signal_passes():
     for at in (None, time.monotonic() - DRAIN_S):  # also when the time is over
         with pytest.raises(OSError, match="disk"), stoppable(lambda: 1, at=at):
             raise OSError("disk")
-
-
-def test_other_threads_hear_no_signals():
-    seen = []
-
-    def work() -> None:
-        with stoppable(lambda: 1) as stop:
-            seen.append(stop.requested)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen == [False]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])

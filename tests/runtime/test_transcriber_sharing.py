@@ -266,13 +266,3 @@ def test_a_fork_is_refused_at_once_and_leaves_the_parent_alone(
     assert {each.uri for each in many} == {longer, *files}
     assert [*begun]
     unused.close()
-
-
-def test_a_transcriber_made_in_a_fork_works_there(
-    transcriber: Transcriber, files: list[str], alone: dict[str, Transcript], model: str
-) -> None:
-    def work() -> bool:
-        with Transcriber(model, slots=1, num_threads=2, **GREEDY) as own:
-            return own.transcribe(files[0]).segments == alone[files[0]].segments
-
-    assert in_fork(work) == "True"

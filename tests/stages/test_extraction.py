@@ -1,5 +1,4 @@
 import io
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from corpus_asr.errors import DecodeError, EngineError, FetchError
 from corpus_asr.families.registry import part_features
 from corpus_asr.families.whisper.features import WhisperPartFeatures
 from corpus_asr.stages import extraction
-from corpus_asr.stages.extraction import FilePrefetcher, PartExtractor
+from corpus_asr.stages.extraction import PartExtractor
 from corpus_asr.stages.measures import measured_columns
 from corpus_asr.stages.parts import DecodeProgress, ExtractedPart, ExtractRequest
 from corpus_asr.transcription.whisper_prompt import find_language
@@ -130,11 +129,6 @@ def test_features_of_further_kinds_are_those_of_their_own_checkpoints(
         assert list(part.further) == [kind]
         np.testing.assert_array_equal(part.further[kind].values, second.features)
         assert part.further[kind].pad_value == second.pad_value
-
-
-def test_silence_has_no_features_and_no_language(model: Path):
-    for part in extract(model, str(CLIPS / "silence.flac")):
-        assert (part.speech, part.features, part.language_window_start_s) == ((), None, None)
 
 
 def test_without_detection_everything_is_transcribed_and_the_first_window_tells_the_language(
@@ -335,51 +329,6 @@ def test_what_was_opened_ahead_is_what_is_extracted(model: Path, tmp_path: Path)
         else:
             (part,) = ours(request)
             assert part.num_samples == (1 + uris.index(uri)) * SAMPLE_RATE_HZ
-
-
-class Opener:
-    """Tells what was asked for; opens nothing before it is let go."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.opened: list[io.BytesIO] = []
-        self.go = threading.Event()
-
-    def __call__(self, uri: str) -> io.BufferedIOBase:
-        self.asked.append(uri)
-        assert self.go.wait(60)
-        if "bad" in uri:
-            raise FetchError(f"reading {uri}: scripted")
-        file = io.BytesIO(uri.encode())
-        self.opened.append(file)
-        return file
-
-
-def test_files_are_opened_side_by_side_and_each_once():
-    opener = Opener()
-    ahead = FilePrefetcher(opener, threads=3)
-    ahead.expect(["a", "b", "bad"])
-    opener.go.set()
-    assert ahead.take("a").read() == b"a"
-    ahead.expect(["b", "bad"])
-    with pytest.raises(FetchError, match="bad: scripted"):
-        ahead.take("bad")
-    assert ahead.take("b").read() == b"b"
-    assert ahead.take("z").read() == b"z"  # not expected: opened now
-    assert sorted(opener.asked) == ["a", "b", "bad", "z"]
-
-
-def test_what_is_not_wanted_any_more_is_closed_or_never_opened():
-    opener = Opener()
-    ahead = FilePrefetcher(opener, threads=1)
-    ahead.expect(["a", "b", "c"])
-    while not opener.asked:
-        pass
-    ahead.expect(["c"])
-    opener.go.set()
-    assert ahead.take("c").read() == b"c"
-    assert opener.asked == ["a", "c"]
-    assert opener.opened[0].closed
 
 
 def test_fingerprints_are_of_wanted_parts_and_only_where_they_are_asked_for(model: Path):

@@ -11,7 +11,7 @@ from corpus_asr.config.extraction import ExtractSettings
 from corpus_asr.errors import DecodeError
 from corpus_asr.stages import extraction
 from corpus_asr.stages.extraction import PartExtractor
-from corpus_asr.stages.parts import DecodeProgress, ExtractedPart, ExtractRequest
+from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import noise, read_clip
 from tests.support.corpora import CLIPS, tiny_model
@@ -96,13 +96,6 @@ def test_where_nobody_speaks_at_all_the_best_track_is_what_was_searched(
     assert {(each.audio_track, each.spoken) for each in found} == {(1, False)}
 
 
-def test_without_detection_silence_is_not_known_and_the_best_track_stays(
-    model: Path, tmp_path: Path
-):
-    uri = write(tmp_path, Track(samples=silence(5)), Track(samples=SPEECH))
-    assert {each.audio_track for each in extract(model, uri, vad_filter=False)} == {1}
-
-
 def test_done_parts_of_the_other_track_are_not_done_again(model: Path, tmp_path: Path):
     uri = write(tmp_path, Track(samples=silence(5)), Track(samples=LONG))
     whole, rest = extract(model, uri), extract(model, uri, done=(0,))
@@ -127,18 +120,6 @@ def test_each_track_has_parts_of_its_own_and_its_own_language_window(model: Path
     # A recording with one track has one transcript, without a number.
     only = extract(model, write(tmp_path, Track(samples=OTHER)), track="all")
     assert {(each.channel, each.audio_tracks) for each in only} == {(None, None)}
-
-
-def test_progress_counts_all_tracks(model: Path, tmp_path: Path):
-    uri = write(tmp_path, Track(samples=LONG), Track(samples=LONG))
-    found = [
-        each
-        for each in messages(model, uri, track="all", vad_filter=False)
-        if isinstance(each, DecodeProgress)
-    ]
-    seconds = len(LONG) / SAMPLE_RATE_HZ
-    assert found[-1].expected_s == pytest.approx(2 * seconds, abs=0.1)
-    assert [each.decoded_s for each in found] == sorted(each.decoded_s for each in found)
 
 
 def test_a_damaged_track_costs_no_other(

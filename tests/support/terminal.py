@@ -4,13 +4,10 @@ import contextlib
 import fcntl
 import os
 import struct
-import subprocess
-import sys
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 import pyte
@@ -80,33 +77,3 @@ def on_terminal() -> Iterator[Terminal]:
         stack.enter_context(contextlib.redirect_stderr(stream))
         stack.enter_context(contextlib.redirect_stdout(stream))
         yield opened
-
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-# A watched run is looked at more often than people would.
-_MAIN = (
-    "import corpus_asr.cli.results as results; results.WATCH_EVERY_S = 0.2; "
-    "from corpus_asr.__main__ import main; main()"
-)
-
-
-def run_on_terminal(
-    arguments: Sequence[str], *, columns: int, meanwhile: Callable[[str], None] = lambda _: None
-) -> str:
-    """Run a command of this program on a terminal, and return what it writes.
-
-    `meanwhile` is called with what it has written so far.
-    """
-    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
-    environment |= {"PYTHONPATH": str(REPOSITORY), "TERM": "xterm-256color"}
-    command = [sys.executable, "-c", _MAIN, *arguments]
-    deadline_s = time.monotonic() + 60
-    with terminal(columns) as opened:
-        end = opened.descriptor
-        process = subprocess.Popen(command, stdin=end, stdout=end, stderr=end, env=environment)
-        while process.poll() is None and time.monotonic() < deadline_s:
-            meanwhile(opened.output)
-            time.sleep(0.02)
-        process.kill()
-        process.wait(10)
-    return opened.output
