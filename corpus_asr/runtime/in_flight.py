@@ -1,14 +1,12 @@
 """Recordings in a `Transcriber`: extracted in a thread, transcribed by the engine, collected.
 
 A call borrows a child process from the pool while one recording is extracted, whether or not its
-caller consumes results: waiting calls get children in the order of their requests, even in a thread
-whose own iterators are suspended.
+caller consumes results, so that other calls go on, even in a thread whose own iterators are
+suspended.
 """
 
 import os
 import threading
-import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
@@ -35,12 +33,10 @@ if TYPE_CHECKING:  # imports torch
     from corpus_asr.transcription.routing import RoutedEngine
 
 MAX_CHILDREN = 4  # of some 150 MiB each, and one core while decoding
-# Seconds before another child starts, which takes as long; short recordings reuse the first.
-PATIENCE_S = 1.0
 
 
 class ExtractorPool:
-    """Lends child processes to calls in order of request; starts more under load."""
+    """Lends child processes to calls; starts more under load."""
 
     def __init__(self, make: Callable[[], IsolatedGenerator]) -> None:
         self._make = make
@@ -49,7 +45,6 @@ class ExtractorPool:
         """Whether the pool is closed."""
         self._idle: list[IsolatedGenerator] = []
         self._num_lent = 0
-        self._queue: deque[object] = deque()
         self._calls: set[CallInFlight] = set()
         # Reentrant: a collected iterator ends its call, possibly during any allocation.
         self._changed = threading.Condition(threading.RLock())
@@ -100,24 +95,15 @@ class ExtractorPool:
             self._changed.notify_all()
 
     def take(self, wanted: Callable[[], bool]) -> IsolatedGenerator | None:
-        """Wait for an idle child; None when `wanted()` becomes false."""
-        turn, since_s = object(), time.monotonic()
+        """Wait for an idle child, or room for another; None when `wanted()` becomes false."""
         with self._changed:
-            self._queue.append(turn)
-            try:
-                while wanted():
-                    left_s: float | None = None
-                    if self._queue[0] is turn:
-                        left_s = PATIENCE_S - (time.monotonic() - since_s)
-                        if (child := self._free(impatient=left_s <= 0)) is not None:
-                            self._num_lent += 1
-                            return child
-                        left_s = left_s if left_s > 0 else None
-                    self._changed.wait(left_s)
-            finally:
-                self._queue.remove(turn)
-                self._changed.notify_all()
-        return None
+            self._changed.wait_for(
+                lambda: not wanted() or self._idle or self._num_lent < MAX_CHILDREN
+            )
+            if not wanted():
+                return None
+            self._num_lent += 1
+            return self._idle.pop() if self._idle else self._make()
 
     def give_back(self, child: IsolatedGenerator) -> None:
         """Return a child to the pool; a closed pool ends it."""
@@ -141,13 +127,6 @@ class ExtractorPool:
             call.stop()
         for child in idle:
             child.close()
-
-    def _free(self, *, impatient: bool) -> IsolatedGenerator | None:
-        if self._idle:
-            return self._idle.pop()
-        if not self._num_lent or (impatient and self._num_lent < MAX_CHILDREN):
-            return self._make()
-        return None
 
 
 # Parts extracted ahead per slot: one in it and the next; about 10 MiB each at most.

@@ -22,10 +22,8 @@ from corpus_asr.runtime.resources import (
 from corpus_asr.storage.run_state.run_files import (
     FINGERPRINT_NAME,
     RUN_NAME,
-    Snapshot,
     read_snapshot,
     result_settings,
-    speed_of,
 )
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
@@ -102,22 +100,19 @@ def stated_machine(config: RunConfig, rtfx: float) -> Machine:
 
 def known_machines(config: RunConfig, store: OutputStore) -> list[Machine]:
     """Return the speed of the last run in a job's folder, if model and settings are the same."""
-    of_run = store.read_json(FINGERPRINT_NAME)
-    if of_run is not None and of_run["settings"] != result_settings(config):
+    of_run, snapshot = store.read_json(FINGERPRINT_NAME), read_snapshot(store)
+    if of_run is None or snapshot is None or of_run["settings"] != result_settings(config):
         return []
-    model = model_name(config.model)
-    machines = []
+    # Settings are without the model, since one that was moved is the same; an unfinished run has
+    # none to compare.
     run = store.read_json(RUN_NAME)
-    snapshot = read_snapshot(store)
-    if run is not None and run["model"] == model:
-        speed = speed_of(run)
-        if speed.audio_s >= LEAST_AUDIO_S and speed.wall_s >= _LEAST_WALL_S:
-            is_of_run = snapshot is not None and snapshot.run_id == run.get("run_id")
-            of_run_snapshot = snapshot if is_of_run else None
-            machines.append(_as_before(run["started_at"], speed.rtfx, of_run_snapshot))
-    elif run is None and snapshot is not None and snapshot.audio_s >= LEAST_AUDIO_S:
-        machines.append(_as_before(snapshot.started_at, snapshot.rtfx, snapshot))
-    return machines
+    if run is not None and run["model"] != model_name(config.model):
+        return []
+    if snapshot.audio_s < LEAST_AUDIO_S or snapshot.elapsed_s < _LEAST_WALL_S:
+        return []
+    workers = max(1, snapshot.transcribe_workers)
+    name = f"as the run of {snapshot.started_at[:10]} here"
+    return [Machine(name=name, rtfx=snapshot.rtfx / workers, count=workers)]
 
 
 def timed_machines(
@@ -163,9 +158,3 @@ def timed_machines(
         f"{redact_uri(model_name(config.model))} without weights, timed on {device}",
     )
     return [machine], ""
-
-
-def _as_before(started_at: str, rtfx: float, snapshot: Snapshot | None) -> Machine:
-    # Without a snapshot the number of workers is unknown.
-    workers = 1 if snapshot is None else max(1, snapshot.transcribe_workers)
-    return Machine(name=f"as the run of {started_at[:10]} here", rtfx=rtfx / workers, count=workers)

@@ -92,11 +92,6 @@ class IsolatedGenerator:
     """
 
     def __init__(self, target: str, *, init_kwargs: dict[str, Any], timeout_s: float) -> None:
-        module, _, name = target.partition(":")
-        if not module or not name:
-            raise ValueError(f"target is {target!r}; expected module:callable")
-        if timeout_s <= 0:
-            raise ValueError(f"timeout_s is {timeout_s}; expected more than 0")
         self._target = target
         self._init_kwargs = init_kwargs
         self._timeout_s = timeout_s

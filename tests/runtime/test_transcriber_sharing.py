@@ -157,39 +157,6 @@ def test_a_long_recording_does_not_keep_others_from_being_decoded(
     assert set(transcriber._pool._idle) == set(idle)
 
 
-def test_children_are_lent_in_the_order_in_which_they_are_asked_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(in_flight, "PATIENCE_S", LIMIT_S)
-    made: list[Any] = []
-
-    class Child:
-        def __init__(self) -> None:
-            made.append(self)
-
-    pool = in_flight.ExtractorPool(Child)  # type: ignore[arg-type]
-    child = pool.take(lambda: True)
-    assert child is not None
-    turns: list[int] = []
-
-    def work(number: int) -> None:
-        lent = pool.take(lambda: True)
-        assert lent is child
-        turns.append(number)
-        pool.give_back(lent)
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-    for count, thread in enumerate(threads, start=1):
-        thread.start()
-        while len(pool._queue) < count:
-            time.sleep(0.001)
-    pool.give_back(child)
-    for thread in threads:
-        thread.join(LIMIT_S)
-    assert turns == [*range(8)]
-    assert len(made) == 1
-
-
 def test_closing_ends_the_calls_of_other_threads_with_a_clear_error(model: str) -> None:
     """Wherever they are: waiting for a child, decoding, reading from a pipe, transcribing."""
     longer = str(CLIPS / "longer.mp3")
