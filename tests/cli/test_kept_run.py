@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
@@ -24,7 +23,6 @@ from corpus_asr.formats.transcript import Transcript
 from corpus_asr.segments import SpeakerTurn
 from corpus_asr.storage.model_files import checkpoint_version
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, FINGERPRINT_NAME, open_run
-from corpus_asr.storage.run_state.speaker_turns import read_turns
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.view.answers import Answers
 from corpus_asr.view.catalogue import Library
@@ -166,24 +164,6 @@ def test_a_killed_call_leaves_one_commit_and_one_name_to_the_next() -> None:
         if not process.killed:
             break
     assert moment > 5
-
-
-def test_two_calls_at_once_leave_each_others_speakers(monkeypatch: pytest.MonkeyPatch) -> None:
-    other, put = "other.wav", OutputStore.write_table
-    shutil.copy(NAME, other)
-
-    def meanwhile(store: OutputStore, name: str, table: pa.Table) -> None:
-        put(store, name, table)
-        monkeypatch.setattr(OutputStore, "write_table", put)
-        written(SAID, name=other)
-
-    # Another call writes while this one does.
-    monkeypatch.setattr(OutputStore, "write_table", meanwhile)
-    written(SAID)
-    store = written(SAID, overwrite=True)
-    turns = read_turns(store)
-    assert turns is not None
-    assert sorted(map(len, turns.values())) == [2, 2]
 
 
 @pytest.mark.long

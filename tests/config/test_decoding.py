@@ -67,21 +67,6 @@ def test_options_that_do_not_fit_are_refused_by_name(options: dict[str, Any], wo
 
 
 @pytest.mark.parametrize(
-    ("given", "in_chunks"),
-    [
-        ({}, True),
-        ({"strategy": "sequential"}, False),
-        ({"condition_on_prev_tokens": True}, False),
-        ({"strategy": "chunked"}, True),
-    ],
-)
-def test_windows_are_independent_unless_text_goes_before(
-    given: dict[str, Any], in_chunks: bool
-) -> None:
-    assert decoding_from(given).in_chunks == in_chunks
-
-
-@pytest.mark.parametrize(
     ("given", "beams", "padding_s"),
     [
         ({}, "auto", None),

@@ -1,7 +1,6 @@
 """A job with a user's own recognizer: tables, failures of single recordings, and resume."""
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -138,18 +137,3 @@ def test_wrong_settings_are_refused_before_audio_is_read(recordings: Path) -> No
     config = job(recordings, "Untimed").model_dump() | {"pipeline": "classify_audio"}
     with pytest.raises(ValueError, match=r"model.recognizer: found a classification"):
         RunConfig(**config)
-
-
-@pytest.mark.skipif(
-    not os.environ.get("CORPUS_ASR_TEST_MOONSHINE"),
-    reason="needs CORPUS_ASR_TEST_MOONSHINE, the folder tiny-en of the package moonshine-voice",
-)
-def test_the_example_transcribes_speech(monkeypatch: pytest.MonkeyPatch) -> None:
-    from corpus_asr.runtime.transcriber import Transcriber
-
-    examples = Path(__file__).resolve().parents[2] / "docs" / "examples"
-    monkeypatch.syspath_prepend(str(examples))
-    clip = Path(__file__).resolve().parents[1] / "data" / "clips" / "english.wav"
-    folder = os.environ["CORPUS_ASR_TEST_MOONSHINE"]
-    with Transcriber(folder, recognizer="moonshine:Moonshine") as transcriber:
-        assert "thirty feet by fifteen" in transcriber.transcribe(str(clip)).text

@@ -116,17 +116,6 @@ def test_a_run_accounts_for_every_recording(
         run(other, local=True, progress=None)
 
 
-def test_wrong_options_are_refused_before_a_file_is_read(transcriber: Transcriber) -> None:
-    wrong: list[tuple[dict[str, Any], str]] = [
-        ({"target_language": "en"}, r"found en, expected de, es, fr"),
-        ({"prefix": "so"}, r"decoding\.prefix"),
-        ({"window_s": 31}, r"window_s: found 31"),
-    ]
-    for options, words in wrong:
-        with pytest.raises(ConfigError, match=words):
-            transcriber.transcribe("nowhere.wav", **options)
-
-
 def test_the_example_is_a_job_for_such_a_checkpoint(translating: Path) -> None:
     shown = load_config(
         Path(__file__).parents[2] / "configs" / "speech2text.yaml"

@@ -1,6 +1,6 @@
 import io
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from corpus_asr.runtime.progress import (
 from corpus_asr.runtime.resources import resolve_resources, this_machine
 from corpus_asr.storage.run_state.plan import Plan
 from corpus_asr.storage.run_state.run_files import (
-    PROGRESS_NAME,
     ProgressSample,
     RunProgress,
     Snapshot,
@@ -29,7 +28,7 @@ from corpus_asr.storage.run_state.run_files import (
 )
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.engines import scripted_job
-from tests.support.tables import part, results, snapshot
+from tests.support.tables import part, results
 
 FAILED: dict[str, Any] = {
     "uri": "https://host/a.mp3?sig=secret", "status": "failed", "duration_s": None,
@@ -256,15 +255,3 @@ def test_a_history_of_any_length_is_evenly_thinned_and_ends_with_this_moment(
         assert len(moments) <= 9
     gaps_s = {round(b.elapsed_s - a.elapsed_s) for a, b in pairwise(moments[:-1])}
     assert gaps_s == {64}
-
-
-def test_history_survives_a_file_and_may_be_missing(tmp_path: Path) -> None:
-    store, seen = OutputStore(str(tmp_path)), snapshot(history=(moment(0.0), moment(15.0)))
-    data = asdict(seen)
-    for stored, expected in (
-        (data, seen),
-        ({name: data[name] for name in data if name != "history"}, snapshot()),
-        (data | {"history": [{"elapsed_s": 3}]}, None),
-    ):
-        store.write_json(PROGRESS_NAME, stored)
-        assert read_snapshot(store) == expected

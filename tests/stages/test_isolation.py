@@ -253,24 +253,6 @@ def test_a_child_that_is_killed_while_it_starts_is_started_again(tmp_path):
         assert notes.read_text() == "+++"
 
 
-def test_a_child_started_early_is_the_one_that_runs_and_closing_ends_it():
-    def children() -> set[int]:
-        lines = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-        return {int(pid) for pid in lines}
-
-    before = children()
-    with fresh_child() as generator:
-        generator.start()
-        [started] = children() - before
-        generator.start()
-        assert pid_of(generator) == started
-    unused = IsolatedGenerator(TARGET, init_kwargs={}, timeout_s=20)
-    unused.start()
-    [started] = children() - before
-    unused.close()
-    assert gone(started)
-
-
 @pytest.mark.long
 def test_closing_dropping_and_failing_leave_neither_child_nor_descriptor():
     before = len(os.listdir("/proc/self/fd"))

@@ -1,22 +1,12 @@
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
-import pytest
 
 from corpus_asr.errors import FetchError
-from corpus_asr.families.registry import PartFeatures
-from corpus_asr.schemas import PARTS
 from corpus_asr.stages.parts import (
     failure_fields,
-    further_columns,
-    further_features,
     half_list,
     half_views,
-    one_row,
 )
-from corpus_asr.units import SAMPLE_RATE_HZ
-from tests.support.tables import extracted
 
 
 def test_halves_go_into_a_list_column_without_a_copy_and_come_back_as_views():
@@ -38,40 +28,6 @@ def test_views_respect_slices_chunks_and_nulls():
     assert empty.size == 0
     np.testing.assert_array_equal(three, rows[2])
     assert missing is None
-
-
-def test_a_row_has_every_column_and_unnamed_ones_are_null_and_unknown_ones_are_refused():
-    table = one_row(PARTS, {"part": 3, "features": np.zeros((2, 80), np.float16)})
-    assert table.schema.equals(PARTS, check_metadata=True)
-    assert table.column("part").to_pylist() == [3]
-    assert table.column("features")[0].as_py() == [0.0] * 160
-    assert table.column("uri").null_count == 1
-    with pytest.raises(ValueError, match="colour"):
-        one_row(PARTS, {"colour": "red"})
-
-
-def test_features_of_further_kinds_come_back_as_views():
-    frames = np.arange(4003, dtype=np.float16).reshape(-1, 1)
-    further = {
-        # One has fewer rows, as filter banks have.
-        "wide": PartFeatures(values=np.repeat(frames[:-3], 6, axis=1), pad_value=-2.0),
-        "narrow": PartFeatures(values=np.repeat(frames, 2, axis=1), pad_value=0.5),
-    }
-    columns = further_columns(further)
-    row: dict[str, Any] = {
-        "part_end_s": 40.0, "num_samples": 40 * SAMPLE_RATE_HZ, "speech_spans": None,
-        "features": np.repeat(frames, 4, axis=1), **columns,
-    }  # fmt: skip
-    whole = extracted("a", **row)
-    [column] = half_views(whole["further_features"])
-    found = further_features(whole["further_kinds"][0].as_py(), column)
-    assert list(found) == ["wide", "narrow"]
-    for kind, each in found.items():
-        assert np.shares_memory(each.values, column)
-        np.testing.assert_array_equal(each.values, further[kind].values)
-        assert each.pad_value == further[kind].pad_value
-    assert further_columns({}) == {}
-    assert further_features(None, None) == {}
 
 
 def test_a_failure_is_recorded_with_its_kind_and_without_secrets():
