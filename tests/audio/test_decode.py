@@ -214,14 +214,6 @@ def test_an_hour_is_read_as_it_is_decoded_and_never_held():
     assert file.position < 650 * 2 * SAMPLE_RATE_HZ
 
 
-def test_many_channels_come_in_shorter_chunks():
-    data = wav_bytes(noise(3, num_channels=200, rate_hz=8000), rate_hz=8000)
-    with open_audio(io.BytesIO(data), uri="memory", channels="each") as decoder:
-        sizes = [chunk.nbytes for chunk in decoder]
-    assert sum(sizes) == 200 * 3 * 16000 * 4
-    assert max(sizes) <= 32 << 20
-
-
 def test_a_decoder_is_iterated_once_and_the_file_stays_open():
     file = io.BytesIO(wav_bytes(noise(1), rate_hz=16000))
     for _ in range(2):

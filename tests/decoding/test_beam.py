@@ -66,14 +66,6 @@ def check(model: SlotModel, jobs: list[WindowJob], found: list[WindowResult]) ->
         assert result.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
 
 
-def test_a_moved_place_goes_on_as_it_was(models: list[WhisperSlotModel]) -> None:
-    jobs = [
-        job(0, limit=2, num_beams=2),
-        job(1, GRAMMAR, limit=20, length_penalty=0.5, num_beams=2),
-    ]
-    check(models[2], jobs, run(models[2], jobs, places=2))
-
-
 def test_a_text_may_fill_the_whole_decoder(models: list[WhisperSlotModel]) -> None:
     endless = replace(SUPPRESSING, suppress=(END,))
     jobs = [job(0, endless, limit=99, num_beams=3), job(1, endless, prompt=(31,) * 47, num_beams=3)]
@@ -315,23 +307,6 @@ class Counting(WhisperSlotModel):
     def extend(self, *args: Any) -> torch.Tensor:
         self.runs += 1
         return super().extend(*args)
-
-
-@pytest.mark.parametrize(
-    ("name", "runs"), [("the same", (5, 5)), ("nearly the same", (6, 20)), ("another", (10, 29))]
-)
-def test_good_drafts_save_runs_of_the_model(
-    network: WhisperForConditionalGeneration,
-    assistants: Assistants,
-    name: str,
-    runs: tuple[int, int],
-) -> None:
-    # 29 tokens after the first; the same model guesses six at a time.
-    counting = Counting(network)
-    jobs = assisted([job(0, temperature=0.5)], assistants[name], 5)
-    found = run_drafted(counting, jobs)
-    assert len(found[0].tokens) == 30
-    assert runs[0] <= counting.runs <= runs[1]
 
 
 def test_a_spoilt_window_spoils_no_other(model: WhisperSlotModel, assistants: Assistants) -> None:

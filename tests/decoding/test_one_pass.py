@@ -183,16 +183,6 @@ def test_what_is_cancelled_or_given_up_is_not_read() -> None:
     assert scheduler.pending == 0
 
 
-def test_a_task_that_raises_ends_with_its_error() -> None:
-    def raising() -> Generator[Recognition, Any, None]:
-        yield Recognition(windows=[], language=None)
-        raise KeyError("in the task")
-
-    scheduler, _ = scheduler_of(echo)
-    (found,) = outcomes(scheduler, raising())
-    assert isinstance(found, KeyError)
-
-
 def test_languages_are_not_mixed_in_a_call() -> None:
     calls: list[tuple[str | None, int]] = []
 

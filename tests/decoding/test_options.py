@@ -163,24 +163,6 @@ def test_log_probabilities_are_those_of_the_choice_before_the_temperature(
         text.append(token)
 
 
-@pytest.mark.parametrize("check_every", [1, 5])
-def test_criteria_end_a_window_and_see_every_length_once(check_every: int) -> None:
-    seen: list[int] = []
-
-    def at_nine(ids: torch.Tensor, scores: Any) -> torch.Tensor:
-        assert ids.shape[0] == 1
-        seen.append(ids.shape[1] - len(PROMPT))
-        return torch.tensor([seen[-1] == 9])
-
-    rules = TokenRules(end=END, suppress=(END,))
-    jobs = [job(rules=rules, stopping=(at_nine,)), job(1, rules=rules, limit=30)]
-    stopped, other = run(MarkovModel(), jobs, check_every=check_every)
-    assert seen == list(range(1, 10))
-    assert len(stopped.tokens) == 9
-    assert stopped.end_logprob is None
-    assert len(other.tokens) == 30
-
-
 def test_a_caller_s_function_that_fails_is_the_caller_s_error() -> None:
     def broken(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         raise KeyError("my own mistake")
@@ -197,21 +179,6 @@ def test_processors_that_leave_nothing_the_rules_allow_are_named(num_beams: int)
 
     with pytest.raises(ValueError, match=r"found all \d+ forbidden"):
         run(MarkovModel(), [job(early_processors=(no_times,), num_beams=num_beams)])
-
-
-@pytest.mark.parametrize("check_every", [1, 8])
-def test_a_window_that_loops_ends_early_where_asked_for(check_every: int) -> None:
-    model = MarkovModel(length=448)
-    model.table[:, :, END] = -50.0
-    rules = TokenRules(end=END)
-    jobs = [job(0, rules=rules, limit=400, stop_loops=stop) for stop in (True, False)]
-    early, whole = run(model, jobs, check_every=check_every)
-    assert early.looped
-    assert not whole.looped
-    assert early.end_logprob is None
-    assert len(whole.tokens) == 400
-    assert 48 < len(early.tokens) < 120
-    assert early.tokens == whole.tokens[: len(early.tokens)]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpus_asr.decoding.batch import encode_windows
 from corpus_asr.decoding.device import (
     CudaRecorder,
     FinishedFlags,
@@ -194,24 +193,6 @@ def test_a_window_that_changes_lanes_is_not_encoded_again() -> None:
     tasks = [[ask(kind, 2) for kind in ("greedy", "beams", "align", "sampled")]]
     run(model, [[*tasks[0], ask("greedy", 3)]])
     assert model.encoded == [2, 3]
-
-
-def test_an_encoding_that_is_brought_is_used_in_place_of_the_features() -> None:
-    model = MarkovModel()
-    brought = {"features": window(0), "encoded": torch.tensor([[3.0]])}
-    found = run(
-        model,
-        [[replace(ask("greedy", 3), **brought)], [ask("greedy", 1)],
-         [replace(ask("align", 3), **brought)]],
-    )  # fmt: skip
-    assert model.encoded == [1]
-    check(found, [[("greedy", 3)], [("greedy", 1)], [("align", 3)]])
-
-
-def test_encodings_of_different_shapes_are_refused() -> None:
-    jobs = [replace(JOB, encoded=torch.zeros(n, 1)) for n in (1, 2)]
-    with pytest.raises(ValueError, match=r"found shapes \[\(1, 1\), \(2, 1\)\]"):
-        encode_windows(MarkovModel(), jobs)
 
 
 JOB = ask("greedy", 1)

@@ -2,12 +2,10 @@
 whatever is decoded beside them."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from corpus_asr.decoding.protocols import (
     AlignJob,
@@ -18,7 +16,6 @@ from corpus_asr.decoding.protocols import (
     TokenRules,
     WindowJob,
     WindowResult,
-    check_job,
 )
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.families.whisper.model import WhisperDecoderSlots, WhisperSlotModel
@@ -145,15 +142,6 @@ def test_drafts_are_of_what_is_heard_too(
         assert counting.runs <= checks
 
 
-def test_whole_windows_by_their_length_give_the_same_bits(model: WhisperSlotModel) -> None:
-    kinds = [*enumerate(["greedy", "sampled", "beams"] * 3)]
-    by_default, by_length = (
-        run(model, [[ask(kind, number, num_frames=transcribed)] for number, kind in kinds], slots=3)
-        for transcribed in (None, FRAMES)
-    )
-    assert repr(by_default) == repr(by_length)
-
-
 def test_the_same_window_heard_further_is_encoded_again(
     model: WhisperSlotModel, alone: Alone
 ) -> None:
@@ -165,29 +153,3 @@ def test_the_same_window_heard_further_is_encoded_again(
     [[expected]] = run(model, [[longer]], slots=1)
     assert_same(second, expected)
     assert second.logprobs != pytest.approx(first.logprobs, abs=1e-3)
-
-
-@pytest.mark.parametrize("transcribed", [0, -100, 150, 500])
-def test_parts_that_cannot_be_heard_are_refused(model: WhisperSlotModel, transcribed: int) -> None:
-    for kind in ("greedy", "align"):
-        job = replace(ask(kind, 1), num_frames=transcribed)
-        with pytest.raises(
-            ValueError, match=f"encoding {transcribed} frames .* of 100, at most 400"
-        ):
-            check_job(job, model)
-
-
-def test_a_model_in_bfloat16_hears_short_windows_too(tmp_path: Path) -> None:
-    folder = tiny_whisper(
-        tmp_path, d_model=32, vocab_size=VOCAB, max_source_positions=FRAMES // 2, spread=0.2
-    )
-    network = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16)
-    cut = cut_network(network, frames=100).slot_model()
-    jobs = [replace(ask("greedy", number), num_frames=100) for number in range(6)]
-    found = run(network.slot_model(), [[job] for job in jobs], slots=1)
-    for job, [result] in zip(jobs, found, strict=True):
-        own = replace(job, features=job.features[:, :100].copy(), num_frames=None)
-        [[expected]] = run(cut, [[own]], slots=1)
-        assert isinstance(result, WindowResult)
-        assert isinstance(expected, WindowResult)
-        assert (result.tokens, result.logprobs) == (expected.tokens, expected.logprobs)

@@ -12,7 +12,6 @@ from corpus_asr.decoding.slots import (
     SlotScheduler,
     check_every_on,
     encode_batch_on,
-    steps_between_looks,
 )
 from corpus_asr.decoding.tasks import Gather, Steps
 from tests.support.forks import in_fork
@@ -169,13 +168,6 @@ def test_a_cpu_encodes_a_window_per_thread_and_an_accelerator_runs_ahead_of_its_
         torch.set_num_threads(before)
     assert check_every_on("cpu") == 1
     assert check_every_on("cuda") is None
-
-
-@pytest.mark.parametrize(
-    ("step_ms", "steps"), [(None, 8), (0.2, 8), (1.0, 4), (2.1, 2), (7.0, 1), (300.0, 1)]
-)
-def test_looks_lie_some_milliseconds_apart(step_ms: float | None, steps: int) -> None:
-    assert steps_between_looks(None if step_ms is None else step_ms / 1000) == steps
 
 
 def test_gathered_tasks_run_side_by_side_and_their_results_come_in_order() -> None:

@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from corpus_asr.models.whisper import (
     GenerationConfig,
     pipeline,
 )
-from tests.support.audio import noise, wav_bytes
+from tests.support.audio import noise
 from tests.support.checkpoints import tiny_whisper
 from tests.support.tokenizers import tiny_tokenizer
 
@@ -160,26 +159,6 @@ def test_a_pipeline_is_saved_as_a_checkpoint(ours: Any, tmp_path: Path) -> None:
 
 
 # What it may be called with.
-
-
-class Decoder:
-    """As torchcodec has it."""
-
-    def get_all_samples(self) -> Any:
-        return SimpleNamespace(data=torch.from_numpy(SAMPLES)[None], sample_rate=RATE)
-
-
-def test_files_bytes_rows_and_arrays_are_the_same_samples(tmp_path: Path) -> None:
-    data = wav_bytes(SAMPLES[np.newaxis], rate_hz=RATE, sample_type="flt")
-    path = tmp_path / "a.wav"
-    path.write_bytes(data)
-    addresses = (str(path), path, f"file://{path}", data, bytearray(data))
-    arrays = (SAMPLES, SAMPLES.astype(np.float64), torch.from_numpy(SAMPLES), SAMPLES[None])
-    rows = ({"array": SAMPLES, "path": "x.wav", "sampling_rate": RATE, "raw": None}, Decoder())
-    for recording in (*addresses, *arrays, *rows):
-        np.testing.assert_allclose(samples_of(recording), SAMPLES, atol=1e-6)
-    slow = samples_of({"raw": noise(1, rate_hz=8_000)[0], "sampling_rate": 8_000})
-    assert abs(slow.size - RATE) <= 1
 
 
 def test_channels_are_mixed_and_sixteen_bits_scaled() -> None:

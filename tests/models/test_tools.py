@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import accelerate
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -109,18 +108,3 @@ def test_pipelines_take_each_others_parts(
                 found.append(pipe(sound.copy(), generate_kwargs={"max_new_tokens": 8}))
     assert found == [found[0]] * len(found)
     assert name != "Whisper" or len(found[0]["text"]) > 8
-
-
-def test_a_processor_maps_a_dataset_in_several_processes(folders: dict[str, Path]) -> None:
-    processor = whisper.WhisperProcessor.from_pretrained(folders["Whisper"])
-
-    def prepared(row: dict[str, Any]) -> dict[str, Any]:
-        sound = np.asarray(row["sound"], dtype=np.float32)
-        features = processor(sound, sampling_rate=16_000).input_features[0]
-        return {"input_features": features, "labels": processor.tokenizer(row["text"]).input_ids}
-
-    rows = {"sound": [[0.1] * 1600] * 4, "text": ["a", "b", "c", "for you"]}
-    dataset = datasets.Dataset.from_dict(rows)
-    mapped = [dataset.map(prepared, num_proc=number) for number in (None, 2)]
-    assert mapped[0]["labels"][:] == mapped[1]["labels"][:]
-    assert np.array_equal(mapped[0][3]["input_features"], mapped[1][3]["input_features"])

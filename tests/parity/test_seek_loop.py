@@ -8,7 +8,6 @@ after their clip or recording. Longer recordings are compared with `transformers
 too, features and all.
 """
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,7 +18,6 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-import transformers
 import whisper
 import whisper.timing
 from transformers.models.whisper.generation_whisper import _dynamic_time_warping
@@ -127,21 +125,6 @@ def loop(checkpoint: Path) -> Iterator[Loop]:
         yield Loop(checkpoint, engine, oracle)
 
 
-@pytest.fixture(scope="module")
-def transformers_parts(checkpoint: Path) -> tuple[Any, Any]:
-    """Its model and its processor."""
-    model = transformers.WhisperForConditionalGeneration.from_pretrained(
-        checkpoint, dtype=torch.float32
-    )
-    return model.eval(), transformers.WhisperProcessor.from_pretrained(checkpoint)
-
-
-def named_language(checkpoint: Path) -> dict[str, str]:
-    """Return what transformers is called with; it refuses a language for English-only models."""
-    settings = json.loads((checkpoint / "generation_config.json").read_text())
-    return {"language": "en", "task": "transcribe"} if settings["is_multilingual"] else {}
-
-
 def compare(
     part: PartRequest,
     found: PartTranscript,
@@ -207,38 +190,3 @@ def test_recordings_match_segment_for_segment_and_word_for_word(
     assert found.segments
     for segment in found.segments if "word_timestamps" in ours else ():
         assert segment.text == "".join(word.word for word in segment.words or ())
-
-
-@pytest.mark.parametrize(
-    ("beams", "options"),
-    [
-        slow(3, {"length_penalty": 0.5}),
-        (1, {"repetition_penalty": 1.1, "no_repeat_ngram_size": 2}),
-    ],
-)
-def test_search_options_give_what_they_give_in_transformers(
-    speech: Path,
-    loop: Loop,
-    transformers_parts: tuple[Any, Any],
-    beams: int,
-    options: dict[str, Any],
-) -> None:
-    model, processor = transformers_parts
-    seconds = 9
-    samples = read_audio(speech / STORY)[: seconds * SAMPLE_RATE_HZ]
-    features = WhisperPartFeatures.from_folder(loop.checkpoint)(samples)
-    part = replace(loop.request(samples), features=features.values)
-    settings = DecodingSettings(language="en", **GREEDY | options | {"beam_size": beams})
-    found = loop.engine.submit(replace(part, decoding=settings)).result()
-    inputs = processor(samples, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt")
-    with torch.inference_mode():
-        tokens = model.generate(
-            inputs.input_features, return_timestamps=True, num_beams=beams,
-            **named_language(loop.checkpoint), **options,
-        )  # fmt: skip
-    decoded = processor.tokenizer.decode(
-        tokens[0].tolist(), skip_special_tokens=True, output_offsets=True
-    )
-    # What lies in the padding was never said, and is removed here.
-    wanted = "".join(one["text"] for one in decoded["offsets"] if one["timestamp"][0] < seconds)
-    assert "".join(segment.text for segment in found.segments) == wanted

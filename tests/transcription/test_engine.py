@@ -149,15 +149,6 @@ def test_a_fork_is_refused_and_closes_nothing(engine: Engine) -> None:
     assert engine.submit(part(0)).result(timeout=30).segments
 
 
-def test_a_cancelled_part_harms_nobody(engine: Engine) -> None:
-    futures = [engine.submit(part(0)) for _ in range(60)]
-    cancelled = [future for future in futures[20::7] if future.cancel()]
-    for future in futures:
-        if future not in cancelled:
-            assert future.result(timeout=30).segments
-    assert engine.submit(part(1)).result(timeout=30).segments
-
-
 def test_a_part_that_nobody_waits_for_leaves_its_slots(engine: Engine) -> None:
     """Also one that is being decoded, and whether or not it is done."""
     futures = [engine.submit(part(0)) for _ in range(60)]

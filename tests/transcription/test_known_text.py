@@ -3,7 +3,6 @@
 import random
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from corpus_asr.transcription.joined_text import (
     Claim,
     joined_parts,
     placed_once,
-    text_columns,
     words_of_lengths,
 )
 from corpus_asr.transcription.text_places import TextWords
@@ -27,7 +25,6 @@ from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import read_clip
 from tests.support.spoken import REPOSITORY, spoken
 
-CLIPS = REPOSITORY / "tests" / "data" / "clips"
 # Median and 90th percentile of start errors: docs/how-to/alignment.md has 0.10 s and 0.23 s.
 MEDIAN_S, MOST_S = 0.16, 0.35
 
@@ -143,27 +140,6 @@ def test_signs_that_nobody_says_are_not_read() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("text", "start_s", "end_s"),
-    [
-        pytest.param("And so my fellow Americans \N{PARTY POPPER}", 0.3, 2.2,
-                     marks=pytest.mark.slow),
-        ("what your country can do", 4.9, 6.9),
-        pytest.param("ask what you can do for your country", 7.9, 10.5, marks=pytest.mark.slow),
-    ],
-)  # fmt: skip
-def test_an_excerpt_of_what_is_said_has_its_times(
-    text: str, start_s: float, end_s: float, aligner: Transcriber, inaugural: np.ndarray
-) -> None:
-    transcript = align(aligner, inaugural, text)
-    words = words_of(transcript)
-    assert not transcript.missing
-    assert abs(words[0].start_s - start_s) < 0.5
-    assert abs(words[-1].end_s - end_s) < 0.6
-    assert all(word.end_s - word.start_s < 1.0 for word in words)
-
-
-@pytest.mark.long
 def test_numbers_that_are_recognized_as_figures_are_found(aligner: Transcriber) -> None:
     recording = spoken()["newgate.mp3"]
     text = "After that they fell as steadily, till, eighteen oh eight, the lowest point was"
@@ -192,37 +168,9 @@ def test_texts_that_cannot_be_aligned_say_why(
     assert raised.value.kind == kind
 
 
-def test_silence_says_no_word(aligner: Transcriber) -> None:
-    with pytest.raises(AlignmentError, match=r"found 0 of its 22 words"):
-        aligner.align(CLIPS / "silence.flac", SPEECH)
-
-
-@pytest.mark.long
-def test_two_seconds_suffice(aligner: Transcriber, inaugural: np.ndarray) -> None:
-    cut = inaugural[: 2 * SAMPLE_RATE_HZ]
-    words = words_of(align(aligner, cut, "And so, my fellow Americans"))
-    assert [word.word for word in words][:4] == [" And", " so,", " my", " fellow"]
-    assert words[-1].end_s <= 2.0
-
-
-@pytest.mark.long
-def test_one_failure_leaves_the_others(aligner: Transcriber, inaugural: np.ndarray) -> None:
-    failed: list[str] = []
-    pairs = [(inaugural, ""), (inaugural, SPEECH)]
-    found = aligner.align_many(
-        pairs, sampling_rate=SAMPLE_RATE_HZ, on_error=lambda name, _: failed.append(name)
-    )
-    assert [each.uri for each in found] == ["input-1"]
-    assert failed == ["input-0"]
-
-
 def test_one_text_is_of_all_channels(aligner: Transcriber, inaugural: np.ndarray) -> None:
     with pytest.raises(ConfigError, match="channels: each"):
         aligner.align(inaugural, SPEECH, sampling_rate=SAMPLE_RATE_HZ, channels="each")
-
-
-def packaged() -> Path:
-    return REPOSITORY / "corpus_asr" / "pretrained" / "whisper-tiny.en"
 
 
 def test_scripts_without_blanks_are_split_into_characters() -> None:
@@ -310,17 +258,6 @@ def test_of_words_that_two_parts_claim_each_is_kept_once(
     assert "".join(s.text for s in segments) == "".join(f" w{index}" for index in kept)
     # Tokens are those of the words, or none.
     assert all(len(s.words or ()) in map(len, parts) or not s.tokens for s in segments)
-
-
-def test_columns_say_which_words_a_part_has() -> None:
-    assert text_columns([2, 3, 4], [(0, 1.0), (2, 2.0)]) == {
-        "text_words": 3,
-        "text_lengths": [2, 3, 4],
-        "text_spans": [
-            {"first": 0, "stop": 1, "end_s": 1.0},
-            {"first": 2, "stop": 3, "end_s": 2.0},
-        ],
-    }
 
 
 SENTENCE = (

@@ -86,13 +86,6 @@ def loop(
     raise AssertionError("it asked for more windows than were expected")
 
 
-def test_long_silence_is_jumped_over() -> None:
-    segments, jobs = loop([said(BEGIN, 1, BEGIN + 50)], seconds=200, speech=[(100.0, 102.0)])
-    assert [job.window for job in jobs] == [(10_000, 20_000)]
-    assert segments[0].start_s == 100.0
-    assert segments[0].speech_fraction == 1.0
-
-
 def test_text_in_the_padding_is_dropped_and_end_times_are_cut() -> None:
     segments, _ = loop(
         [said(BEGIN, 1, BEGIN + 100, BEGIN + 100, 2, BEGIN + 900, BEGIN + 900, 3, BEGIN + 950)],
@@ -314,14 +307,6 @@ def test_known_hallucinations_are_marked_and_dropped_only_when_that_is_asked_for
     assert 2 not in jobs[1].prompt
 
 
-@pytest.mark.parametrize("language", ["de", ("de",)])
-def test_a_language_that_is_given_is_not_asked_for(language: Any) -> None:
-    steps = find_language(part(5), prompt_format(), DecodingSettings(language=language))
-    with pytest.raises(StopIteration) as stop:
-        next(steps)
-    assert stop.value.value == Language(code="de", probability=None)
-
-
 def chunked(own: PartRequest, **settings: Any) -> tuple[Any, list[Any]]:
     """A part's task, and the tasks of its chunks; the language is given, so it gathers at once."""
     transcriber = WhisperTranscriber(prompt_format(**TINY))
@@ -419,14 +404,6 @@ def rules(text: str = "plain words", **settings: Any) -> WhisperLongForm:
     )
 
 
-def climb(
-    results: list[WindowResult], *, text: str = "plain words", **settings: Any
-) -> tuple[Attempt, list[float]]:
-    """Feed results to the ladder; returns what it took and the temperatures it asked for."""
-    taken, searches = searched(results, text=text, **settings)
-    return taken, [search.temperature for search in searches]
-
-
 def searched(
     results: list[WindowResult], *, text: str = "plain words", **settings: Any
 ) -> tuple[Attempt, list[Search]]:
@@ -449,34 +426,6 @@ def searched(
         except StopIteration as stop:
             return stop.value, asked
     raise AssertionError("it asked for more results than there are")
-
-
-REPETITIVE: dict[str, Any] = {"text": "and so " * 60}
-OFF: dict[str, Any] = {"logprob_threshold": None, "compression_ratio_threshold": None}
-
-
-@pytest.mark.parametrize(
-    ("results", "settings", "asked"),
-    [
-        # A good first result, at the threshold too, is taken.
-        ([result(-0.5)], {}, 1),
-        ([result(-1.0)], {}, 1),
-        # Improbable text climbs to the first good result, or to the last.
-        ([result(-1.0001), result(-0.9), result(-0.1)], {}, 2),
-        ([result(-1.5), result(-1.2), result(-1.9)], {}, 3),
-        # So does repetitive text, unless the thresholds are off.
-        ([result(-0.1)] * 3, REPETITIVE, 3),
-        ([result(-9.0)], REPETITIVE | OFF, 1),
-        # Improbable text over silence does not.
-        ([result(-1.5, score=0.7)], {}, 1),
-    ],
-)
-def test_temperatures_are_climbed_until_a_result_is_good(
-    results: list[WindowResult], settings: dict[str, Any], asked: int
-) -> None:
-    taken, temperatures = climb(results, **settings)
-    assert temperatures == list(LADDER[:asked])
-    assert (taken.temperature, taken.result) == (LADDER[asked - 1], results[asked - 1])
 
 
 GREEDY, BEAMS, SAMPLED = (0.0, 1), (0.0, 5), (LADDER[1], 1)
@@ -511,20 +460,3 @@ def test_beams_that_fail_give_way_to_the_likeliest_text() -> None:
     taken, searches = searched([UNCERTAIN, POOR], beam_size="auto")
     assert [one.num_beams for one in searches] == [1, 5]
     assert taken.result == UNCERTAIN
-
-
-@pytest.mark.parametrize(
-    ("logprob", "score", "silent"),
-    [(-1.5, 0.7, True), (-1.5, 0.6, False), (-0.9, 0.99, False), (-1.0, 0.7, True)],
-)
-def test_silence_is_probable_no_speech_and_improbable_text(
-    logprob: float, score: float, silent: bool
-) -> None:
-    taken, _ = climb([result(logprob, score=score)] * 3)
-    assert rules().is_silence(taken) is silent
-
-
-def test_silence_by_no_speech_alone_and_never_without_its_threshold() -> None:
-    taken, _ = climb([result(-0.1, score=0.7)])
-    assert rules(logprob_threshold=None).is_silence(taken)
-    assert not rules(no_speech_threshold=None).is_silence(taken)

@@ -15,9 +15,6 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.parakeet.features import ParakeetPartFeatures
 from corpus_asr.families.parakeet.recognizer import ParakeetRecognizer
-from corpus_asr.families.parakeet.tokenizer import ParakeetTokenizer
-from corpus_asr.models.speech_pipeline import pipeline
-from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.engine import Engine
 from corpus_asr.transcription.windows import PartRequest
@@ -68,17 +65,6 @@ def text_of_transformers(pair: Pair, inputs: Any) -> str:
 def inputs_of(pair: Pair, samples: np.ndarray) -> Any:
     processor = transformers.ParakeetProcessor.from_pretrained(pair.folder)
     return processor([samples], sampling_rate=SAMPLE_RATE_HZ)
-
-
-@pytest.mark.filterwarnings("ignore:Using the model-agnostic default")
-def test_the_text_of_features_is_that_of_transformers(pair: Pair) -> None:
-    inputs = inputs_of(pair, SPEECH[10_000:42_000])
-    num_frames = int(inputs["attention_mask"].sum())
-    values = inputs["input_features"][:, :num_frames]
-    (row,) = pair.ours.transcribe(values, num_frames=[num_frames]).rows()
-    pieces = ParakeetTokenizer(pair.folder).pieces(row.tokens)
-    found = "".join(piece or "" for piece in pieces).strip()
-    assert found == text_of_transformers(pair, inputs).strip() != ""
 
 
 @pytest.mark.filterwarnings("ignore:Using the model-agnostic default")
@@ -160,16 +146,6 @@ def test_a_vocabulary_that_does_not_fit_is_refused(pair: Pair, tmp_path: Path) -
 def test_what_it_cannot_do_is_refused(pair: Pair) -> None:
     with pytest.raises(ConfigError, match=r"model.compute_type: found int8"):
         Engine.from_folder(pair.folder, decoding=DecodingSettings(), dtype="int8")
-
-
-@pytest.mark.long
-def test_transcriber_finds_it(pair: Pair) -> None:
-    with Transcriber(str(pair.folder), device="cpu") as transcriber:
-        transcript = transcriber.transcribe(str(CLIPS / "english.wav"))
-    assert transcript.text
-    assert transcript.language is None
-    with pytest.raises(CheckpointError, match="expected one with such a class"):
-        pipeline(model=pair.folder)
 
 
 def test_a_part_without_a_whole_frame_says_nothing(pair: Pair) -> None:

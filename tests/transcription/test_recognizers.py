@@ -4,7 +4,6 @@ import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ import pytest
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.families.registry import SamplePartFeatures, users_family
-from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.segments import SpeechSpan
 from corpus_asr.transcription.engine import Engine
 from corpus_asr.transcription.windows import PartRequest
@@ -112,15 +110,6 @@ def test_windows_share_what_lies_around_a_cut_and_no_word_is_lost_or_doubled() -
     assert sum(len(segment.words) for segment in lost) < len(words)
 
 
-def test_progress_is_told_in_order() -> None:
-    told: list[tuple[float, int]] = []
-    part = part_of(noise(50), listener=lambda s, segments: told.append((s, len(segments))))
-    segments = said(part)
-    assert [seconds for seconds, _ in told] == sorted(seconds for seconds, _ in told)
-    assert told[-1][0] == pytest.approx(50)
-    assert sum(count for _, count in told) == len(segments)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -168,10 +157,3 @@ def test_installed_packages_offer_recognizers_by_name(monkeypatch: pytest.Monkey
         assert engine.submit(part_of(noise(2))).result(timeout=60).segments
     with pytest.raises(ConfigError, match=r"\(counting\)"):
         users_family("other")
-
-
-def test_transcriber_has_it_too(tmp_path: Path) -> None:
-    with Transcriber(recognizer=UNTIMED, vad_filter=False) as transcriber:
-        transcript = transcriber.transcribe(noise(3), sampling_rate=SAMPLE_RATE_HZ)
-    assert transcript.text == "3 s"
-    assert transcript.model == UNTIMED

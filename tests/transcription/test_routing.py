@@ -5,13 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from corpus_asr.activity import Activity
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.errors import ConfigError, EngineError
-from corpus_asr.families.registry import PartFeatures
+from corpus_asr.errors import ConfigError
 from corpus_asr.segments import PartTranscript, Segment
 from corpus_asr.stages.transcribe import EngineSpec, load_engine
 from corpus_asr.transcription.engine import Engine
@@ -106,43 +104,6 @@ def test_a_detected_language_goes_to_its_model_with_the_detectors_certainty() ->
         main, german = ScriptedOne("main"), ScriptedOne("german")
         routed(main, de=german).submit(in_language(given)).result()
         assert (len(main.asked), len(german.asked)) == (0, 1)
-
-
-def test_a_model_of_another_family_gets_its_own_features() -> None:
-    theirs = PartFeatures(values=np.zeros((100, 6), np.float16), pad_value=-2.0)
-    both = replace(PART, further={"nemo": theirs}, language_features=PART.features)
-    main, german, french = ScriptedOne("main", "de"), ScriptedOne("german"), ScriptedOne("french")
-    engine = RoutedEngine(
-        main, {"de": german, "fr": french}, decoding=DecodingSettings(), kinds={"de": "nemo"}
-    )
-    for given in ("auto", "de", "fr"):
-        engine.submit(replace(both, decoding=DecodingSettings(language=given))).result()
-    for taken in (*main.parts, *french.parts):
-        assert taken.features is both.features
-    assert (len(main.parts), len(french.parts)) == (1, 1)
-    for taken in german.parts:
-        assert taken.features is theirs.values
-        assert (taken.pad_value, taken.language_features) == (-2.0, None)
-    assert len(german.parts) == 2
-
-
-@pytest.mark.parametrize("which", ["main", "german"])
-def test_a_model_that_breaks_fails_the_part(which: str) -> None:
-    broken = EngineError("the device is lost (scripted)")
-    main = ScriptedOne("main", "de", error=broken if which == "main" else None)
-    german = ScriptedOne("german", error=broken if which == "german" else None)
-    with pytest.raises(EngineError, match="lost"):
-        routed(main, de=german).submit(PART).result()
-
-
-def test_engines_are_counted_and_closed_once_each() -> None:
-    main, other = ScriptedOne("main", "de"), ScriptedOne("german")
-    engine = routed(main, de=other, at=other)
-    engine.submit(PART).result()
-    assert engine.slots == 4
-    assert engine.statistics() == Activity(slots=4, windows=2, encode_s=1.0)
-    engine.close()
-    assert (main.closed, other.closed) == (1, 1)
 
 
 def test_what_a_model_or_several_cannot_do_is_refused() -> None:

@@ -144,13 +144,6 @@ def test_of_many_windows_some_wait_without_their_features_and_none_is_lost() -> 
     ]
 
 
-def test_special_tokens_are_no_text_and_windows_without_text_no_segment() -> None:
-    model = Network([[40, 3, 1, 4], [1, 1], [30, 5]])
-    found = transcribe(model, part(40.0, SPANS))
-    assert {one.language for one in found} == {None}  # it was not named
-    assert [(one.text, one.tokens) for one in found] == [(" w3 w4", (3, 4)), (" x w5", (30, 5))]
-
-
 @pytest.mark.parametrize("slots", [1, 3])
 def test_words_lie_within_their_window_and_join_to_its_text(slots: int) -> None:
     model = Network([[3, 4, 30], [30, 5], [6]])
@@ -185,21 +178,6 @@ def test_a_target_language_is_asked_for_and_makes_it_a_translation() -> None:
     ]  # fmt: skip
     forced = transcribe(Asked([[3]]), part(5.0), fields={**targets, "forced": 41}, task="translate")
     assert [one.task for one in forced] == ["translate"]
-
-
-def test_a_part_without_speech_or_shorter_than_a_frame_says_nothing() -> None:
-    assert transcribe(Network([[3]]), part(5.0, [])) == []
-    assert transcribe(Network([[3]]), part(0.02)) == []
-    assert transcribe(Network([[3]]), part(5.0, [(1.0, 1.02)])) == []
-
-
-def test_a_failing_window_fails_its_part_alone() -> None:
-    class Long(Network):
-        max_target_positions = 1  # no room for a word after the prompt
-
-    task = transcriber().transcribe(part(40.0, SPANS), DecodingSettings(**CERTAIN))
-    (error,) = outcomes(SlotScheduler(Long([[3]]), 1), [task])
-    assert isinstance(error, ValueError)
 
 
 def test_windows_follow_speech_and_clips() -> None:

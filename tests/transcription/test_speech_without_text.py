@@ -168,15 +168,6 @@ def test_a_window_without_text_is_not_decoded_at_the_same_place_again() -> None:
     assert (texts, windows) == ([("w1", 4, 7)], [(0, 30), (4, 30)])
 
 
-def test_chunks_are_filled_too() -> None:
-    texts, windows = decoded(
-        [window((1, 0, 9)), window((2, 0, 15))],
-        seconds=30, speech=[(0.0, 24.0)], strategy="chunked",
-    )  # fmt: skip
-    assert windows == [(0, 25), (9, 25)]
-    assert texts == [("w1", 0, 9), ("w2", 9, 24)]
-
-
 def following(word: int, end_s: float, **options: Any) -> WindowResult:
     """What comes after a timestamp that the prompt ends with."""
     result = window((word, 0.0, end_s), **options)
@@ -203,13 +194,6 @@ def test_an_end_that_was_left_unfinished_is_said_in_the_same_window() -> None:
     assert second.prefix == UNFINISHED.tokens
     assert (first.rules.resumes, second.rules.resumes) == (False, True)
     assert first.rules.end == second.rules.end == END
-
-
-def test_what_follows_may_be_left_unfinished_too() -> None:
-    first = following(2, 16.0, more_s=16.0)
-    texts, jobs = chunk(UNFINISHED, first, following(3, 19.8))
-    assert texts == [("w1", 0.0, 12.0), ("w2", 12.0, 16.0), ("w3", 16.0, 19.8)]
-    assert jobs[2].prefix == UNFINISHED.tokens + first.tokens
 
 
 @pytest.mark.parametrize("doubtful", [following(2, 19.8, logprob=-1.5), window(logprob=-1.5)])
@@ -247,12 +231,6 @@ def test_a_decoder_that_is_full_resumes_nothing() -> None:
     assert len(full.tokens) == 448
     _, jobs = chunk(full, window((3, 0.0, 13.9)), compression_ratio_threshold=None)
     assert jobs[1].window == (596, 2000)
-
-
-def test_sequential_windows_go_on_where_more_begins() -> None:
-    _, jobs = chunk(UNFINISHED, window((3, 0.0, 7.8)), strategy="sequential")
-    assert jobs[1].window == (1200, 2000)
-    assert not jobs[1].rules.resumes
 
 
 spans = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=6)

@@ -115,15 +115,6 @@ def test_what_cannot_be_placed_is_spread_over_its_time() -> None:
     ]
 
 
-def test_only_wanted_words_are_placed() -> None:
-    placer, part = WordPlacer(PlantedAligner()), part_of(SAID, 40.0)
-    recognized = says((" staka noba, volo.", 0.5, 3.4))
-    assert placer.place(part, recognized, DecodingSettings()) is recognized
-    elsewhere = says(language="de", elsewhere=True)
-    assert placer.place(part, elsewhere, WORDS) is elsewhere
-    assert placer.place(part, says(), WORDS).segments == ()
-
-
 def test_the_model_is_given_no_words_to_time() -> None:
     placer = WordPlacer(PlantedAligner())
     heard: list[tuple[float, int]] = []

@@ -23,9 +23,7 @@ from whisper.tokenizer import Tokenizer, get_tokenizer
 
 from corpus_asr.decoding.alignment import begins_on_path, median_filter, token_begins
 from corpus_asr.decoding.protocols import AlignJob, AlignResult
-from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
-from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from corpus_asr.segments import Word
 from corpus_asr.text.words import merge_punctuation
 from corpus_asr.transcription.whisper_prompt import PromptFormat
@@ -38,9 +36,8 @@ from corpus_asr.transcription.words import (
     time_words,
 )
 from tests.support.checkpoints import tiny_whisper
-from tests.support.prompt_formats import END, prompt_format
+from tests.support.prompt_formats import prompt_format
 from tests.support.references import align_with, openai_whisper, run
-from tests.support.slots import outcomes
 from tests.support.tokenizers import real_tokenizer
 
 PARAGRAPH = {
@@ -162,34 +159,6 @@ def test_words_times_and_probabilities_are_those_of_openai_whisper(
         )
 
 
-def through_slots(checkpoint: Path, tasks: Sequence[Any]) -> list[Any]:
-    model = WhisperForConditionalGeneration.from_pretrained(checkpoint).slot_model()
-    return outcomes(SlotScheduler(model, 2), tasks)
-
-
-def test_tokens_outside_the_choices_are_impossible_and_the_others_share_what_is_left(
-    checkpoint: Path, network: whisper.Whisper
-) -> None:
-    def ask(choices: int | None) -> Any:
-        return (
-            yield AlignJob(
-                features=mel(0),
-                window=(0, 3000),
-                tokens=(50258, 11, 50257, 12),
-                heads=((0, 0),),
-                choices=choices,
-            )
-        )
-
-    every, few = through_slots(checkpoint, [ask(None), ask(50257)])
-    for result, choices in ((every, None), (few, 50257)):
-        np.testing.assert_allclose(
-            result.logprobs, run(ask(choices), network).logprobs, rtol=1e-3, atol=1e-4
-        )
-    assert few.logprobs[1] == -np.inf
-    assert few.logprobs[0] > every.logprobs[0] > -np.inf
-
-
 # By hand: a checkpoint that knows ten words, and attention laid out as wanted.
 
 
@@ -229,12 +198,6 @@ def timed(
     return stop.value.value, job
 
 
-def test_the_job_reads_prompt_text_and_end_in_the_window_that_was_decoded() -> None:
-    _, job = timed([SAID], attention([10, 30, 50]))
-    assert job.tokens == (30, 32, 1, 2, END)
-    assert (job.window, job.heads, job.choices) == ((7, 3000), ((0, 0),), END)
-
-
 def test_a_token_that_cannot_be_text_makes_its_word_improbable_and_no_more() -> None:
     answer = attention([10, 30, 50])
     answer = AlignResult(weights=answer.weights, logprobs=(-1.0, -np.inf, -0.5))
@@ -250,20 +213,6 @@ def test_segments_without_text_stay_as_they_are_between_those_with_words() -> No
     assert [len(stretch.words) for stretch in found] == [0, 1, 0]
     assert last_word_end(found) == found[1].words[-1].end_s
     assert (last_word_end([empty]), last_word_end([])) == (empty.end_s, None)
-
-
-def test_a_window_that_says_nothing_asks_for_nothing() -> None:
-    empty = [DraftSegment(tokens=(), start_s=0.0, end_s=1.0)]
-    steps = time_words(
-        empty,
-        window(SILENT, 3000),
-        start_s=0.0,
-        last_speech_s=0.0,
-        alignment=prompt_format().alignment("en", "transcribe"),
-    )
-    with pytest.raises(StopIteration) as stop:
-        next(steps)
-    assert stop.value.value == empty
 
 
 def test_a_window_of_hardly_any_audio_has_words_without_length() -> None:
@@ -404,15 +353,6 @@ def test_no_token_and_no_character_is_lost_even_of_broken_text(
     words = split_words(tokens, ours.decode_text, language)
     assert [token for _, spelled in words for token in spelled] == tokens
     assert "".join(text for text, _ in words) == ours.decode_text(tokens)
-
-
-def test_bytes_that_are_no_character_do_not_swallow_the_words_after_them(
-    ours: WhisperTokenizer,
-) -> None:
-    snowman = ours.encode("☃", add_special_tokens=False)
-    broken, after = snowman[:1], ours.encode(" one two", add_special_tokens=False)
-    words = [text for text, _ in split_words([*broken, *after], ours.decode_text, "en")]
-    assert words == ["\ufffd", " one", " two"]
 
 
 @given(st.lists(st.sampled_from(MARKS + WORDS), max_size=9))

@@ -90,14 +90,6 @@ def test_keys_grow_in_order() -> None:
             kept.append(other, other)
 
 
-def test_an_empty_cache_holds_nothing() -> None:
-    cache = DecoderCache(2)
-    assert (len(cache), cache.get_seq_length(), list(cache)) == (2, 0, [(), ()])
-    cache.crop(3)
-    cache.reorder_cache(torch.tensor([0]))
-    assert DecoderCache(0).get_seq_length() == 0
-
-
 def test_crop_counts_from_either_end() -> None:
     for crop, left in ((2, 2), (9, 3), (-1, 2), (-9, 0), (0, 0)):
         cache = DecoderCache(1)

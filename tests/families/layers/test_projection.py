@@ -3,13 +3,11 @@
 import itertools
 import math
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corpus_asr.families.layers import projection
@@ -26,7 +24,6 @@ from corpus_asr.families.layers.projection import (
     Projection,
     has_fbgemm,
     has_vnni,
-    smoothed,
 )
 from corpus_asr.families.whisper.config import WhisperConfig
 from tests.support.slots import needs_int8
@@ -197,25 +194,6 @@ def test_with_channels_that_stand_out_evening_out_loses_far_less(
         assert error < 0.02
 
 
-@needs_int8
-@torch.inference_mode()
-def test_evening_out_changes_nothing_but_for_rounding_even_where_channels_are_dead() -> None:
-    norm, linear = normed(64, outliers=3)
-    before = norm.weight.clone(), norm.bias.clone()
-    even, factors = smoothed(norm, [linear])
-    hidden = torch.randn(20, 64)
-    found = F.linear(even(hidden), linear.weight * factors, linear.bias)
-    torch.testing.assert_close(found, linear(norm(hidden)), rtol=1e-4, atol=1e-4)
-    assert torch.equal(norm.weight, before[0])  # the model's own norm stays as it was
-    assert torch.equal(norm.bias, before[1])
-    norm, linear = normed(64, outliers=0)
-    norm.weight[:2] = norm.bias[:2] = 0.0
-    linear.weight[:, 1:3] = 0.0
-    expected = linear(norm(hidden))
-    found = NormedProjection(norm, [linear], int8=True)(hidden)
-    assert (found - expected).norm() < 0.02 * expected.norm()
-
-
 # A barrier that is never reached must fail a test, not hang it.
 PATIENCE_S = 20.0
 
@@ -286,16 +264,6 @@ def test_items_are_begun_by_their_size_and_a_thread_that_is_done_takes_the_next(
     assert begun == [9, 8, 3, 2]
 
 
-def test_it_is_in_inference_mode_whatever_the_caller_is_in(threads: int) -> None:
-    weight = torch.ones(3, requires_grad=True)
-    for count in (1, 4):
-        for value in run_per_sample(lambda number: weight * number, range(count)):
-            assert value.is_inference()
-            assert not value.requires_grad
-    assert torch.is_grad_enabled()
-    assert not torch.is_inference_mode_enabled()
-
-
 def test_an_exception_arrives_as_it_is_and_leaves_nothing_behind(threads: int) -> None:
     def fail(number: int) -> int:
         raise KeyError(f"window {number}")
@@ -318,35 +286,6 @@ def test_an_exception_arrives_as_it_is_and_leaves_nothing_behind(threads: int) -
     assert sorted(done) == list(range(threads))
     assert not [t for t in threading.enumerate() if t.name.startswith("window")]
     assert not torch.is_inference_mode_enabled()
-
-
-@pytest.mark.usefixtures("four_threads")
-def test_threads_that_others_start_meanwhile_get_all_and_take_none_from_the_windows() -> None:
-    """Another engine of the same process may start, or be encoding, at any time."""
-    all_begun = threading.Barrier(3, timeout=PATIENCE_S)
-    looked = threading.Event()
-    found: list[int] = []
-
-    def look() -> None:
-        all_begun.wait()
-        for _ in range(100):  # until the caller has put back what it found
-            found[:] = [threads_of_a_new_thread()]
-            if found == [4]:
-                break
-            time.sleep(0.01)
-        looked.set()
-
-    def work(_: int) -> int:
-        all_begun.wait()
-        assert looked.wait(PATIENCE_S)
-        torch.ones(100_000).sum()
-        return torch.get_num_threads()
-
-    other = threading.Thread(target=look)
-    other.start()
-    assert run_per_sample(work, range(2)) == [2, 2]
-    other.join()
-    assert found == [4]
 
 
 WIDTH, HEADS, INNER = 64, 4, 256
@@ -389,15 +328,6 @@ def random_block(activation: str = "gelu", *, inner: int = INNER) -> EncoderBloc
 
 def states(positions: int, width: int = WIDTH) -> Tensor:
     return torch.randn(positions, width, generator=torch.Generator().manual_seed(0))
-
-
-def on_threads(compute: Callable[[], Tensor]) -> list[Tensor]:
-    """What is computed on 1, 2, 3 and 4 threads."""
-    found = []
-    for threads in (1, 2, 3, 4):
-        with threads_set_to(threads):
-            found.append(compute())
-    return found
 
 
 @torch.inference_mode()
@@ -452,29 +382,6 @@ def test_positions_that_are_not_heard_change_nothing(tiles: None) -> None:
             block(hidden, valid=110)
             block(alone)
         assert relative_error(hidden[:110], alone) < tolerance, dtype
-
-
-LOW_INT8 = pytest.param(torch.bfloat16, True, marks=needs_int8)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "int8"), [(torch.float32, False), (torch.bfloat16, False), LOW_INT8]
-)
-def test_the_number_of_threads_changes_no_bit(tiles: None, dtype: torch.dtype, int8: bool) -> None:
-    """A window alone has all threads, one among others has one: it must not tell.
-
-    With AMX, a product of thousands of inputs adds up in another order where threads share it.
-    """
-    wide = random_block(inner=3072).to(dtype)
-    block, hidden = PackedEncoderBlock(wide, int8=int8), states(1000)
-    found = on_threads(lambda: added(block, hidden))
-    assert all(torch.equal(one, found[0]) for one in found[1:])
-    if not int8:
-        for inputs, stride in ((80, 1), (768, 2)):
-            convolve = PackedConvolution(convolution(inputs, 384, stride=stride).to(dtype))
-            seen = states(1000, inputs).to(dtype)
-            found = on_threads(lambda: convolve(seen))  # noqa: B023
-            assert all(torch.equal(one, found[0]) for one in found[1:]), inputs
 
 
 CONVOLUTION_TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.01, torch.float16: 0.002}

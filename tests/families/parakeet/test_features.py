@@ -47,17 +47,6 @@ def test_features_are_those_of_transformers(num_samples: int, name: str) -> None
         np.testing.assert_allclose(found, expected, atol=CLOSE, rtol=0)
 
 
-def test_another_analysis_is_that_of_transformers() -> None:
-    samples = made_sounds(9_000)["noise"]
-    options = {"n_fft": 1024, "win_length": 600, "hop_length": 200, "preemphasis": 0.5}
-    analysis = NemoAnalysis(
-        num_mel_bins=40, fft_samples=1024, window_samples=600, hop_samples=200, preemphasis=0.5
-    )
-    found = normalized(log_mel(samples, analysis))
-    expected = expected_features(samples, num_mel_bins=40, **options)
-    np.testing.assert_allclose(found, expected, atol=CLOSE, rtol=0)
-
-
 def test_blocks_do_not_show() -> None:
     samples = made_sounds(80_000)["noise"]  # 500 frames, in two blocks
     whole = log_mel(samples, NemoAnalysis())

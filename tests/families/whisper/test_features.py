@@ -14,10 +14,8 @@ from transformers import WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import _compute_mask_indices
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.whisper.config import WhisperConfig
-from corpus_asr.families.whisper.encoder import mask_features, mask_spans
+from corpus_asr.families.whisper.encoder import mask_spans
 from corpus_asr.families.whisper.features import WhisperPartFeatures
-from corpus_asr.families.whisper.model import WhisperModel
 from corpus_asr.units import HOP_SAMPLES, TAIL_FRAMES, WINDOW_FRAMES, WINDOW_SAMPLES
 from tests.support.audio import made_sounds
 
@@ -151,35 +149,3 @@ def test_a_row_shorter_than_a_span_is_masked_in_its_padding_only() -> None:
     for length in (0, 21):
         with pytest.raises(ValueError, match=f"spans of {length} in rows of 20, expected 1 to 20"):
             mask_spans((1, 20), probability=0.5, length=length, min_spans=1)
-
-
-def augmenting(**settings: Any) -> WhisperConfig:
-    return WhisperConfig(
-        apply_spec_augment=True,
-        d_model=12,
-        encoder_layers=0,
-        decoder_layers=0,
-        vocab_size=9,
-        pad_token_id=8,
-        max_source_positions=50,
-        **settings,
-    )
-
-
-def test_only_sound_is_masked_in_time() -> None:
-    config = augmenting(mask_time_prob=0.9)
-    mask = (torch.arange(100) < 40).long().expand(2, -1)
-    masked = mask_features(torch.ones(2, 80, 100), config, mask)
-    assert (masked[:, :, 40:] == 1).all()
-    assert (masked[:, :, :40] == 0).any()
-    with pytest.raises(ValueError, match=r"attention_mask of shape \(2, 40\), expected \(2, 100\)"):
-        mask_features(torch.ones(2, 80, 100), config, mask[:, :40])
-
-
-def test_features_are_masked_in_training_and_only_if_asked() -> None:
-    model = WhisperModel(augmenting())
-    features = torch.ones(1, 80, 100)
-    assert (model._mask_input_features(features) == 0).any()
-    assert model.eval()._mask_input_features(features) is features
-    model.train().config.apply_spec_augment = False
-    assert model._mask_input_features(features) is features

@@ -138,21 +138,6 @@ def test_whatever_is_saved_can_be_uploaded(tmp_path: Path, monkeypatch: pytest.M
     assert sent[4] == ({"preprocessor_config.json"}, {"repo_id": "lab/x"})
 
 
-def test_training_on_many_processes_saves_once_and_what_it_gathered(tmp_path: Path) -> None:
-    model = WhisperModel(config())
-    model.save_pretrained(tmp_path / "none", is_main_process=False)
-    assert not (tmp_path / "none").exists()
-    gathered = {name: torch.ones_like(tensor) for name, tensor in model.state_dict().items()}
-    model.save_pretrained(tmp_path / "one", state_dict=gathered)
-    again = WhisperModel.from_pretrained(tmp_path / "one")
-    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in gathered.items())
-    # Who may read the settings may read the weights.
-    modes = {path.name: path.stat().st_mode for path in (tmp_path / "one").iterdir()}
-    assert modes["model.safetensors"] == modes["config.json"]
-    with pytest.raises(ValueError, match=r"Unit 'IG' not supported.* Got 'big'"):
-        model.save_pretrained(tmp_path, max_shard_size="big")
-
-
 def test_what_generation_needs_comes_from_the_checkpoint_or_the_configuration(folder: Path) -> None:
     loaded = WhisperForConditionalGeneration.from_pretrained(folder).generation_config
     assert loaded is not None

@@ -321,24 +321,3 @@ def test_parts_that_cannot_be_heard_are_an_error(tmp_path: Path, dtype: torch.dt
             model.encode(windows(2), num_frames=transcribed)
         with pytest.raises(ValueError, match=message):
             model.fill(model.new_state(2), [0, 1], encoded, num_frames=transcribed)
-
-
-def test_off_the_cpu_a_step_keeps_its_shape_and_never_reads_a_value(
-    network: WhisperForConditionalGeneration,
-) -> None:
-    # On the meta device there are no values: whatever would make a GPU's host wait fails.
-    with torch.device("meta"):
-        model = WhisperForConditionalGeneration(network.config).slot_model()
-        state = model.new_state(4)
-        features = torch.zeros(3, 80, FRAMES)
-        transcribed = [100, 60, 100]
-        model.fill(
-            state, [0, 1, 2], model.encode(features, num_frames=transcribed), num_frames=transcribed
-        )
-        view = state.view_windows(range(3))
-        tokens = torch.zeros(3, dtype=torch.long)
-        assert model.step(state, tokens, tokens).shape == (3, 500)
-    assert state.layers[0].text.shape[3] == POSITIONS
-    assert view is not None
-    assert view.unseen is not None
-    assert view.unseen.shape == (3, 1, 1, FRAMES // 2)

@@ -25,15 +25,6 @@ from tests.support.device import pretended_gpu
 from tests.support.tokenizers import tiny_tokenizer
 
 
-def test_arrays_and_lists_are_tensors_too() -> None:
-    features = torch.zeros(2, 3, 4)
-    for given in (features, features.numpy(), features.tolist()):
-        assert torch.equal(settings.features_of(given, 3), features)
-    for prompt in (torch.tensor([4, 5]), np.array([4, 5]), [4, 5], (4, 5)):
-        assert settings.prompt_of(prompt) == (4, 5)
-    assert settings.lengths_of([[1, 1], [1, 0]], 2) == [2, 1]
-
-
 def test_another_type_is_named() -> None:
     config: Any = GenerationConfig(decoder_start_token_id=1, lang_to_id={"<|en|>": 2})
     config.language = ["en", None]

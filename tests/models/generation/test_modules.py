@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from corpus_asr.models.generation.slots import changed_module
 from corpus_asr.models.speech2text import Speech2TextForConditionalGeneration
@@ -176,35 +175,6 @@ def test_a_hooked_adapter_is_called(family: Family) -> None:
     assert calls
 
 
-class Named:
-    """A network whose features are given by name."""
-
-    def __init__(self, network: Any) -> None:
-        self._network = network
-
-    def generate(self, features: Tensor, **arguments: Any) -> Any:
-        return self._network.generate(input_features=features, **arguments)
-
-
-def test_lora_of_the_projection_and_of_a_typed_task(family: Family, usual: list[Any]) -> None:
-    targets = ["embed_tokens", family.network._projection]
-    task = peft.TaskType.SEQ_2_SEQ_LM
-    for target, quiet in zip(targets, (False, True), strict=True):
-        lora = peft.LoraConfig(
-            r=2, target_modules=[target], init_lora_weights=False, task_type=task
-        )
-        torch.manual_seed(0)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*tie_word_embeddings|.*tied")
-            network: Any = peft.get_peft_model(copy.deepcopy(family.network), lora)
-        assert network.peft_config["default"].base_model_name_or_path == family.network.name_or_path
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error" if quiet else "ignore", message="generating text")
-            # PEFT's own `generate` of this task takes keywords alone.
-            found = family.begin(Named(network))
-        assert found[0].tolist() != usual[0].tolist()
-
-
 def test_under_autocast_the_text_stays(family: Family, usual: list[Any]) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         same(family.begin(family.network), usual[:1])
@@ -226,38 +196,6 @@ def test_hooks_are_run(family: Family, usual: list[Any]) -> None:
     assert changed_module(network) is None
 
 
-def test_a_hook_of_all_modules_is_run(family: Family, usual: list[Any]) -> None:
-    calls: list[str] = []
-    hook = nn.modules.module.register_module_forward_hook(
-        lambda module, *_: calls.append(type(module).__name__)
-    )
-    try:
-        with pytest.warns(UserWarning, match="every module has hooks"):
-            same(family.begin(family.network), usual[:1])
-    finally:
-        hook.remove()
-    assert {"DecoderBlock", "Linear"} <= set(calls)
-
-
-class Skipped(nn.Module):
-    """A block that does nothing."""
-
-    def forward(self, hidden: Tensor, *_: Any, **__: Any) -> Tensor:
-        return hidden
-
-
-@pytest.mark.filterwarnings("ignore:generating text")
-@pytest.mark.parametrize("number", [0, 1])
-def test_a_block_that_keeps_nothing_is_given_the_whole_text(family: Family, number: int) -> None:
-    network, shorter = copy.deepcopy(family.network), copy.deepcopy(family.network)
-    network.model.decoder.layers[number] = Skipped()
-    del shorter.model.decoder.layers[number]
-    features = sound(2, WINDOW, seed=3)
-    if isinstance(family, Speech2Text):
-        features = features[:, :MELS].transpose(1, 2)
-    same(said(network, features, **SEARCHES[0]), said(shorter, features, **SEARCHES[0]))
-
-
 @pytest.mark.filterwarnings("ignore:generating text")
 def test_what_changed_modules_cannot_do_is_done_without_them(family: Family) -> None:
     if isinstance(family, Speech2Text):
@@ -268,17 +206,3 @@ def test_what_changed_modules_cannot_do_is_done_without_them(family: Family) -> 
     # It would draft for the network, whose text is the same without.
     same(said(family.network, features, assistant_model=network, max_new_tokens=12),
          said(family.network, features, max_new_tokens=12))  # fmt: skip
-
-
-@pytest.mark.long
-@pytest.mark.filterwarnings(
-    "ignore:generating text", "ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor"
-)
-def test_dynamically_quantized_layers_are_called(family: Family) -> None:
-    network = torch.ao.quantization.quantize_dynamic(
-        copy.deepcopy(family.network), {nn.Linear}, dtype=torch.qint8
-    )
-    calls: list[int] = []
-    network.model.decoder.layers[0].fc1.register_forward_hook(lambda *_: calls.append(1))
-    assert len(family.begin(network)[0])
-    assert calls
