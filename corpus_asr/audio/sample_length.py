@@ -4,7 +4,7 @@ A header is written when recording starts, and again when it ends: if the record
 has an early length, none, or one truncated to 32 bits.
 
 Sources: Microsoft and IBM, "Multimedia Programming Interface and Data Specifications 1.0" (RIFF);
-EBU Tech 3306 (RF64); Sony, "Sony Wave64".
+EBU Tech 3306 (RF64).
 """
 
 import struct
@@ -17,7 +17,8 @@ _MAX_CHUNKS = 64  # before the samples; usually three or four
 _LATER_CHUNKS = (b"LIST", b"bext", b"iXML", b"cue ", b"smpl", b"inst", b"plst", b"id3 ", b"ID3 ",
                  b"_PMX", b"JUNK", b"PAD ")  # fmt: skip
 _TAIL_BYTES = 1 << 20
-_W64_TAIL = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # common part of its chunk names
+_FIRST_CHUNK = 12
+_CHUNK = struct.Struct("<4sI")  # name and length
 
 
 class _File(Protocol):
@@ -37,60 +38,30 @@ class Correction(NamedTuple):
     """End of the samples."""
 
 
-class _Layout(NamedTuple):
-    """Chunk layout of a container format."""
-
-    first: int
-    """Position of the first chunk."""
-    header: str
-    """Name and length, as a `struct` format."""
-    counted: int
-    """Bytes of the header included in the length."""
-    rounded: int
-    """Alignment of chunks in bytes."""
-
-    @property
-    def size(self) -> int:
-        return struct.calcsize(self.header)
-
-    def at(self, file: _File, at: int) -> tuple[bytes, int] | None:
-        """Return name and length of a chunk; None without a complete header."""
-        header = file.span(at, self.size)
-        if len(header) < self.size:
-            return None
-        name, length = struct.unpack(self.header, header)
-        return name, max(0, length - self.counted)
-
-    def all(self, file: _File, at: int) -> Iterator[tuple[bytes, int, int]]:
-        """Yield name, start and length of the chunks from a position."""
-        for _ in range(_MAX_CHUNKS):
-            chunk = self.at(file, at)
-            if chunk is None:
-                return
-            name, length = chunk
-            yield name, at + self.size, length
-            at += self.size + length + -length % self.rounded
-
-    def is_chunk(self, file: _File, at: int) -> bool:
-        """Whether a chunk starts at a position, or the file ends."""
-        chunk = self.at(file, at) if at < file.num_bytes else None
-        if chunk is None:
-            return True  # the end, or an incomplete chunk
-        name, length = chunk
-        if len(name) == 16:
-            return name.endswith(_W64_TAIL[-8:])
-        is_name = all(0x20 <= byte < 0x7F for byte in name)
-        return is_name and at + self.size + length <= file.num_bytes + 1
+def _chunks(file: _File, at: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield name, start and length of the chunks from a position."""
+    for _ in range(_MAX_CHUNKS):
+        header = file.span(at, _CHUNK.size)
+        if len(header) < _CHUNK.size:
+            return
+        name, length = _CHUNK.unpack(header)
+        yield name, at + _CHUNK.size, length
+        at += _CHUNK.size + length + length % 2
 
 
-_RIFF = _Layout(12, "<4sI", 0, 2)
-_W64 = _Layout(40, "<16sQ", 24, 8)
+def _is_chunk(file: _File, at: int) -> bool:
+    """Whether a chunk starts at a position, or the file ends."""
+    header = file.span(at, _CHUNK.size)
+    if len(header) < _CHUNK.size:
+        return True  # the end, or an incomplete chunk
+    name, length = _CHUNK.unpack(header)
+    is_name = all(0x20 <= byte < 0x7F for byte in name)
+    return is_name and at + _CHUNK.size + length <= file.num_bytes + 1
 
 
 class _PcmData(NamedTuple):
     """The samples of a file according to its header."""
 
-    chunks: _Layout
     start: int
     length: int
     """Length in bytes; 0 if unknown."""
@@ -98,8 +69,6 @@ class _PcmData(NamedTuple):
     """Position of the length field."""
     written: str
     """Length field as a `struct` format."""
-    counted: int
-    """Bytes included in the length in addition to the samples."""
 
     @property
     def most(self) -> int:
@@ -115,28 +84,17 @@ def corrected_length(file: _File) -> Correction | None:
 
 def _samples_of(file: _File) -> _PcmData | None:
     head = file.span(0, _HEAD_BYTES)
-    kind, form = head[:4], head[8:12]
-    if kind == b"RIFF" and form == b"WAVE":
-        return _of_riff(file)
-    if kind in (b"RF64", b"BW64") and form == b"WAVE":
-        return _of_riff(file, is_long=True)
-    if kind == b"riff" and head[24:28] == b"wave":
-        return _of_riff(file, chunks=_W64)
-    return None
-
-
-def _of_riff(file: _File, *, chunks: _Layout = _RIFF, is_long: bool = False) -> _PcmData | None:
+    if head[:4] not in (b"RIFF", b"RF64", b"BW64") or head[8:12] != b"WAVE":
+        return None
     long_at, long_length = None, 0
-    for name, start, length in chunks.all(file, chunks.first):
-        if name[:4] == b"ds64" and is_long:
+    for name, start, length in _chunks(file, _FIRST_CHUNK):
+        if name == b"ds64" and head[:4] != b"RIFF":
             long_at = start + 8
             (long_length,) = struct.unpack("<Q", file.span(long_at, 8).ljust(8, b"\0"))
-        elif name[:4] == b"data":
+        elif name == b"data":
             if long_at is not None:
-                return _PcmData(chunks, start, long_length, long_at, "<Q", 0)
-            if chunks is _W64:
-                return _PcmData(chunks, start, length, start - 8, "<Q", chunks.counted)
-            return _PcmData(chunks, start, length, start - 4, "<I", 0)
+                return _PcmData(start, long_length, long_at, "<Q")
+            return _PcmData(start, length, start - 4, "<I")
     return None
 
 
@@ -151,9 +109,7 @@ def _corrected(file: _File, samples: _PcmData) -> Correction | None:
         and behind >= 0
         and (
             behind <= min(length, _TAIL_BYTES)
-            or any(
-                samples.chunks.is_chunk(file, claimed + pad) for pad in {0, length % 2, -length % 8}
-            )
+            or any(_is_chunk(file, claimed + pad) for pad in {0, length % 2})
         )
     )
     end = file_end if is_whole else _before_chunks(file, samples)
@@ -161,7 +117,7 @@ def _corrected(file: _File, samples: _PcmData) -> Correction | None:
     reads_on = (is_known or samples.written == "<I") and behind <= 0
     if is_whole or end == start or (end == file_end and reads_on):
         return None
-    num_bytes = end - start + samples.counted
+    num_bytes = end - start
     if num_bytes > samples.most:
         num_bytes = 0 if samples.written == "<I" else samples.most
     return Correction(at=samples.field, length=struct.pack(samples.written, num_bytes), end=end)
@@ -169,7 +125,7 @@ def _corrected(file: _File, samples: _PcmData) -> Correction | None:
 
 def _before_chunks(file: _File, samples: _PcmData) -> int:
     """Return the end of samples of unknown length: before chunks that extend to the file's end."""
-    chunks, end = samples.chunks, file.num_bytes
+    end = file.num_bytes
     first = max(samples.start, end - _TAIL_BYTES)
     tail = file.span(first, end - first)
     places = sorted(
@@ -177,8 +133,8 @@ def _before_chunks(file: _File, samples: _PcmData) -> int:
     )
     for place in places:
         stop = place
-        for _, start, length in chunks.all(file, place):
-            stop = start + length + -length % chunks.rounded
+        for _, start, length in _chunks(file, place):
+            stop = start + length + length % 2
         if end <= stop <= end + 1:
             return place
     return end
