@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from corpus_asr.array_types import Float
 from corpus_asr.errors import CheckpointError
@@ -22,7 +23,6 @@ from corpus_asr.families.loading import DTYPES, resolve_device
 from corpus_asr.families.model_config import CONFIG_NAME, ModelConfig
 from corpus_asr.families.outputs import Seq2SeqLMOutput, Seq2SeqModelOutput
 from corpus_asr.families.saved_files import Uploads, finish_saving, made_folder, take_source
-from corpus_asr.families.transformers_methods import TransformersMethods
 from corpus_asr.families.weights import (
     given_tensors,
     load_weights,
@@ -35,7 +35,7 @@ from corpus_asr.families.weights import (
 from corpus_asr.storage.model_files import fetch_checkpoint
 
 
-class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
+class PreTrainedModel(nn.Module, Uploads):
     """Base of the networks; `state_dict()` keys equal those of the same class in transformers."""
 
     base_model_prefix = "model"
@@ -59,6 +59,7 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
     """Data type of the checkpoint's weights if the caller chose none; else None."""
     # Set only with `device_map`, since training loops test whether it exists.
     hf_device_map: dict[str, torch.device]
+    _input_gradients: RemovableHandle | None = None
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -325,19 +326,52 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
         """Alias of `activation_checkpointing_enable`, named as in version 4."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
 
-    def gradient_checkpointing_disable(self) -> None:
-        """Store all activations again."""
-        self.activation_checkpointing_disable()
+    gradient_checkpointing_disable = activation_checkpointing_disable
 
     @property
     def is_activation_checkpointing(self) -> bool:
         """Whether training recomputes activations."""
-        return self.is_gradient_checkpointing
+        return any(stack.gradient_checkpointing for stack in self._stacks())
+
+    is_gradient_checkpointing = is_activation_checkpointing
 
     @property
-    def is_gradient_checkpointing(self) -> bool:
-        """Whether training recomputes activations."""
-        return any(stack.gradient_checkpointing for stack in self._stacks())
+    def base_model(self) -> Any:
+        """The network without its head; itself if it has none."""
+        return getattr(self, self.base_model_prefix, self)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the input module."""
+        raise NotImplementedError(
+            f"a {type(self).__name__} has no single input module; use its submodules"
+        )
+
+    def get_output_embeddings(self) -> nn.Linear | None:
+        """Return the output projection; None if there is none."""
+        return None
+
+    def enable_input_require_grads(self) -> None:
+        """Make the input module's output require gradients although its weights are frozen."""
+        # PEFT calls it for reentrant checkpointing around adapters, which is not used here.
+        self.disable_input_require_grads()
+        self._input_gradients = self.get_input_embeddings().register_forward_hook(
+            lambda module, inputs, output: output.requires_grad_(True)
+        )
+
+    def disable_input_require_grads(self) -> None:
+        """Undo `enable_input_require_grads`."""
+        if self._input_gradients is not None:
+            self._input_gradients.remove()
+            self._input_gradients = None
+
+    def init_weights(self) -> None:
+        """Initialize all weights randomly, including those of `to_empty`."""
+        self._draw_weights()
+        self.post_init()
+
+    def post_init(self) -> None:
+        """Finish a subclass's initialization: tie its weights."""
+        self.tie_weights()
 
     def _stacks(self) -> list[Stack]:
         return [module for module in self.modules() if isinstance(module, Stack)]

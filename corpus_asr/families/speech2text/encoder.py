@@ -125,10 +125,6 @@ class Speech2TextPreTrainedModel(PreTrainedModel):
     config_class: ClassVar[type[ModelConfig]] = Speech2TextConfig
     config: Speech2TextConfig
 
-    @property
-    def _smallest_features(self) -> tuple[int, int, int]:
-        return 1, 1, self.config.input_feat_per_channel * self.config.input_channels
-
     def _get_feat_extract_output_lengths(self, input_lengths: Any) -> Any:
         """Return the positions for a number of frames, as an integer or a tensor."""
         return shorter(input_lengths, self.config.num_conv_layers)

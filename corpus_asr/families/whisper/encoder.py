@@ -38,11 +38,6 @@ class WhisperPreTrainedModel(PreTrainedModel):
     _left_over: ClassVar[tuple[str, ...]] = ("proj_out.weight",)
     _fixed: ClassVar[tuple[str, ...]] = (_POSITIONS, f"model.{_POSITIONS}")
 
-    @property
-    def _smallest_features(self) -> tuple[int, int, int]:
-        frames = self.config.max_source_positions * FRAMES_PER_POSITION
-        return 1, self.config.num_mel_bins, frames
-
     @torch.no_grad()
     def _draw(self, name: str, parameter: Tensor) -> None:
         if name.endswith(_POSITIONS):

@@ -55,8 +55,6 @@ _WITHOUT_EFFECT = (
     "labels",
 )
 
-_SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-
 # Keywords that are read but are not settings.
 _FOR_THE_CALL = (
     "assistant_model",
@@ -88,17 +86,6 @@ def prepare(
             "GenerationConfig; make one by GenerationConfig.from_dict(...)"
         )
     config = kind()
-    # A keyword of transformers 4: values unset in the caller's settings are then the defaults,
-    # except for special tokens.
-    if (
-        keywords.pop("use_model_defaults", None) is False
-        and given is not None
-        and model_settings is not None
-    ):
-        tokens = {name: getattr(model_settings, name) for name in _SPECIAL_TOKENS}
-        model_settings = type(model_settings).from_dict(
-            {name: token for name, token in tokens.items() if token}
-        )
     # Later updates only set unset values: that is transformers' order of precedence.
     if given is not None:
         config.update(**_values_set(given), allow_custom_entries=True)
