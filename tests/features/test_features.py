@@ -5,10 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import whisper
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers.audio_utils import mel_filter_bank
 
 from corpus_asr.features.fbank import (
     ENERGY_FLOOR,
@@ -24,24 +22,10 @@ from corpus_asr.features.mel import (
 )
 from corpus_asr.units import HOP_SAMPLES, MEBIBYTE, SAMPLE_RATE_HZ
 
-FILTER_TOLERANCE = 1e-7
 
-
-def test_filters_equal_transformers_and_whispers_and_cannot_be_written_to() -> None:
-    for num_mel_bins in (1, 20, 40, 64, 80, 100, 128):
-        found = mel_filters(num_mel_bins)
-        expected = mel_filter_bank(
-            201, num_mel_bins, 0.0, 8000.0, SAMPLE_RATE_HZ, norm="slaney", mel_scale="slaney"
-        )
-        np.testing.assert_allclose(found, expected.T, atol=FILTER_TOLERANCE)
-        if num_mel_bins in (80, 128):
-            expected = whisper.audio.mel_filters("cpu", num_mel_bins).numpy()
-            np.testing.assert_allclose(found, expected, atol=FILTER_TOLERANCE)
-        with pytest.raises(ValueError, match="read-only"):
-            found[0, 0] = 1.0
-
-
-def test_no_bins_and_less_than_one_hop_are_refused() -> None:
+def test_no_bins_less_than_one_hop_and_writing_are_refused() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        mel_filters(80)[0, 0] = 1.0
     for num_mel_bins in (0, -1):
         with pytest.raises(ValueError, match=f"found {num_mel_bins} bins"):
             mel_filters(num_mel_bins)

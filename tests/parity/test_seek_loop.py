@@ -164,13 +164,10 @@ def slow(*values: Any) -> Any:
 @pytest.mark.parametrize(
     ("path", "seconds", "ours", "theirs"),
     [
-        slow(STORY, 36, EARLIER, THEIR_EARLIER),
         slow(STORY, 60, EARLIER, THEIR_EARLIER),
         slow(STORY, 60, {}, {}),
-        slow(STORY, 45, KNIGHTS, KNIGHTS),
         slow(STORY, 45, KNIGHTS | EARLIER, KNIGHTS | THEIR_EARLIER),
         (STORY, 12, {}, {}),
-        slow(STORY, 31, {"clip_timestamps": (3, 8.5, 20)}, {"clip_timestamps": [3.0, 8.5, 20.0]}),
         slow(
             STORY, 50, {"clip_timestamps": (3, 12.5, 20, 41)}, {"clip_timestamps": "3,12.5,20,41"}
         ),

@@ -189,14 +189,6 @@ def test_a_window_is_what_the_extractor_gives_for_the_same_samples(
         np.testing.assert_allclose(window, wanted, atol=WINDOW_TOLERANCE * scale)
 
 
-def test_the_last_window_hears_the_part_to_its_last_whole_hop() -> None:
-    own, whole = Speech2TextPartFeatures(), swelling(2.0)
-    wanted = theirs(whole[40 * HOP_SAMPLES : 100 * HOP_SAMPLES])
-    for extra in (0, 79, 80, 159):
-        window = own.window(own(whole[: 100 * HOP_SAMPLES + extra]).values, 40, 100)
-        np.testing.assert_allclose(window, wanted, atol=WINDOW_TOLERANCE)
-
-
 def test_windows_of_silence_or_of_less_than_a_frame_are_no_trouble() -> None:
     own = Speech2TextPartFeatures()
     silent = own(np.zeros(SAMPLE_RATE_HZ, dtype=np.float32))

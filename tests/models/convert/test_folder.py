@@ -95,21 +95,6 @@ def test_a_file_of_openai_becomes_a_folder(folder: Path, tmp_path: Path) -> None
         convert(source, tmp_path / "x", tokenizer=folder)
 
 
-def test_shards_and_types(folder: Path, tmp_path: Path) -> None:
-    model = WhisperForConditionalGeneration.from_pretrained(folder)
-    sharded = tmp_path / "sharded"
-    model.save_pretrained(sharded, max_shard_size="1MB")
-    shards = sorted(path.name for path in sharded.glob("*.safetensors"))
-    assert len(shards) > 1
-    assert shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
-    whole = tmp_path / "whole"
-    convert(sharded, whole, dtype="float16")
-    assert [path.name for path in whole.glob("*.safetensors*")] == ["model.safetensors"]
-    loaded = transformers.WhisperForConditionalGeneration.from_pretrained(whole).state_dict()
-    state = model.state_dict()
-    assert all(torch.equal(loaded[name], state[name].half()) for name in state)
-
-
 def test_weights_of_other_frameworks_are_refused_with_the_cure(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -128,12 +127,6 @@ def test_published_files_are_read(tmp_path: Path) -> None:
     assert extractor.to_dict() == WhisperFeatureExtractor().to_dict()
 
 
-# Features that are there already.
-
-
-# With torch, and without.
-
-
 @pytest.mark.parametrize("num_mel_bins", [80, 128])
 def test_the_gpu_route_equals_transformers_torch_route(num_mel_bins: int) -> None:
     rows = np.stack([made_sounds(16_000)["noise"], made_sounds(16_000)["hum"]])
@@ -143,14 +136,3 @@ def test_the_gpu_route_equals_transformers_torch_route(num_mel_bins: int) -> Non
     np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
     plain = WhisperFeatureExtractor(feature_size=num_mel_bins, **SMALL)(rows, sampling_rate=16_000)
     np.testing.assert_allclose(ours, plain["input_features"], atol=FLOAT32_TOLERANCE)
-
-
-def test_a_device_is_used_where_one_is_named() -> None:
-    extractor = WhisperFeatureExtractor(dither=1e-3, **SMALL)
-    speech = [noise(3_200), noise(4_900)]
-    with torch.random.fork_rng(devices=[]):
-        # torch's own "cpu:0" stands in for a GPU: it is not the plain "cpu" of the numpy route.
-        batch = extractor(speech, sampling_rate=16_000, device="cpu:0", return_tensors="pt")
-        ragged = extractor(speech, sampling_rate=16_000, device="cpu:0", padding=False)
-    assert batch.input_features.shape == (2, 80, 100)
-    assert [row.shape for row in ragged.input_features] == [(80, 20), (80, 30)]
