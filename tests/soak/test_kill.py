@@ -1,6 +1,5 @@
 """Runs killed (-9) at random moments and resumed end as if nothing had happened."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,21 +7,15 @@ from typing import Any
 
 import pytest
 
-from corpus_asr.config.run import RunConfig
-from corpus_asr.pipelines import driver
 from tests.support import extractors
 from tests.support.killing import (
-    COMMIT_EACH,
-    OWN_ENGINE,
     PAUSE,
     KillableJob,
-    into,
     kill_and_resume,
     killable_job,
     tables_in_peace,
     tables_of,
 )
-from tests.support.spoken import spoken
 from tests.support.stores import S3Server, environment, s3_server
 
 FILES, A_FEW = 240, 16
@@ -118,54 +111,3 @@ def test_recordings_whose_decoder_was_killed_are_done_by_a_later_run(
     code, said = job.finish()
     assert code == 0, said
     assert tables_of(job.config) == expected
-
-
-def aligning_job(folder: Path) -> KillableJob:
-    """A job that aligns the texts of nine recordings, in parts of 30 s, with the packaged model."""
-    rows = [
-        {
-            # The same audio and text, by a name of its own.
-            "uri": str(folder / f"{number}-{name}"),
-            "text": f"Nobody says this. {recording.text} Geographers.",
-        }
-        for number in range(3)
-        for name, recording in spoken().items()
-    ]
-    for row in rows:
-        path = Path(row["uri"])
-        path.symlink_to(spoken()[path.name.partition("-")[2]].path)
-    (folder / "manifest.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    config = RunConfig.model_validate(
-        {
-            "source": {"manifest": str(folder / "manifest.jsonl")},
-            "extract": {"part_s": 30, "workers": 1},
-            "decoding": {"align": True, "temperature": [0]},
-            "output": {"uri": str(folder / "output")} | COMMIT_EACH,
-        }
-    )
-    return KillableJob(config, folder / "job", environment={OWN_ENGINE: "1"})
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_a_job_that_aligns_texts_and_is_killed_places_the_same_words(tmp_path: Path):
-    job = aligning_job(tmp_path)
-    undisturbed = into(job, tmp_path / "undisturbed").config
-    driver.run(undisturbed, local=True, progress=None)
-    expected = tables_of(undisturbed)
-    total = len(expected["outcomes"])
-    killed = kill_and_resume(job, kills=4, seed=4, most=4, total=total)
-    print(killed, total)  # noqa: T201 - what a soak test is read for
-    assert sum(killed.values()) == 4
-    found = tables_of(job.config)
-    assert found == expected
-    assert len(found["recordings"]) == 9
-    for row in found["outcomes"]:
-        assert row["status"] == "ok"
-        placed = sum(span["stop"] - span["first"] for span in row["text_spans"])
-        own = [
-            each
-            for each in found["segments"]
-            if (each["uri"], each["part"]) == (row["uri"], row["part"])
-        ]
-        assert placed == sum(len(segment["words"]) for segment in own) > 0

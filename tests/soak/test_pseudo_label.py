@@ -1,4 +1,4 @@
-"""Making training data: killed drivers, far stores, long audio."""
+"""A driver that makes training data and is killed."""
 
 import json
 import os
@@ -6,18 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-import tracemalloc
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from corpus_asr.pipelines.pseudo_label import label
-from corpus_asr.stages.cutting import ClipCutter
-from corpus_asr.stages.messages import ClipRange, CutRequest
-from corpus_asr.storage.stores.filesystem import DEFAULT_STORE
-from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
-from tests.support.audio import wav_bytes
 from tests.support.runs import Transcribed, write_tones
 
 pytestmark = pytest.mark.slow
@@ -65,24 +58,3 @@ def test_a_killed_driver_leaves_what_the_next_completes_to_the_byte(tmp_path: Pa
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert content(tmp_path / "half") == content(tmp_path / "whole")
-
-
-def test_memory_does_not_grow_with_the_length_of_a_recording(tmp_path: Path) -> None:
-    lasts_s = 1800
-    (tmp_path / "long.wav").write_bytes(
-        wav_bytes(np.zeros((1, lasts_s * SAMPLE_RATE_HZ), np.float32), rate_hz=SAMPLE_RATE_HZ)
-    )
-    ranges = tuple(
-        ClipRange(channel=None, start_sample=at * SAMPLE_RATE_HZ,
-                end_sample=(at + 30) * SAMPLE_RATE_HZ)
-        for at in range(0, lasts_s, 60)
-    )  # fmt: skip
-    cutter = ClipCutter(store=DEFAULT_STORE, channels="mix", audio_format="flac")
-    request = CutRequest(uri=str(tmp_path / "long.wav"), size_bytes=None, etag=None, ranges=ranges)
-    tracemalloc.start()
-    try:
-        assert sum(clip.num_samples > 0 for clip in cutter(request)) == len(ranges)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 40 * MEBIBYTE  # all of it would be 110 MiB

@@ -1,4 +1,4 @@
-"""The whole pipeline on real speech: from S3 as from a folder, and over awkward files."""
+"""The whole pipeline on real speech, over awkward files."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,8 @@ import pytest
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.pipelines.driver import run
-from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.corpora import outcomes_in
-from tests.support.stores import environment, s3_server
-from tests.support.tables import rows_of, run_config, stored_segments
+from tests.support.tables import run_config
 
 pytestmark = pytest.mark.slow
 
@@ -39,47 +37,6 @@ def real_job(model: Path, *, source: dict[str, Any], output: dict[str, Any]) -> 
     return run_config(
         "", "", source=source, output=output, extract={"item_timeout_s": 60}, decoding=GREEDY,
         model={"checkpoint": str(model), "compute_type": "float32"},
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def english(speech: Path, float_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tables of the short English clips, read from a folder."""
-    output = tmp_path_factory.mktemp("english") / "output"
-    source = {"uri": str(speech / "english_short"), "exclude": ["manifest.jsonl"]}
-    run(
-        real_job(float_model, source=source, output={"uri": str(output)}), local=True, progress=None
-    )
-    return output
-
-
-@pytest.mark.ray
-def test_a_bucket_gives_the_rows_that_a_folder_gives(
-    speech: Path, float_model: Path, english: Path
-) -> None:
-    with s3_server() as server, environment(server.environment):
-        server.make_bucket("clips")
-        server.make_bucket("tables")
-        for path in (speech / "english_short").iterdir():
-            server.put("clips", path.name, path.read_bytes())
-        there: dict[str, Any] = {"storage_options": {"endpoint_url": server.endpoint_url}}
-        config = real_job(
-            float_model,
-            source={"uri": "s3://clips", "exclude": ["manifest.jsonl"], **there},
-            output={"uri": "s3://tables/run", **there},
-        )
-        run(config, local=False, progress=None)
-        store = OutputStore("s3://tables/run", endpoint_url=server.endpoint_url)
-        assert said_in(store) == said_in(OutputStore(str(english)))
-
-
-def said_in(store: OutputStore) -> list[tuple[Any, ...]]:
-    """Return everything said, in order, without what names the run or the place."""
-    rows = rows_of(stored_segments(store))
-    return sorted(
-        (row["uri"].rpartition("/")[2], row["part"], row["segment"], row["start_s"], row["end_s"],
-         row["text"], tuple(row["tokens"]), row["language"], round(row["confidence"], 3))
-        for row in rows
     )  # fmt: skip
 
 
