@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.repo.sources import REPOSITORY, module_name, parsed, python_files, relative
+from tests.repo.sources import REPOSITORY, parsed, python_files, relative
 
 BINARIES = Path(sys.executable).parent
 CODE_FOLDERS = ("corpus_asr", "pipelines", "tests")
@@ -17,7 +17,6 @@ TEXT_FOLDERS = (*CODE_FOLDERS, "configs", "notebooks", ".ci")
 TEXT_SUFFIXES = {"", ".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".ipynb", ".json"}
 
 MAX_LINES = 700
-MIN_LINES = 60
 
 # Places that exist on somebody's machine only, written so that this file passes too. Tests may
 # name a temporary file that need not exist.
@@ -56,38 +55,6 @@ def test_the_linters_find_nothing(command):
 def test_no_file_is_too_long_to_know():
     for path in python_files(*CODE_FOLDERS):
         assert len(path.read_text().splitlines()) <= MAX_LINES, path
-
-
-def importers_of(modules: dict[str, ast.Module]) -> dict[str, set[str]]:
-    """Return by module those that import it or name it in a string such as `module:Class`."""
-    importers: dict[str, set[str]] = {name: set() for name in modules}
-    for name, tree in modules.items():
-        used = set()
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                used |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-            elif isinstance(node, ast.Import):
-                used |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                used.add(node.value.partition(":")[0])
-        for module in used & importers.keys() - {name}:
-            importers[module].add(name)
-    return importers
-
-
-def test_a_short_module_has_two_users():
-    lengths, modules = {}, {}
-    for path in python_files("corpus_asr"):
-        if path.stem not in ("__init__", "__main__"):
-            name = module_name(path)
-            lengths[name] = len(path.read_text().splitlines())
-            modules[name] = parsed(path)
-    short = {
-        f"{name} ({lengths[name]} lines, used by {', '.join(sorted(users)) or 'none'})"
-        for name, users in importers_of(modules).items()
-        if lengths[name] < MIN_LINES and len(users) < 2
-    }
-    assert sorted(short) == [], "merge each into its user or a neighbor"
 
 
 def test_no_exception_is_swallowed():
