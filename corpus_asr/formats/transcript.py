@@ -1,14 +1,9 @@
-"""`Transcript`: the result for a recording, with conversion to text, files and other libraries.
-
-`segment_of`, `turns_of` and `missing_of` parse the dictionaries of `Transcript.to_dict` and of
-openai-whisper.
-"""
+"""`Transcript`: the result for a recording, with conversion to text and files."""
 
 import difflib
-import importlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import StrEnum
 from os import PathLike, fspath
 from typing import Any, Literal, TypedDict, TypeVar, Unpack
@@ -17,7 +12,7 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.formats.options import CueRules, ExportFormat, FormatName, SubtitlePreset, WordStyle
 from corpus_asr.formats.subtitles import check_words
 from corpus_asr.formats.writers import file_contents, file_suffix, whisper_json
-from corpus_asr.segments import MissingWord, Segment, SpeakerTurn, Word
+from corpus_asr.segments import MissingWord, Segment, SpeakerTurn
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import normalize, scheme_of, within
 from corpus_asr.units import shortened
@@ -69,8 +64,8 @@ class Transcript:
         <BLANKLINE>
         >>> transcript.to_dict()["model"]
         'whisper-tiny.en'
-        >>> transcript.to_dataframe()[["start_s", "text"]].values.tolist()
-        [[0.0, ' Today, only platforms 1 and 3 are used.']]
+        >>> [(segment.start_s, segment.text) for segment in transcript]
+        [(0.0, ' Today, only platforms 1 and 3 are used.')]
     """
 
     segments: tuple[Segment, ...]
@@ -169,63 +164,6 @@ class Transcript:
         Times are in seconds, rounded to milliseconds; `model` and `version` identify the origin.
         """
         return whisper_json(self)
-
-    @classmethod
-    def from_dict(cls, saved: Mapping[str, Any]) -> "Transcript":
-        """Create a transcript from a dictionary of `to_dict` or openai-whisper.
-
-        Times are rounded to milliseconds; missing scores are NaN or None.
-
-        Examples:
-            >>> again = Transcript.from_dict(transcript.to_dict())
-            >>> (again.text == transcript.text, again.segments[0].confidence > 0.5)
-            (True, True)
-
-        Raises:
-            ConfigError: a segment has no text or times.
-        """
-        language, segments = saved.get("language"), saved.get("segments") or ()
-        parsed_segments = tuple(segment_of(entry, language=language) for entry in segments)
-        numbers = sorted({entry["channel"] for entry in segments if "channel" in entry})
-        last_s = max((segment.end_s for segment in parsed_segments), default=0.0)
-        of_all: dict[str, Any] = {
-            "language": language, "duration_s": saved.get("duration", last_s),
-            "uri": saved.get("uri"), "model": saved.get("model"),
-        }  # fmt: skip
-        turns = turns_of(saved.get("turns"))
-        channels = tuple(
-            cls(
-                segments=tuple(
-                    segment
-                    for segment, entry in zip(parsed_segments, segments, strict=True)
-                    if entry.get("channel") == number
-                ),
-                channel=number,
-                turns=None if turns is None else tuple(t for t in turns if t.channel == number),
-                **of_all,
-            )
-            for number in numbers
-        )
-        missing = missing_of(saved.get("missing"))
-        return cls(
-            segments=parsed_segments, channels=channels, turns=turns, missing=missing, **of_all
-        )
-
-    def to_dataframe(self) -> Any:
-        """Return a pandas DataFrame with a row per segment, whose columns are `Segment`'s fields.
-
-        Raises:
-            ImportError: pandas is not installed.
-        """
-        try:
-            pandas = importlib.import_module("pandas")
-        except ImportError as error:
-            raise ImportError(
-                "making a DataFrame: found no pandas, expected that package; pip install pandas"
-            ) from error
-        names = [column.name for column in fields(Segment)]
-        rows = [[getattr(segment, name) for name in names] for segment in self.segments]
-        return pandas.DataFrame(rows, columns=names)
 
     def save(
         self,
@@ -335,77 +273,3 @@ def _format_of(path: str) -> ExportFormat:
         f"saving a transcript as {path}: found no known suffix, expected one of {suffixes}; "
         'correct it, or name formats: save("folder", "srt")'
     )
-
-
-def segment_of(saved: Mapping[str, Any], *, language: str | None) -> Segment:
-    """Return a segment; fields that openai-whisper lacks are unknown."""
-    start_s = float(_needed(saved, "start"))
-    words = saved.get("words")
-    return Segment(
-        start_s=start_s,
-        end_s=float(_needed(saved, "end")),
-        text=str(_needed(saved, "text")),
-        tokens=tuple(saved.get("tokens") or ()),
-        language=saved.get("language", language),
-        language_probability=saved.get("language_probability"),
-        task=saved.get("task", "transcribe"),
-        confidence=saved.get("confidence", float("nan")),
-        avg_logprob=saved.get("avg_logprob", float("nan")),
-        no_speech_prob=saved.get("no_speech_prob"),
-        compression_ratio=saved.get("compression_ratio", float("nan")),
-        temperature=saved.get("temperature", float("nan")),
-        speech_fraction=saved.get("speech_fraction"),
-        known_hallucination=bool(saved.get("known_hallucination")),
-        words=None if words is None else tuple(map(_word, words)),
-        corrected=bool(saved.get("corrected")),
-        speaker=saved.get("speaker"),
-    )
-
-
-def turns_of(saved: Sequence[Mapping[str, Any]] | None) -> tuple[SpeakerTurn, ...] | None:
-    """Return the speaker turns."""
-    if saved is None:
-        return None
-    return tuple(
-        SpeakerTurn(
-            start_s=float(_needed(turn, "start")),
-            end_s=float(_needed(turn, "end")),
-            speaker=str(_needed(turn, "speaker")),
-            confidence=turn.get("confidence", float("nan")),
-            channel=turn.get("channel"),
-        )
-        for turn in saved
-    )
-
-
-def missing_of(saved: Sequence[Mapping[str, Any]] | None) -> tuple[MissingWord, ...] | None:
-    """Return the words of a known text that are missing in the audio."""
-    if saved is None:
-        return None
-    return tuple(
-        MissingWord(
-            word=_needed(word, "word"), index=_needed(word, "index"), after_s=_needed(word, "after")
-        )
-        for word in saved
-    )
-
-
-def _word(saved: Mapping[str, Any]) -> Word:
-    return Word(
-        word=_needed(saved, "word"),
-        start_s=float(_needed(saved, "start")),
-        end_s=float(_needed(saved, "end")),
-        probability=saved.get("probability", float("nan")),
-        speaker=saved.get("speaker"),
-    )
-
-
-def _needed(saved: Any, name: str) -> Any:
-    try:
-        return saved[name]
-    except (KeyError, TypeError) as error:
-        description = repr(saved) if isinstance(saved, str) else ", ".join(map(str, saved))
-        raise ConfigError(
-            f"reading a transcript: found {description or 'nothing'}, expected {name}, as "
-            "Transcript.to_dict and openai-whisper write it; correct the dictionary"
-        ) from error

@@ -1,8 +1,6 @@
 """A transcript becomes the files that `corpus-asr export` writes, and rows for pandas."""
 
-import importlib
 import json
-import math
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +13,7 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.formats.options import ExportFormat
 from corpus_asr.formats.subtitles import SUBTITLES
 from corpus_asr.formats.transcript import Transcript
-from corpus_asr.segments import MissingWord, Segment, SpeakerTurn
+from corpus_asr.segments import Segment
 from tests.support.tables import segment
 
 SAID = (
@@ -49,40 +47,6 @@ def test_a_transcript_shows_its_texts_and_no_tokens() -> None:
     shown = repr(transcript(*SAID))
     assert shown.endswith("segments=2, text='One two. Three.')")
     assert "\n" not in shown
-
-
-def test_a_dictionary_is_read_again() -> None:
-    said = [segment(" One two.", 0.5, 1.5, words=True, speaker="S1", known_hallucination=True,
-                    speech_fraction=0.25, corrected=True, language="de", task="translate"),
-            segment(" Three.", 2.25, 3.32, no_speech_prob=None)]  # fmt: skip
-    turns = (SpeakerTurn(start_s=0.5, end_s=1.5, speaker="S1", confidence=0.75, channel=1),)
-    missing = (MissingWord(word=" four", index=3, after_s=3.32),)
-    for own in (transcript(), transcript(*said), transcript(*said, turns=turns, missing=missing)):
-        assert Transcript.from_dict(own.to_dict()) == own
-        assert Transcript.from_dict(json.loads(own.to_json())) == own
-    first = transcript(*said).to_dict()["segments"][0]
-    assert (first["confidence"], first["known_hallucination"]) == (0.9, True)
-
-
-def test_a_dictionary_of_openai_whisper_is_read_and_others_are_refused() -> None:
-    word = {"word": " One", "start": 0.5, "end": 1.5, "probability": 0.5}
-    one = {"id": 0, "seek": 0, "start": 0.5, "end": 1.5, "text": " One", "tokens": [7],
-           "temperature": 0.0, "avg_logprob": -0.5, "compression_ratio": 1.0,
-           "no_speech_prob": 0.1, "words": [word]}  # fmt: skip
-    found = Transcript.from_dict({"text": " One", "segments": [one], "language": "en"})
-    assert (found.text, found.language, found.duration_s) == ("One", "en", 1.5)
-    (only,) = found.segments
-    assert (only.language, only.avg_logprob) == ("en", -0.5)
-    assert only.words is not None
-    assert only.words[0].probability == 0.5
-    assert math.isnan(only.confidence)
-    assert found.to_srt().startswith("1\n00:00:00,500 --> 00:00:01,500\nOne\n")
-    both = {"segments": [one | {"channel": 1}, one | {"channel": 0, "text": " Two"}]}
-    channels = Transcript.from_dict(both).by_channel()
-    assert {number: said[0].text for number, said in channels.items()} == {0: " Two", 1: " One"}
-    for wrong, name in (({"start": 0.0}, "end"), ({}, "start"), ("text", "start")):
-        with pytest.raises(ConfigError, match=f"reading a transcript: found .*, expected {name}"):
-            Transcript.from_dict({"segments": [wrong]})
 
 
 def test_every_format_has_its_text() -> None:
@@ -158,26 +122,12 @@ def test_options_have_the_names_of_the_command_line_too() -> None:
     assert own.to_vtt(**options) == own.to_vtt(words="highlight")
 
 
-def test_pandas_gets_a_row_per_segment_or_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    frame = transcript(*SAID).to_dataframe()
-    assert isinstance(frame, pd.DataFrame)
-    assert frame["text"].tolist() == [" One two.", " Three."]
-    assert frame["end_s"].tolist() == [1.5, SAID[1].end_s]
-    assert list(transcript().to_dataframe().columns) == list(frame.columns)
-
-    def missing(name: str) -> Any:
-        raise ModuleNotFoundError(f"No module named {name!r}")
-
-    monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(ImportError, match=r"no pandas.*pip install pandas"):
-        transcript().to_dataframe()
-
-
 def test_a_transcript_yields_its_segments_and_is_true_also_of_silence() -> None:
     said = Transcript(segments=(segment(" a", 0.0, 1.0), segment(" b", 1.0, 2.0)), language="en",
                       duration_s=2.0)  # fmt: skip
     assert [each.text for each in said] == [" a", " b"]
     assert len(said) == 2
+    assert pd.DataFrame([*said])["text"].tolist() == [" a", " b"]  # as the guide makes it
     silent = Transcript(segments=(), language=None, duration_s=2.0)
     assert silent
     assert list(silent) == []
