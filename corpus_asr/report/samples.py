@@ -1,4 +1,4 @@
-"""Samples of segments with their sound, and a table of recordings, for a page.
+"""Samples of segments with their sound, for a page.
 
 Places of samples are chosen while segments are read; what is chosen is read again. Clips of samples
 are cut in a child process within limits of time and bytes, to embed: a recording that cannot be
@@ -34,30 +34,17 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-# Of each list; up to so many recordings as both lists together, all are listed. With 100 rows of
-# 300 bytes the table takes 30 kB, whatever the size of the corpus.
-LISTED = 50
-STARTED = "partly done"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordingRow:
-    """A recording and its result."""
+    """A recording of which clips are cut."""
 
     recording_id: str
     uri: str
     size_bytes: int | None
     etag: str | None
     """With the size, the version that was transcribed."""
-    status: str
-    """As in the recordings table, or `STARTED`."""
-    language: str | None
-    """Language of most speech; in a classification the most probable label."""
     duration_s: float
-    segments: int
-    """Or labels."""
-    confidence: float | None
-    """Mean of its segments over time; None without any."""
     decode_errors: int
     clock_restarts: int = 0
     audio_track: int | None = None
@@ -70,42 +57,18 @@ class RecordingRow:
         return bool(self.decode_errors or self.clock_restarts)
 
 
-_SHOWN = f"""
-create or replace view shown as
-select recording_id, uri, size_bytes, etag, if(complete, status, '{STARTED}') as status,
-  coalesce(label, languages[1]) as language, coalesce(duration_s, 0) as duration_s,
-  coalesce(segments, 0)::bigint as segments, confidence,
+_ROWS = """
+select recording_id, uri, size_bytes, etag, coalesce(duration_s, 0) as duration_s,
   coalesce(decode_errors, 0) as decode_errors, coalesce(clock_restarts, 0) as clock_restarts,
   audio_track, audio_tracks
-from recordings left join confidences using (recording_id)
+from recordings where recording_id in (select unnest($ids))
 """
-_ORDER = "confidence nulls last, duration_s desc, recording_id"
-_LISTED = f"""
-select * from shown qualify row_number() over (order by {_ORDER}) <= $most
-  or row_number() over (order by duration_s desc, recording_id) <= $most
-order by {_ORDER}
-"""
-
-
-def list_recordings(tables: RunTables) -> list[RecordingRow]:
-    """Return the recordings of lowest confidence and the longest, by confidence; all if few."""
-    tables.execute(_SHOWN)
-    most = 2 * LISTED if num_recordings(tables) <= 2 * LISTED else LISTED
-    return [RecordingRow(**row) for row in tables.table(_LISTED, most=most).to_pylist()]
 
 
 def recordings_of(tables: RunTables, identities: Iterable[str]) -> dict[str, RecordingRow]:
     """Return recordings by ID."""
-    tables.execute(_SHOWN)
-    query = "select * from shown where recording_id in (select unnest($ids))"
-    rows = tables.table(query, ids=list(identities)).to_pylist()
+    rows = tables.table(_ROWS, ids=list(identities)).to_pylist()
     return {row["recording_id"]: RecordingRow(**row) for row in rows}
-
-
-def num_recordings(tables: RunTables) -> int:
-    """Return the number of recordings with any outcome."""
-    [(number,)] = tables.rows("select count(*) from recordings")
-    return int(number)
 
 
 SAMPLES = 12  # of each sort
@@ -153,11 +116,8 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Details:
-    """Details of single recordings for a page."""
+    """Samples for a page, and their recordings."""
 
-    recordings: tuple[RecordingRow, ...]
-    """The least confident and the longest."""
-    num_recordings: int
     of_samples: Mapping[str, RecordingRow]
     """The recordings of the samples, by identity."""
     unsure: tuple[Sample, ...]
@@ -197,8 +157,6 @@ class Sampler:
             for samples in (unsure, random)
         )
         return Details(
-            recordings=tuple(list_recordings(tables)),
-            num_recordings=num_recordings(tables),
             of_samples=shown,
             unsure=unsure,
             random=random,
@@ -238,11 +196,10 @@ def _window(rows: Sequence[dict[str, Any]]) -> Sample:
 
 # By name, so that native decoders are imported in the child process alone.
 CUTTER = "corpus_asr.stages.cutting:ClipCutter"
-# All 24 samples of a page at their longest are 1.0 MB of Opus; the limit holds whatever comes.
-# Base64 takes a third more, so clips add at most 1.5 MB to a page.
+# All 24 samples of a page at their longest are 1.0 MB of Opus. Base64 takes a third more, so clips
+# add at most 1.5 MB to a page.
 MAX_CLIP_S = 20.0
 BIT_RATE = 16_000  # source: RFC 6716, section 2.1.1, 16 to 20 kb/s for wideband speech
-MAX_BYTES = 1_100_000
 # A run waits for it at its end: 23 clips of local files took 2.3 s of CPU, child process included.
 BUDGET_S = 20.0
 # Limit for one clip, so that a stalled store or a hung decoder leaves time for others.
@@ -306,19 +263,16 @@ def cut_clips(
         timeout_s=CLIP_LIMIT_S,
     )
     clips: dict[Sample, SampleClip] = {}
-    num_bytes, stopped = 0, ""
+    stopped = ""
     try:
         for sample in dict.fromkeys(samples):  # a sample may be of both kinds
-            if num_bytes + MAX_CLIP_S * BIT_RATE / 8 > MAX_BYTES:
-                stopped = f"the clips before it fill {MAX_BYTES / 1e6:.1f} MB"
-            elif time.monotonic() >= deadline:
+            if time.monotonic() >= deadline:
                 stopped = f"the clips before it took {BUDGET_S:g} s"
             if stopped:
                 clips[sample] = SampleClip(why=stopped)
                 continue
             try:
                 clips[sample] = _clip(cutter, sample, recordings.get(sample.recording_id))
-                num_bytes += len(clips[sample].data or b"")
             except EngineError as error:  # affects all recordings alike
                 stopped = "no process for decoding could be started"
                 clips[sample] = _none(sample, error, stopped)

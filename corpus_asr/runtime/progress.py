@@ -43,7 +43,7 @@ _LOG = logging.getLogger(__name__)
 # Identical failures at the start after which a run is aborted: one host or folder may have a few in
 # a row, and a store that is down or denies access gets no more requests than these.
 ENOUGH_ALIKE = 20
-# More points than a chart can display are useless, and the file is rewritten every few seconds.
+# An estimate needs no more points.
 MOST_MOMENTS = 120
 
 
@@ -118,16 +118,10 @@ class Progress:
 
     def standing(self) -> RunProgress:
         """Return the present progress; thread-safe."""
-        return self.standing_and_history()[0]
-
-    def standing_and_history(self) -> tuple[RunProgress, tuple[ProgressSample, ...]]:
-        """Return the present progress and its history; thread-safe."""
         with self._lock:
             return self._standing(self.tally, self.read_activity(), self.elapsed_s)
 
-    def _standing(
-        self, tally: Tally, activity: Activity, elapsed_s: float
-    ) -> tuple[RunProgress, tuple[ProgressSample, ...]]:
+    def _standing(self, tally: Tally, activity: Activity, elapsed_s: float) -> RunProgress:
         # Parts of a dead worker are decoded and transcribed twice.
         done_s = max(tally.audio_s, min(activity.decoded_s, activity.transcribed_s))
         files = tally.files
@@ -146,7 +140,7 @@ class Progress:
         audio, rest = self._estimates(moment, activity)
         all_open = sum(sums.files for sums in activity.durations.values()) >= self._total_files
         extract, transcribe = self._stages.words(activity, elapsed_s, all_open=all_open)
-        standing = RunProgress(
+        return RunProgress(
             elapsed_s=elapsed_s,
             planned=self._total_files,
             files=files,
@@ -161,7 +155,6 @@ class Progress:
             extract=extract,
             transcribe=transcribe,
         )
-        return standing, moments
 
     def _estimates(
         self, moment: ProgressSample, activity: Activity
@@ -273,7 +266,7 @@ class History:
         self._kept.append(now)
         moments = tuple(self._kept)
         if len(moments) > MOST_MOMENTS:
-            # Thinned evenly: a chart of hours needs no 15 s resolution.
+            # Thinned evenly: of hours, each second is too much.
             self._kept = self._kept[::2]
             self._every_s *= 2
         return moments
@@ -300,7 +293,7 @@ class ProgressWriter:
     def snapshot(self, state: str) -> Snapshot:
         """Return the present snapshot."""
         progress, plan = self._progress, self._plan
-        activity, (standing, moments) = progress.read_activity(), progress.standing_and_history()
+        activity, standing = progress.read_activity(), progress.standing()
         tally, committed_at = progress.tally, progress.committed_at
         return Snapshot(
             **{
@@ -324,7 +317,6 @@ class ProgressWriter:
             failures=tally.failures,
             workers_out=progress.taken_out,
             activity=activity,
-            history=moments,
         )
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""The page in a real browser: clips play; tables sort; all fits."""
+"""The page in a real browser: clips play; all fits."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,12 +7,11 @@ import pytest
 
 from corpus_asr.report import samples
 from corpus_asr.report.page import write_page, write_page_at_the_end
-from corpus_asr.storage.run_state.run_files import PAGE_NAME, write_snapshot
+from corpus_asr.storage.run_state.run_files import PAGE_NAME
 from tests.report.conftest import OpenPage
-from tests.report.test_page import ATTACKS, hostile_output, moment
+from tests.report.test_page import ATTACKS, hostile_output
 from tests.support.pages import look, parsed, wait_for
 from tests.support.runs import ManualRun, of_file, passage, run_of, spoken, write_tones
-from tests.support.tables import snapshot
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -62,33 +61,6 @@ def test_a_clip_is_heard_and_a_missing_one_says_why(
     html = parsed((tmp_path / "page.html").read_text())
     assert html.all("audio") == []
     assert "audio is switched off for this report" in html.text
-
-
-def test_recordings_sort(open_page: OpenPage, tmp_path: Path) -> None:
-    job = ManualRun(tmp_path)
-    job.begin()
-    for name, duration_s in (("a", 30.0), ("b", 7000.0), ("c", 40.0)):
-        job.commit(f"{name}.wav", duration_s=duration_s)
-    job.finish()
-    history = tuple(moment(at, 60.0 * at) for at in range(0, 100, 10))
-    write_snapshot(job.store, snapshot(run_id=job.run.run_id, history=history))
-    write_page(job.store, str(tmp_path / "page.html"))
-    page = opened(open_page, tmp_path / "page.html")
-    table = "document.querySelector('#recordings-table')"
-    names = (
-        f"[...{table}.tBodies[0].rows].map(row => row.cells[0].textContent.trim().at(-5)).join('')"
-    )
-    # Names begin at a, numbers with the greatest; another click turns the order.
-    for column, order, sort in (
-        (1, "abc", "ascending"), (1, "cba", "descending"), (4, "bca", "descending"),
-        (4, "acb", "ascending"),
-    ):  # fmt: skip
-        page.click(f"#recordings-table th:nth-child({column}) button")
-        assert page.evaluate(names) == order
-        head = f"{table}.querySelector('th:nth-child({column})')"
-        assert page.evaluate(f"{head}.ariaSort") == sort
-    document = parsed(page.evaluate("document.documentElement.outerHTML"))
-    assert len(document.all("svg", class_="chart")) == 2
 
 
 @pytest.mark.long

@@ -65,7 +65,7 @@ def test_everything_stands_in_the_summary() -> None:
         "Skipped after too many failed attempts: 7 recordings.",
         "- no longer retried: `s3://pod/e.mp3`",
         "| en       |          8 | 2.0 h |",
-        "Low confidence: 12 recordings; `report.html` lists the least confident of all.",
+        "Low confidence: 12 recordings; `report.html` has the segments of least confidence.",
     ):
         assert line in text
     assert [line.split(" | ")[1].strip() for line in text.splitlines()[-3:]] == [

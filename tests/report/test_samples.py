@@ -16,10 +16,8 @@ from corpus_asr.report.nightly import findings_of
 from corpus_asr.report.page import write_page
 from corpus_asr.report.run import counted_run
 from corpus_asr.report.samples import (
-    CLIP_LIMIT_S,
     MAX_CLIP_S,
     SAMPLES,
-    STARTED,
     Details,
     RecordingRow,
     Sample,
@@ -36,7 +34,7 @@ from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import decode, share_of_tone
 from tests.support.runs import InThisProcess, seconds_heard, tone_hz, write_tones
-from tests.support.tables import commit, part, put_nested, results
+from tests.support.tables import put_nested
 
 
 def wide(schema: pa.Schema, columns: dict[str, pa.Array], rows: int) -> pa.Table:
@@ -126,63 +124,6 @@ def test_the_page_of_many_segments_is_small(tmp_path: Path) -> None:
     assert (tmp_path / "page.html").stat().st_size < 80_000
 
 
-def done(
-    name: str, index: int = 0, *, confidences: tuple[float, ...] = (0.9,), **values: Any
-) -> Any:
-    usual = part(name, index, texts=["said"] * len(confidences) or None, uri=f"/audio/{name}")
-    for at, confidence in enumerate(confidences):
-        usual["segments"][at] |= {"confidence": confidence, "start_s": 1.0 * at, "end_s": at + 1.0}
-    spent = {"duration_s": 60.0, "decode_s": 0.1, "transcribe_s": 1.0, "language": "en"}
-    return usual | spent | values
-
-
-def listed(folder: Path, *commits: list[dict[str, Any]]) -> dict[str, RecordingRow]:
-    store = OutputStore(str(folder))
-    store.write_json(CONFIG_NAME, {})
-    for rows in commits:
-        commit(store, results(*rows))
-    with counted_run(store, sampler := Sampler(store)) as (_, tables):
-        details = sampler.details(tables)
-    return {found.uri.rpartition("/")[2]: found for found in details.recordings}
-
-
-def test_rows_say_what_the_tables_say(tmp_path: Path) -> None:
-    long = {"start_s": 0.0, "end_s": 3.0}
-    first = done("a", confidences=(0.2, 0.6), last=False, decode_errors=1)
-    first["last_part"] = False
-    first["segments"][1] |= long
-    second = done("a", 1, confidences=(), status="no_speech", language=None, decode_errors=4)
-    third = done("c")
-    third["last_part"] = False
-    found = listed(
-        tmp_path,
-        [first, done("b", confidences=(), status="failed", duration_s=0.0)],
-        [second, third],
-    )
-    assert list(found) == ["a", "c", "b"]  # by confidence; then without any
-    a = found["a"]
-    assert (a.status, a.language, a.segments, a.decode_errors) == ("ok", "en", 2, 4)
-    assert a.duration_s == 120.0
-    assert a.confidence == pytest.approx((0.2 * 1 + 0.6 * 3) / 4, abs=1e-3)  # over time
-    assert (a.etag, a.size_bytes) == (first["etag"], first["size_bytes"])
-    assert (found["b"].status, found["b"].confidence) == ("failed", None)
-    assert found["c"].status == STARTED
-
-
-def test_of_many_recordings_the_lists_are_the_extremes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(samples, "LISTED", 2)
-    rows = [
-        done(f"r{n}", confidences=((n + 1) / 12,), duration_s=10.0 * ((3 * n) % 10 + 1))
-        for n in range(11)
-    ]
-    assert list(listed(tmp_path, rows[:4], rows[4:])) == ["r0", "r1", "r3", "r6"]
-    # Few are listed as a whole.
-    monkeypatch.setattr(samples, "LISTED", 6)
-    assert len(listed(tmp_path / "other", rows)) == 11
-
-
 SECONDS = 40
 
 
@@ -201,8 +142,7 @@ def row(path: Path, **values: Any) -> RecordingRow:
     version = describe(str(path))
     usual: dict[str, Any] = {
         "recording_id": recording_id(str(path)), "uri": str(path), "etag": version.etag,
-        "size_bytes": version.size_bytes, "status": "ok", "language": "en", "segments": 1,
-        "duration_s": float(SECONDS), "confidence": 0.5, "decode_errors": 0,
+        "size_bytes": version.size_bytes, "duration_s": float(SECONDS), "decode_errors": 0,
     }  # fmt: skip
     return RecordingRow(**usual | values)
 
@@ -295,7 +235,7 @@ def test_why_there_is_no_clip_is_said_and_others_have_theirs(
     assert [bool(each.data) for each in found.values()] == [False] * 6 + [True, False]
 
 
-def test_limits_of_time_and_bytes_hold_and_without_a_child_nothing_is_tried_twice(
+def test_the_limit_of_time_holds_and_without_a_child_nothing_is_tried_twice(
     tones: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of = row(tones)
@@ -304,12 +244,6 @@ def test_limits_of_time_and_bytes_hold_and_without_a_child_nothing_is_tried_twic
         patch.setattr(samples, "BUDGET_S", 0.0)
         why = {each.why for each in cut(*wanted, rows=(of,)).values()}
         assert why == {"the clips before it took 0 s"}
-    with monkeypatch.context() as patch:
-        patch.setattr(samples, "MAX_BYTES", 48_000)  # one longest clip, and a bit
-        found = list(cut(*wanted, rows=(of,)).values())
-    assert [bool(each.data) for each in found] == [True, True, False, False, False]
-    assert sum(len(each.data or b"") for each in found) < 48_000
-    assert found[-1].why == "the clips before it fill 0.0 MB"
     tried = []
 
     def no_start(self: InThisProcess, item: CutRequest) -> Iterator[Any]:
@@ -320,20 +254,3 @@ def test_limits_of_time_and_bytes_hold_and_without_a_child_nothing_is_tried_twic
     why = {each.why for each in cut(*wanted, rows=(of,)).values()}
     assert why == {"no process for decoding could be started"}
     assert len(tried) == 1
-
-
-def test_a_store_is_asked_within_the_limit_of_a_clip(
-    tones: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[dict[str, Any]] = []
-
-    def noted(target: str, **options: Any) -> InThisProcess:
-        made.append(options)
-        return InThisProcess(target, **options)
-
-    monkeypatch.setattr(samples, "IsolatedGenerator", noted)
-    cut(sample(row(tones), 0.0, 1.0), rows=(row(tones),))
-    [options] = made
-    assert options["timeout_s"] == CLIP_LIMIT_S
-    policy = options["init_kwargs"]["store"].policy
-    assert (policy.request_timeout_s, policy.patience_s) == (CLIP_LIMIT_S, CLIP_LIMIT_S)

@@ -150,8 +150,6 @@ class Snapshot(RunProgress):
     activity: Activity
     workers_out: tuple[str, ...] = ()
     """Disabled workers: device, machine and error of each."""
-    history: tuple[ProgressSample, ...] = ()
-    """Progress over time, evenly spaced; the last entry is this one."""
 
     @property
     def parts_uncommitted(self) -> int:
