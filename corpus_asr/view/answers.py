@@ -390,7 +390,7 @@ def _name(uri: str, catalogue: Catalogue) -> str:
 
 
 def _hit(hit: Hit, catalogue: Catalogue, query: Query) -> dict[str, Any]:
-    same = ("start_s", "end_s", "confidence", "language", "channel", "copies")
+    same = ("start_s", "end_s", "confidence", "language", "channel")
     return {name: getattr(hit, name) for name in same} | {
         "id": hit.recording_id,
         "key": hit.correction["key"] if hit.correction else key_of(asdict(hit)),

@@ -244,8 +244,6 @@ class Hit:
     before: str = ""
     """Text of the segment before it in the same channel, or empty."""
     after: str = ""
-    copies: int = 0
-    """Other recordings with the same audio."""
 
 
 R = TypeVar("R")
@@ -341,11 +339,7 @@ hits as (
             coalesce(any_value(text) over (own range between 1 following and 1 following), '')
               as after
   from near window own as (partition by number, channel order by place))
-select {_HIT}, before, after,
-  (select count(distinct other) from copied
-   where copied.number = hits.number and copied.channel is not distinct from hits.channel
-     and least(copied.end_s, hits.end_s) - greatest(copied.start_s, hits.start_s)
-         > 0.5 * (hits.end_s - hits.start_s)) as copies
+select {_HIT}, before, after
 from hits semi join page using (place) join shown using (number) order by {{order}}
 """
 _LISTED = f"select number from shown where {_MEANT} and {_IN_LANGUAGE}"

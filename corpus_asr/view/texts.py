@@ -7,8 +7,7 @@ They lie beside those of `RunTables`:
 - `texts`: segments that count, by `place`: as their objects hold them;
 - `edits`: all texts of recordings of which people corrected or checked some, by places of their
   own, with the `edition` of what they said;
-- `said`: texts as people see them;
-- `copied`: audio that other recordings have as well.
+- `said`: texts as people see them.
 """
 
 import json
@@ -24,7 +23,6 @@ import pyarrow.compute as pc
 from corpus_asr.export.recordings import WORD_COLUMNS
 from corpus_asr.report.formatting import visible
 from corpus_asr.storage.run_state.corrections import Corrections
-from corpus_asr.storage.run_state.duplicates import read_pairs
 from corpus_asr.storage.run_state.part_rows import counting_rows, gathered, part_rows_at
 from corpus_asr.storage.run_state.result_rows import SEGMENT_ROWS
 from corpus_asr.storage.run_state.run_tables import RunTables
@@ -71,15 +69,6 @@ _READ = """
 insert into texts
 select place, id, number, start_s, end_s, channel, language, confidence, coalesce(text, ''), folded
 from arriving join owners using (id)
-"""
-# Audio that other recordings have as well, from the side of each.
-_COPIED = """
-create or replace table copied as
-select shown.number, channel, start_s, end_s, other_recording_id as other
-from pairs join shown using (recording_id)
-union all
-select shown.number, other_channel, other_start_s, other_end_s, pairs.recording_id
-from pairs join shown on shown.recording_id = other_recording_id
 """
 _EDITS = pa.schema([
     ("place", pa.int64()), ("id", pa.int64()), ("number", pa.int64()), ("start_s", pa.float64()),
@@ -140,8 +129,6 @@ def add_texts(
     """
     for statement in (_OWNERS, _TEXTS):
         tables.execute(statement)
-    tables.add("pairs", read_pairs(store))
-    tables.execute(_COPIED)
     tables.add("edits", _EDITS.empty_table())
     tables.execute(_SAID)
     counted = "select name, row, id from owners"

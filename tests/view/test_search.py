@@ -5,13 +5,10 @@ import unicodedata
 from typing import Any
 
 import duckdb
-import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpus_asr.schemas import DUPLICATES
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.view.catalogue import Library
 from corpus_asr.view.search import (
     PAGE_ROWS,
@@ -227,23 +224,3 @@ def test_pieces_are_the_text_and_something_is_marked_if_it_matches(
     assert "".join(piece for piece, _ in pieces) == text
     marked = any(found for _, found in pieces)
     assert marked == (bool(query.wanted) and matches(query, text)[0])
-
-
-def test_a_hit_says_in_how_many_other_recordings_it_is(
-    store: OutputStore, library: Library
-) -> None:
-    for name in "abc":
-        add(store, spoken(f"/{name}.wav", passage(0, "jingle"), passage(30, f"only {name}")))
-    rows = [
-        {"recording_id": recording_id(f"/{copy}.wav"), "uri": f"/{copy}.wav", "start_s": 0.0,
-         "end_s": 6.0, "other_recording_id": recording_id(f"/{other}.wav"),
-         "other_uri": f"/{other}.wav", "other_start_s": 0.0, "other_end_s": 6.0}
-        for copy, other in ("ba", "ca", "cb")
-    ]  # fmt: skip
-    store.write_table("duplicates/1.parquet", pa.Table.from_pylist(rows, DUPLICATES))
-    found = search(library.wait(), "")
-    copies = {(hit.uri, hit.text.strip()): hit.copies for hit in found.rows}
-    assert copies == {
-        **{(f"/{name}.wav", "jingle"): 2 for name in "abc"},
-        **{(f"/{name}.wav", f"only {name}"): 0 for name in "abc"},
-    }

@@ -127,7 +127,6 @@ function segment(hit, query) {
     hit.confidence === null || hit.correction ? "" : `confidence ${percent(hit.confidence)}`,
     hit.language ? language(hit.language) : "",
     hit.channel === null ? "" : `channel ${hit.channel}`,
-    hit.copies ? `also in ${counted(hit.copies, "other recording")}` : "",
   ].filter(Boolean);
   const play = element("button", { type: "button", className: "time" }, `▶ ${clock(hit.start_s)}`);
   play.setAttribute("aria-label", `Play from ${clock(hit.start_s)}`);
