@@ -17,7 +17,7 @@ from corpus_asr.segments import Segment, timestamp
 from corpus_asr.units import counted
 
 if TYPE_CHECKING:
-    from jinja2 import BytecodeCache, Template
+    from jinja2 import Environment, Template
     from rich.console import Console
 
     from corpus_asr.formats.transcript import Transcript
@@ -122,6 +122,14 @@ def wrapped(
 
 def text_template(package: str, name: str, **filters: Callable[..., str]) -> "Template":
     """Return a text or Markdown template with these filters in addition to the common ones."""
+    templates = _templates(package)
+    templates.filters |= filters
+    return templates.get_template(name)
+
+
+@cache
+def _templates(package: str) -> "Environment":
+    """Return the templates of a package, which keeps them compiled: that takes 10 to 30 ms each."""
     # Imported here: `transcribe` prints through this module, and starts 45 ms faster without Jinja.
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -132,7 +140,6 @@ def text_template(package: str, name: str, **filters: Callable[..., str]) -> "Te
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        bytecode_cache=_compiled(),
     )
     common: dict[str, Callable[..., str]] = {
         "commas": "{:,}".format,
@@ -143,30 +150,12 @@ def text_template(package: str, name: str, **filters: Callable[..., str]) -> "Te
         "row": lambda text, label: "\n".join([*wrapped(text, label=label), ""]),
         "wrap": lambda text, **options: "\n".join([*wrapped(text, **options), ""]),
     }
-    templates.filters |= common | filters
+    templates.filters |= common
     templates.globals |= {
         "failure_kind": failure_kind,
         "table": lambda label, rows: "\n".join(table(label, rows)),
     }
-    return templates.get_template(name)
-
-
-@cache
-def _compiled() -> "BytecodeCache":
-    """Return the cache of compiled templates: compiling one takes 10 to 30 ms."""
-    from jinja2 import BytecodeCache
-
-    class Kept(BytecodeCache):
-        def __init__(self) -> None:
-            self._code: dict[str, Any] = {}
-
-        def load_bytecode(self, bucket: Any) -> None:
-            bucket.code = self._code.get(bucket.key)
-
-        def dump_bytecode(self, bucket: Any) -> None:
-            self._code[bucket.key] = bucket.code
-
-    return Kept()
+    return templates
 
 
 def print_transcript(transcript: "Transcript") -> None:
