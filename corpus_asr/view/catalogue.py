@@ -455,27 +455,14 @@ class Transcripts:
     def __init__(self, store: OutputStore) -> None:
         self._store = store
         self._transcript = lru_cache(KEPT)(self._read)
-        self._corrected: dict[str, tuple[Places, str, Transcript]] = {}
-        self._lock = threading.Lock()
+        self._corrected = lru_cache(KEPT)(self._correct)
         self._turns = lru_cache(KEPT)(self._read_turns)
 
     def read(self, view: View, row: Mapping[str, Any]) -> Transcript:
         """Return the transcript of a recording, given its row, as people corrected it."""
-        catalogue = view.catalogue
-        places = catalogue.places(row["recording_id"])
+        places = view.catalogue.places(row["recording_id"])
         corrections = view.corrections.of(row["recording_id"])
-        if not corrections:
-            return self._transcript(places)
-        edition = view.corrections.edition(row["recording_id"])
-        with self._lock:
-            cached = self._corrected.get(row["recording_id"])
-            if cached is None or cached[:2] != (places, edition):
-                transcript = self._transcript(places).corrected(corrections)
-                self._corrected.pop(row["recording_id"], None)
-                self._corrected[row["recording_id"]] = cached = (places, edition, transcript)
-                if len(self._corrected) > KEPT:
-                    del self._corrected[next(iter(self._corrected))]
-            return cached[2]
+        return self._corrected(places, corrections) if corrections else self._transcript(places)
 
     def turns(self, view: View, recording_id: str) -> tuple[SpeakerTurn, ...]:
         """Return the speaker turns of a recording, with the run's labels; empty if unknown."""
@@ -488,6 +475,9 @@ class Transcripts:
 
     def _read(self, places: Places) -> Transcript:
         return Transcript(segments_at(self._store, places))
+
+    def _correct(self, places: Places, corrections: tuple[Correction, ...]) -> Transcript:
+        return self._transcript(places).corrected(corrections)
 
     def recording(self, view: View, row: Mapping[str, Any]) -> Recording:
         """Return a recording for export, given its row."""
