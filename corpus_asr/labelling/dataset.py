@@ -9,14 +9,12 @@ _run/                  settings, and a note for every shard
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import asdict, dataclass, field
 from queue import SimpleQueue
 from threading import Event
 from typing import Any
-
-import pyarrow as pa
 
 from corpus_asr.config.run import DatasetSettings, SelectionSettings
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemError
@@ -28,7 +26,7 @@ from corpus_asr.labelling.writers import (
     WRITERS,
     ShardWriter,
 )
-from corpus_asr.schemas import SCHEMA_VERSION, SELECTION
+from corpus_asr.schemas import SCHEMA_VERSION
 from corpus_asr.scratch import scratch_folder
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.messages import CHANGED, CUT_SHORT, Clip
@@ -50,9 +48,8 @@ _MESSAGES_KEPT = 5
 _EXAMPLES_KEPT = 5
 SETTINGS_NAME = "_run/dataset.json"
 SELECTION_FOLDER = "selection"
+SELECTION_NAME = f"{SELECTION_FOLDER}/00000.parquet"
 CARD_NAME, NUMBERS_NAME = "README.md", "labels.json"
-# Rows are buffered as dictionaries up to the first number, and as Arrow up to the second.
-_ROWS_OF_A_TABLE, _ROWS_OF_A_FILE = 5_000, 200_000
 # Settings of locations and speed, which do not change the files.
 _NOT_IN_FILES = {"uri", "storage_options", "workers"}
 
@@ -108,41 +105,6 @@ def _change(key: str, before: Any, now: Any) -> str:
             "other run or the references changed"
         )
     return f"{key}: was {json.dumps(before)}, now {json.dumps(now)}"
-
-
-class SelectionTable:
-    """Writes the rows of all segments to several files."""
-
-    def __init__(self, store: OutputStore) -> None:
-        self._store = store
-        self._waiting: list[dict[str, Any]] = []
-        # As dictionaries, rows take many times the memory of Arrow.
-        self._tables: list[pa.Table] = []
-        self._files = 0
-
-    def add(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Add the rows of a recording."""
-        self._waiting += rows
-        if len(self._waiting) >= _ROWS_OF_A_TABLE:
-            self._pack()
-            if sum(table.num_rows for table in self._tables) >= _ROWS_OF_A_FILE:
-                self._write()
-
-    def close(self) -> None:
-        """Write the remaining rows, or an empty table."""
-        self._pack()
-        if self._files == 0 or any(table.num_rows for table in self._tables):
-            self._write()
-
-    def _pack(self) -> None:
-        self._tables.append(pa.Table.from_pylist(self._waiting, schema=SELECTION))
-        self._waiting = []
-
-    def _write(self) -> None:
-        name = f"{SELECTION_FOLDER}/{self._files:05d}.parquet"
-        self._store.write_table(name, pa.concat_tables(self._tables))
-        self._tables = []
-        self._files += 1
 
 
 def complete(

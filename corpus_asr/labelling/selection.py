@@ -7,7 +7,7 @@ the existing transcripts.
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -445,6 +445,22 @@ def _check_shared(tables: RunTables, ids: pa.Array, uri: str) -> None:
         )
 
 
+@contextmanager
+def selection_file(path: str) -> Iterator[Callable[[Sequence[dict[str, Any]]], None]]:
+    """Yield a function that adds rows of the SELECTION table to a local file."""
+    waiting: list[dict[str, Any]] = []
+    with parquet_writer(path, SELECTION) as file:
+
+        def add(rows: Sequence[dict[str, Any]], *, least: int = _ROWS_AT_A_TIME) -> None:
+            waiting.extend(rows)
+            if len(waiting) >= least:
+                file.write_table(pa.Table.from_pylist(waiting, schema=SELECTION))
+                waiting.clear()
+
+        yield add
+        add((), least=1)
+
+
 def measure(sources: Sources, settings: SelectionSettings, path: str) -> np.ndarray:
     """Write the measured segments of all completed recordings to a local file.
 
@@ -455,9 +471,7 @@ def measure(sources: Sources, settings: SelectionSettings, path: str) -> np.ndar
     references = sources.references or {}
     # 8 bytes each, since hashes of all segments are held in memory.
     hashes = array("Q")
-    waiting: list[dict[str, Any]] = []
-    file = parquet_writer(path, SELECTION)
-    try:
+    with selection_file(path) as add:
         for recording, other_recording in _beside_the_other(
             sources, words=settings.select != "own"
         ):
@@ -469,15 +483,8 @@ def measure(sources: Sources, settings: SelectionSettings, path: str) -> np.ndar
                 recording, other=other_recording, reference=reference, listed=listed,
                 select=settings.select, copies=copies,
             ):  # fmt: skip
-                waiting.append(row)
+                add([row])
                 hashes.append(text_hash)
-            if len(waiting) >= _ROWS_AT_A_TIME:
-                file.write_table(pa.Table.from_pylist(waiting, schema=SELECTION))
-                waiting = []
-        if waiting:
-            file.write_table(pa.Table.from_pylist(waiting, schema=SELECTION))
-    finally:
-        file.close()
     # numpy rejects empty buffers.
     return np.frombuffer(hashes, dtype=np.uint64) if hashes else np.zeros(0, dtype=np.uint64)
 

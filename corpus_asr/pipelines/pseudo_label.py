@@ -1,14 +1,14 @@
 """Turn a corpus into training data: transcribe it, select likely correct text, write a data set."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TextIO
 
 from corpus_asr.config.run import DEFAULT_OPTIONS, PseudoLabelConfig, RunConfig, RunOptions
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.labelling.dataset import (
-    SelectionTable,
+    SELECTION_NAME,
     ShardMaker,
     begin,
     complete,
@@ -24,6 +24,7 @@ from corpus_asr.labelling.selection import (
     measure,
     open_sources,
     read_origin,
+    selection_file,
 )
 from corpus_asr.labelling.splits import splits_of
 from corpus_asr.labelling.summary import Labelled, Written, as_data, card_of, render, summarize
@@ -41,6 +42,7 @@ from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.own_sources import read_own_sources, source_folders
 from corpus_asr.storage.run_state.run_files import new_run_id, open_run, outcomes_names
 from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.host_allowlist import FileRules
 from corpus_asr.storage.stores.uri import normalize, redact_uri
@@ -185,7 +187,7 @@ def _write(
 ) -> tuple[SelectionTally, Written, set[str]]:
     """Write selection and shards; return the counts of both, and the languages."""
     tally = SelectionTally.of(rules)
-    table, written, languages = SelectionTable(store), Written(), set[str]()
+    written, languages = Written(), set[str]()
     workers = config.dataset.workers
     maker = ShardMaker(
         store,
@@ -203,13 +205,15 @@ def _write(
         path = str(folder / "segments.parquet")
         hashes = measure(sources, config.selection, path)
         say(f"{counted(len(hashes), 'segment')} measured")
-        chosen = _with_examples(
-            config, decided(path, hashes, rules), splits, tally, table, languages
-        )
-        for note in maker.write(shards_of(chosen, config.dataset)):
-            written.add(note)
-            say(f"{note.name}: {counted(note.examples, 'example')}, {duration(note.seconds)}")
-    table.close()
+        table = str(folder / "selection.parquet")
+        with selection_file(table) as add:
+            chosen = _with_examples(
+                config, decided(path, hashes, rules), splits, tally, add, languages
+            )
+            for note in maker.write(shards_of(chosen, config.dataset)):
+                written.add(note)
+                say(f"{note.name}: {counted(note.examples, 'example')}, {duration(note.seconds)}")
+        filesystem.upload(table, store.address(SELECTION_NAME), store.options)
     return tally, written, languages
 
 
@@ -233,7 +237,7 @@ def _with_examples(
     recordings: Iterator[list[dict[str, Any]]],
     splits: Mapping[str, str],
     tally: SelectionTally,
-    table: SelectionTable,
+    add: Callable[[Sequence[dict[str, Any]]], None],
     languages: set[str],
 ) -> Iterator[tuple[dict[str, Any], list[Example]]]:
     for rows in recordings:
@@ -241,6 +245,6 @@ def _with_examples(
         for row in rows:
             row["split"] = splits[row["recording_id"]]
             tally.add(row)
-        table.add(rows)
+        add(rows)
         languages.update(example.row["language"] for example in examples if example.row["language"])
         yield rows[0], examples

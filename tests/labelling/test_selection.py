@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,8 +13,6 @@ from pydantic import ValidationError
 
 from corpus_asr.config.run import SelectionSettings
 from corpus_asr.errors import ConfigError
-from corpus_asr.labelling import dataset
-from corpus_asr.labelling.dataset import SelectionTable
 from corpus_asr.labelling.rules import SelectionTally, decide, rules_of
 from corpus_asr.labelling.selection import (
     errors_by_piece,
@@ -256,27 +253,6 @@ def test_a_segment_that_two_speakers_share_is_split_at_word_times(tmp_path: Path
     assert [round(row["end_s"], 2) for row in rows] == [0.8, 2.0, 2.67, 4.0, 6.0]
     assert [row["num_words"] for row in rows] == [2, 3, 1, 2, 3]
     assert [row["corrected"] for row in rows] == [False, False, True, True, False]
-
-
-def test_rows_are_spread_over_files_in_their_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dataset, "_ROWS_OF_A_TABLE", 2)
-    monkeypatch.setattr(dataset, "_ROWS_OF_A_FILE", 4)
-    table = SelectionTable(OutputStore(str(tmp_path)))
-    for number in range(5):
-        table.add([{"recording_id": str(number), "text": str(at)} for at in range(3)])
-    table.close()
-    files = sorted((tmp_path / "selection").iterdir())
-    assert [pq.read_metadata(file).num_rows for file in files] == [6, 6, 3]
-    rows = pq.read_table(tmp_path / "selection").to_pylist()
-    expected = [(str(recording), str(at)) for recording in range(5) for at in range(3)]
-    assert [(row["recording_id"], row["text"]) for row in rows] == expected
-
-
-def test_a_selection_without_rows_is_a_table_all_the_same(tmp_path: Path) -> None:
-    SelectionTable(OutputStore(str(tmp_path))).close()
-    assert pq.read_table(tmp_path / "selection").num_rows == 0
 
 
 def test_recordings_are_done_failed_or_unfinished(tmp_path: Path) -> None:
