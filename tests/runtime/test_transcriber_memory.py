@@ -38,6 +38,7 @@ measured_alone = pytest.mark.skipif(
     ALONE not in os.environ, reason="measured by a test that starts a process of its own"
 )
 GROWTH_BYTES = 8 << 10  # of a call
+CALLS_OF_A_SPAN = 250
 SOUND = noise(0.2)
 LONG = wav_bytes(noise(30.0), rate_hz=SAMPLE_RATE_HZ)  # no call ends before it is cancelled
 
@@ -126,27 +127,25 @@ def file(tmp_path: Path) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("marks", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
-def test_what_a_process_of_its_own_measures(marks: str) -> None:
+@pytest.mark.slow
+def test_what_a_process_of_its_own_measures() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-m",
-               marks, "-k", "leave_nothing or gives_back"]  # fmt: skip
+               "slow", "-k", "leave_nothing or gives_back"]  # fmt: skip
     environment = os.environ | {ALONE: "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
 
 
+@pytest.mark.slow
 @measured_alone
-@pytest.mark.parametrize(
-    "calls_of_a_span", [pytest.param(18), pytest.param(250, marks=pytest.mark.slow)]
-)
-def test_calls_leave_nothing_behind(models: list[str], file: str, calls_of_a_span: int) -> None:
+def test_calls_leave_nothing_behind(models: list[str], file: str) -> None:
     """Four spans of calls. What leaks grows in each; what allocators keep, not in all."""
     with Transcriber(models[0], **OPTIONS) as transcriber:
         calls = ways(transcriber, file)
 
         def span() -> Held:
-            for number in range(calls_of_a_span):
+            for number in range(CALLS_OF_A_SPAN):
                 calls[number % len(calls)]()
             cancelled(transcriber)
             transcriber.transcribe(file)  # starts the child that takes its place
@@ -154,9 +153,9 @@ def test_calls_leave_nothing_behind(models: list[str], file: str, calls_of_a_spa
 
         span()
         held = [span() for _ in range(5)]
-    assert least_growth(held, "bytes") < GROWTH_BYTES * calls_of_a_span
-    assert least_growth(held, "child_bytes") < GROWTH_BYTES * calls_of_a_span
-    assert least_growth(held, "objects") < calls_of_a_span / 4
+    assert least_growth(held, "bytes") < GROWTH_BYTES * CALLS_OF_A_SPAN
+    assert least_growth(held, "child_bytes") < GROWTH_BYTES * CALLS_OF_A_SPAN
+    assert least_growth(held, "objects") < CALLS_OF_A_SPAN / 4
     for name in ("threads", "files", "exit_functions"):
         assert least_growth(held, name) == 0, name
         assert getattr(held[-1], name) <= getattr(held[0], name), name
@@ -167,6 +166,7 @@ def least_growth(held: list[Held], name: str) -> int:
     return min(after - before for before, after in pairwise(values))
 
 
+@pytest.mark.slow
 @measured_alone
 def test_a_closed_transcriber_gives_back_its_model(tmp_path: Path, file: str) -> None:
     tiny_tokenizer(tmp_path / "tokenizer")
@@ -182,18 +182,9 @@ def test_a_closed_transcriber_gives_back_its_model(tmp_path: Path, file: str) ->
     transcriber = Transcriber(str(large), **OPTIONS)
     transcriber.transcribe(file)
     during = Held.now()
-    engine: Any = transcriber._engine
-    held = [weakref.ref(each) for each in (engine._scheduler, engine._scheduler._model)]
     (child,) = set(psutil.Process().children()) - others
-    del engine
     transcriber.close()
     after = Held.now()
-    # Also while somebody holds the closed object.
-    assert [each() for each in held] == [None, None]
-    transcriber.close()
-    closed = weakref.ref(transcriber)
-    del transcriber
-    assert closed() is None
     assert during.bytes - before.bytes > 40 * MIB
     # Not all of it where a long process has broken its memory into pieces.
     assert after.bytes - before.bytes < (during.bytes - before.bytes) / 2
@@ -218,5 +209,11 @@ def test_two_models_in_one_process_say_each_their_own(models: list[str]) -> None
         with ThreadPoolExecutor(8) as pool:
             found = list(pool.map(lambda at: said(both[at % 2], at // 2 % 4), range(32)))
         assert found == [alone[at % 2][at // 2 % 4] for at in range(32)]
+        engine: Any = one._engine
+        held = [weakref.ref(each) for each in (engine._scheduler, engine._scheduler._model)]
+        del engine
         one.close()
+        one.close()
+        gc.collect()
+        assert [each() for each in held] == [None, None], "also while somebody holds what is closed"
         assert said(two, 0) == alone[1][0]

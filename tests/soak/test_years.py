@@ -165,7 +165,7 @@ def saw(year: Year, *kinds: str) -> None:
 
 def test_some_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: WrongClock) -> None:
     year = Year(tmp_path, monkeypatch, clock, seed=1, files=3, pages=0.0)
-    spend(year, 10, kills=(0,))
+    spend(year, 6, kills=(0,))
 
 
 @pytest.mark.slow

@@ -14,7 +14,6 @@ from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.parts import ExtractRequest
 from tests.support.engines import scripted_job
 from tests.support.fuzzing import MAX_DECODER_BYTES, fuzz, mutated
-from tests.support.structures import structured
 from tests.support.tables import packs_of
 
 SCRIPTED = "tests.support.extractors:make"
@@ -187,10 +186,8 @@ def test_only_as_much_is_opened_ahead_as_fits_into_memory(
 
 @pytest.mark.long
 def test_broken_files_end_exactly_once(tmp_path: Path):
-    """Of bytes that are broken at random, and of structures that lie."""
-    files = [*mutated(48, seed=1), *structured(14, seed=2, long=False)]
-    fuzzed = fuzz(tmp_path, files, item_timeout_s=300)
+    fuzzed = fuzz(tmp_path, mutated(48, seed=1), item_timeout_s=300)
     assert "internal" not in fuzzed.counts
     assert not {"decoder_crashed", "decoder_timeout"} & {*fuzzed.counts}, fuzzed.names
-    assert fuzzed.counts["ok"] + fuzzed.counts["no_speech"] > 20  # what can be read still is
+    assert fuzzed.counts["ok"] + fuzzed.counts["no_speech"] > 15  # what can be read still is
     assert fuzzed.peak_bytes < MAX_DECODER_BYTES

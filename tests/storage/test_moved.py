@@ -283,7 +283,7 @@ def test_a_plan_alone_moves_nothing(tmp_path: Path) -> None:
     assert not job.store.exists(IDENTITIES_NAME)
 
 
-@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_with_moves_killed_anywhere_loses_nothing(tmp_path: Path, step: int) -> None:
     job = done(tmp_path, "a.wav", "b.wav", "d.wav")
     correct_segment(job.store, "a.wav", "corrected")
