@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,10 +23,10 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.config.storage_options import parsed
 from corpus_asr.pipelines.driver import run
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.stores.filesystem import list_objects, read_bytes
+from corpus_asr.storage.stores.filesystem import StoreOptions, list_objects, read_bytes
 from corpus_asr.storage.stores.store import RetryPolicy
 from tests.support.audio import tone, wav_bytes
-from tests.support.corpora import job, tiny_model
+from tests.support.corpora import CLIPS, job, outcomes_in, segments_in, tiny_model
 from tests.support.stores import (
     FaultyStore,
     WebServer,
@@ -163,6 +164,10 @@ def vendors() -> Iterator[tuple[FaultyStore, FaultyStore]]:
         server.make_bucket("texts")
         server.put("talks", "good.wav", wav_bytes(tone(1.0), rate_hz=16_000))
         server.put("talks", "broken.wav", b"<html>not audio</html>")
+        server.make_bucket("clips")
+        for clip in CLIPS.iterdir():
+            server.put("clips", clip.name, clip.read_bytes())
+        server.put("clips", "broken.wav", b"<html>not audio</html>")
         source.accounts, source.requester_pays = {VARIABLES["SOURCE_KEY"]}, True
         output.accounts, output.object_lock = {VARIABLES["OUTPUT_KEY"]}, True
         output.wanted = {"x-amz-server-side-encryption": "AES256"}
@@ -190,16 +195,22 @@ def job_of(vendors: tuple[FaultyStore, FaultyStore], folder: Path, model: Path) 
             },
         },
         "model": {"checkpoint": str(model)},
+        "extract": {"part_s": 30, "workers": 1},
         "decoding": {"temperature": 0.0, "logprob_threshold": None, "no_speech_threshold": None},
     }  # fmt: skip
     path.write_text(json.dumps(values))
     return path
 
 
-def kept_in(output: FaultyStore, account: str) -> str:
+def reached(output: FaultyStore) -> StoreOptions:
+    """Return how the bucket of the output is read."""
+    account = {"key": VARIABLES["OUTPUT_KEY"], "secret": VARIABLES["OUTPUT_SECRET"]}
+    return replace(output.options, storage=parsed(account))
+
+
+def kept_in(output: FaultyStore) -> str:
     """Return all that is in the bucket of the output, as one text."""
-    storage = parsed({"key": account, "secret": f"{SECRET}-output-key"})
-    options = replace(output.options, storage=storage)
+    options = reached(output)
     names = [uri for uri, _, _ in list_objects("s3://texts", options)]
     assert any(name.endswith("_run/config.json") for name in names)
     objects = {name: read_bytes(name, options) for name in names}
@@ -228,17 +239,17 @@ def test_options_of_two_stores_serve_a_run_and_are_kept_nowhere(
         assert done.exit_code == 0, done.output
         again = invoke(app, ["run", str(path), "--local"])
         assert again.exit_code == 0, again.output
-    reached = ["--storage-option", f"endpoint_url={vendors[1].endpoint_url}",
+    options = ["--storage-option", f"endpoint_url={vendors[1].endpoint_url}",
                "--storage-option", "key=${OUTPUT_KEY}"]  # fmt: skip
     monkeypatch.setenv(
         "CORPUS_ASR_STORAGE_OPTIONS",
         f"endpoint_url={vendors[1].endpoint_url} key=${{OUTPUT_KEY}} secret=${{env:OUTPUT_SECRET}} "
         "s3_additional_kwargs.ServerSideEncryption=AES256",
     )
-    reached += ["--storage-option", "secret=${env:OUTPUT_SECRET}"]
+    options += ["--storage-option", "secret=${env:OUTPUT_SECRET}"]
     page = tmp_path / "page.html"
     others = [
-        invoke(app, [*reached, "status", "s3://texts/run"]),
+        invoke(app, [*options, "status", "s3://texts/run"]),
         invoke(app, ["show", "s3://texts/run"]),
         invoke(app, ["report", "s3://texts/run", "--html", str(page),
                      "--audio-storage-option", "key=${SOURCE_KEY}",
@@ -248,7 +259,7 @@ def test_options_of_two_stores_serve_a_run_and_are_kept_nowhere(
     assert "found no _run/" in " ".join(others.pop().output.split())  # options are of stores alone
     for each in others:
         assert each.exit_code == 0, each.output
-    kept = kept_in(vendors[1], VARIABLES["OUTPUT_KEY"])
+    kept = kept_in(vendors[1])
     assert '"secret": "***"' in kept
     assert "good.wav" in kept
     printed = [each.output for each in (planned, done, again, *others)]
@@ -290,15 +301,19 @@ def test_a_line_of_yaml_that_is_none_is_shown_without_its_secret(tmp_path: Path)
 
 
 @pytest.mark.ray
-def test_options_reach_workers_of_ray_and_none_of_its_files(
+def test_a_run_on_ray_gives_the_rows_of_this_process_and_keeps_no_option(
     vendors: tuple[FaultyStore, FaultyStore], tmp_path: Path
 ) -> None:
     path = job_of(vendors, tmp_path, tiny_model(tmp_path / "checkpoint"))
+    command = ["run", str(path), "--set", "source.uri=s3://clips",
+               "--set", "decoding.word_timestamps=true", "--set"]  # fmt: skip
+    here = CliRunner().invoke(app, [*command, "output.uri=s3://texts/here", "--local"])
+    assert here.exit_code == 0, here.output
     # Short, since the paths of its sockets are.
     with tempfile.TemporaryDirectory(prefix="r") as session:
+        # In a process of its own: Ray's native code speaks once in each.
         done = subprocess.run(
-            [sys.executable, "-m", "corpus_asr", "run", path,
-             "--set", "output.uri=s3://texts/ray", "--set", "extract.workers=1"],
+            [sys.executable, "-m", "corpus_asr", *command, "output.uri=s3://texts/ray"],
             capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
             env=os.environ | {"RAY_TMPDIR": session, "RAY_enable_export_api_write": "1"},
         )  # fmt: skip
@@ -307,4 +322,18 @@ def test_options_reach_workers_of_ray_and_none_of_its_files(
         assert logs
         assert not [file for file in logs if SECRET.encode() in file.read_bytes()]
     assert SECRET not in done.stdout + done.stderr
-    assert SECRET not in kept_in(vendors[1], VARIABLES["OUTPUT_KEY"])
+    assert SECRET not in kept_in(vendors[1])
+    ours = r"(extract|transcribe|limit): |\d of 5 files, \d failed; "
+    assert [line for line in done.stderr.splitlines() if not re.match(ours, line)] == []
+    assert "5 of 5 files, 1 failed; " in done.stderr.splitlines()[-1]
+    stores = [OutputStore(f"s3://texts/{name}", options=reached(vendors[1]))
+              for name in ("here", "ray")]  # fmt: skip
+    segments, segments_on_ray = map(segments_in, stores)
+    assert {row[0] for row in segments} >= {"english.wav", "longer.mp3"}
+    assert segments_on_ray == segments
+    outcomes, outcomes_on_ray = map(outcomes_in, stores)
+    assert outcomes_on_ray.keys() == outcomes.keys()
+    varying = {"run_id", "decode_s", "transcribe_s"}
+    for key, row in outcomes.items():
+        for name in row.keys() - varying:
+            assert outcomes_on_ray[key][name] == pytest.approx(row[name], abs=1e-6), (key, name)

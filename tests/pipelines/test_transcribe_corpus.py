@@ -1,6 +1,5 @@
 import itertools
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -97,44 +96,3 @@ def test_a_finished_job_does_nothing_again_and_loads_neither_ray_nor_torch(
     assert done.stdout.split() == ["5", "4", "1", "0"]
     assert (tmp_path / "output" / "_SUCCESS").exists()
     assert segments_in(tmp_path / "output") == segments_in(Path(finished.output.uri))
-
-
-@pytest.fixture(scope="module")
-def on_ray(
-    corpus: Path, model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, "subprocess.CompletedProcess[str]"]:
-    """The same job on Ray, in a process of its own: Ray's native code speaks once in each."""
-    folder = tmp_path_factory.mktemp("ray")
-    config = with_words(job(corpus, model, folder / "output"))
-    path = folder / "job.json"  # which is YAML, too
-    path.write_text(config.model_dump_json(exclude_defaults=True))
-    done = subprocess.run(
-        [sys.executable, "-m", "corpus_asr", "run", path],
-        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
-    return folder / "output", done
-
-
-@pytest.mark.ray
-def test_a_run_on_ray_says_nothing_but_its_own_lines(
-    on_ray: tuple[Path, "subprocess.CompletedProcess[str]"],
-):
-    _, done = on_ray
-    ours = r"(extract|transcribe|limit): |\d of 5 files, \d failed; "
-    assert [line for line in done.stderr.splitlines() if not re.match(ours, line)] == []
-    assert done.stderr.count("5 of 5 files, 1 failed; 100%") == 1
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.ray
-def test_ray_and_this_process_give_the_same_rows(
-    finished: RunConfig, on_ray: tuple[Path, "subprocess.CompletedProcess[str]"]
-):
-    there_folder, _ = on_ray
-    assert segments_in(there_folder) == segments_in(Path(finished.output.uri))
-    here, there = outcomes_in(Path(finished.output.uri)), outcomes_in(there_folder)
-    varying = {"run_id", "decode_s", "transcribe_s"}
-    assert here.keys() == there.keys()
-    for key, row in here.items():
-        for name in row.keys() - varying:
-            assert there[key][name] == pytest.approx(row[name], abs=1e-6), (key, name)

@@ -1,5 +1,6 @@
 """Erasing recordings: nothing in the folder names them, and later runs leave them out."""
 
+import copy
 import itertools
 import os
 import re
@@ -56,10 +57,12 @@ def segment(text: str) -> dict[str, Any]:
     return {"segment": 0, "start_s": 0.0, "end_s": 1.0, "text": text, "confidence": 0.4}
 
 
-@pytest.fixture
-def job(tmp_path: Path) -> ManualRun:
-    """A folder with every feature in use; `ada.wav` is to be forgotten."""
-    job = ManualRun(tmp_path, ["ada.wav", "b.wav", "c.wav", "broken.wav"])
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[ManualRun, Path]:
+    """A folder with every feature in use, and a copy of it; `ada.wav` is to be forgotten."""
+    folder = tmp_path_factory.mktemp("made") / "job"
+    folder.mkdir()
+    job = ManualRun(folder, ["ada.wav", "b.wav", "c.wav", "broken.wav"])
     job.begin()
     job.commit("ada.wav", segments=[segment(SECRET)])
     job.commit("b.wav", segments=[segment("Other words")])
@@ -102,6 +105,17 @@ def job(tmp_path: Path) -> ManualRun:
     redo = {"recording_id": recording_id(uri), "earlier_runs": ["x"]}
     note_redo(job.store, pa.Table.from_pylist([redo], REDO))
     write_page_at_the_end(job.store, 4)
+    return job, Path(shutil.copytree(folder, folder.with_name("copy")))
+
+
+@pytest.fixture
+def job(made: tuple[ManualRun, Path]) -> ManualRun:
+    """That folder as it was made: at its first place, since its rows name it."""
+    job, whole = copy.copy(made[0]), made[1]
+    folder = job.source.parent
+    shutil.rmtree(folder)
+    shutil.copytree(whole, folder)
+    job.store = OutputStore(job.config.output.uri)
     return job
 
 

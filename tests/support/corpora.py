@@ -1,6 +1,8 @@
 """A small corpus and a tiny random model, and what a run left of them."""
 
+import functools
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,22 @@ def demo_corpus(folder: Path) -> Path:
 
 def tiny_model(folder: Path, *, max_target_positions: int = 32, **sizes: Any) -> Path:
     """Write a model that transcribes into noise, the same noise every time, and briefly."""
-    tiny_tokenizer(folder / "tokenizer")
     # Noise finds no end: what a window may say is what it costs.
-    sizes["max_target_positions"] = max_target_positions
-    return tiny_whisper(folder / "model", tokenizer=folder / "tokenizer", **sizes)
+    files = _files_of_model(max_target_positions=max_target_positions, **sizes)
+    model = folder / "model"
+    model.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (model / name).write_bytes(data)
+    return model
+
+
+@functools.cache
+def _files_of_model(**sizes: Any) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as name:
+        tokenizer, model = Path(name) / "tokenizer", Path(name) / "model"
+        tiny_tokenizer(tokenizer)
+        tiny_whisper(model, tokenizer=tokenizer, **sizes)
+        return {path.name: path.read_bytes() for path in model.iterdir()}
 
 
 def job(corpus: Path, model: Path, output: Path, /, **sections: Any) -> RunConfig:
@@ -49,18 +63,22 @@ def copy_of(config: RunConfig, folder: Path) -> RunConfig:
     return with_section(config, "output", uri=str(folder))
 
 
-def outcomes_in(output: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    rows = rows_of(OutputStore(str(output)).outcomes())
+def outcomes_in(output: Path | OutputStore) -> dict[tuple[str, int], dict[str, Any]]:
+    rows = rows_of(_store(output).outcomes())
     outcomes = {(Path(row["uri"]).name, row["part"]): row for row in rows}
     assert len(outcomes) == len(rows), "a part has two outcomes"
     return outcomes
 
 
-def segments_in(output: Path) -> list[tuple[Any, ...]]:
+def segments_in(output: Path | OutputStore) -> list[tuple[Any, ...]]:
     """Return what was said, in order, without what differs between runs."""
     columns = ("part", "segment", "start_s", "end_s", "text", "language")
-    rows = rows_of(stored_segments(OutputStore(str(output))))
+    rows = rows_of(stored_segments(_store(output)))
     return sorted((Path(row["uri"]).name, *(row[name] for name in columns)) for row in rows)
+
+
+def _store(output: Path | OutputStore) -> OutputStore:
+    return output if isinstance(output, OutputStore) else OutputStore(str(output))
 
 
 def redo(config: RunConfig, name: str, part: int | None = None) -> None:
