@@ -23,7 +23,6 @@ from corpus_asr.logs import event
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.messages import Header
 from corpus_asr.storage.run_state.plan import Plan, SampledFile, sums_of
-from corpus_asr.storage.run_state.run_files import ProgressSample
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import MEBIBYTE, WINDOW_S, counted
@@ -100,27 +99,26 @@ def _estimate(value: float, spread: float) -> Estimate:
 
 
 def rest_s(
-    moment: ProgressSample, audio: Estimate | None, *, workers: int, files: int
+    audio: Estimate | None, *, done_s: float, working_s: float, done: int, files: int
 ) -> Estimate | None:
     """Estimate the remaining seconds from the speed since the engines were loaded.
 
     Args:
-        moment: the present state of the run.
         audio: of the whole run, in seconds.
-        workers: number of engines.
+        done_s: of these, transcribed.
+        working_s: seconds since the engines were loaded.
+        done: number of recordings without failed ones, which take no time.
         files: number of remaining recordings.
 
     Returns:
         None without sufficient data.
     """
-    working_s, done_s = moment.transcribe_alive_s / workers, moment.audio_done_s
     if audio is None or working_s < _MIN_WORKING_S:
         return None
     if done_s <= 0 or done_s < min(WINDOW_S, _FIRST_FRACTION * audio.value):
         return None
     left_s = max(0.0, audio.value - done_s)
-    num_done = moment.files - moment.failed  # failed recordings take no time
-    speed = (done_s + _FILE_COST_S * num_done) / working_s
+    speed = (done_s + _FILE_COST_S * done) / working_s
     audio_spread = (audio.high - audio.low) / (2 * _DEVIATIONS * max(left_s, 1e-9))
     value_s = (left_s + _FILE_COST_S * files) / speed
     return _estimate(value_s, math.hypot(audio_spread, _SPEED_SPREAD))

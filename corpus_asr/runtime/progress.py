@@ -30,7 +30,6 @@ from corpus_asr.storage.run_state.run_files import (
     RUNNING,
     STOPPED,
     TRANSCRIBED,
-    ProgressSample,
     RunProgress,
     Snapshot,
     write_snapshot,
@@ -43,8 +42,6 @@ _LOG = logging.getLogger(__name__)
 # Identical failures at the start after which a run is aborted: one host or folder may have a few in
 # a row, and a store that is down or denies access gets no more requests than these.
 ENOUGH_ALIKE = 20
-# An estimate needs no more points.
-MOST_MOMENTS = 120
 
 
 class Progress:
@@ -73,7 +70,6 @@ class Progress:
         self._clock = clock
         self._started_s = clock() if started_s is None else started_s
         self._lock = threading.Lock()
-        self._history = History()
         self._stages = StageWatch()
         self.tally = Tally()
         """Counts of committed results; written by one thread."""
@@ -128,16 +124,7 @@ class Progress:
         # The last part of a recording may be committed before others.
         if activity.parts_ready or activity.parts_in_engines:
             files = min(files, self._total_files - 1)
-        moment = ProgressSample(
-            elapsed_s=round(elapsed_s, 2),
-            audio_s=round(tally.audio_s, 2),
-            audio_done_s=round(done_s, 2),
-            files=files,
-            failed=tally.failed,
-            transcribe_alive_s=round(activity.transcribe_alive_s, 2),
-        )
-        moments = self._history.with_now(moment)
-        audio, rest = self._estimates(moment, activity)
+        audio, rest = self._estimates(done_s, files, activity)
         all_open = sum(sums.files for sums in activity.durations.values()) >= self._total_files
         extract, transcribe = self._stages.words(activity, elapsed_s, all_open=all_open)
         return RunProgress(
@@ -157,17 +144,20 @@ class Progress:
         )
 
     def _estimates(
-        self, moment: ProgressSample, activity: Activity
+        self, done_s: float, files: int, activity: Activity
     ) -> tuple[Estimate | None, Estimate | None]:
         """Return estimates of the run's audio and of the remaining time, in seconds."""
-        done_s = moment.audio_done_s
-        files_left = max(0, self._total_files - moment.files)
+        files_left = max(0, self._total_files - files)
         if not files_left:
             return Estimate(done_s, done_s, done_s), Estimate(0.0, 0.0, 0.0)
         audio = estimate_audio(self._planned, activity.durations, self.sampled)
         if audio is not None:
             audio = Estimate(*(max(done_s, seconds) for seconds in astuple(audio)))
-        return audio, rest_s(moment, audio, workers=self._workers, files=files_left)
+        working_s = activity.transcribe_alive_s / self._workers
+        num_done = files - self.tally.failed
+        return audio, rest_s(
+            audio, done_s=done_s, working_s=working_s, done=num_done, files=files_left
+        )
 
     @contextmanager
     def shown(self) -> Iterator[Self]:
@@ -250,26 +240,6 @@ def _transcribe_words(before: Activity, now: Activity) -> str:
     if alive_s > 0 and (now.engine_s - before.engine_s) / alive_s >= _BUSY:
         return f"busy, {counted(now.parts_ready, 'part')} ready" if now.parts_ready else "busy"
     return "waiting for extraction" if not now.parts_ready else "starting"
-
-
-class History:
-    """Moments of a run, a second apart or more; beyond `MOST_MOMENTS` each second is dropped."""
-
-    def __init__(self) -> None:
-        self._every_s = 1.0
-        self._kept: list[ProgressSample] = []
-
-    def with_now(self, now: ProgressSample) -> tuple[ProgressSample, ...]:
-        """Return all moments, ending with `now`, which is stored if far enough from the last."""
-        if self._kept and now.elapsed_s - self._kept[-1].elapsed_s < self._every_s:
-            return (*self._kept, now)
-        self._kept.append(now)
-        moments = tuple(self._kept)
-        if len(moments) > MOST_MOMENTS:
-            # Thinned evenly: of hours, each second is too much.
-            self._kept = self._kept[::2]
-            self._every_s *= 2
-        return moments
 
 
 class ProgressWriter:

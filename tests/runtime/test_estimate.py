@@ -22,7 +22,7 @@ from corpus_asr.stages.headers import HeaderReader
 from corpus_asr.stages.messages import Header
 from corpus_asr.stages.transcribe import TranscribeStage
 from corpus_asr.storage.run_state.plan import FileSample, SampledFile, make_plan, sums_of
-from corpus_asr.storage.run_state.run_files import ProgressSample, result_settings, write_snapshot
+from corpus_asr.storage.run_state.run_files import result_settings, write_snapshot
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import noise, wav_bytes
@@ -69,14 +69,6 @@ def corpus(rng: np.random.Generator) -> list[Drawn]:
     return sorted(files, key=lambda file: -file.size_bytes)  # as plans have them
 
 
-def moment(working_s: float, done_s: float, *, files: int, failed: int = 0) -> ProgressSample:
-    """Return a moment of a run whose engine works all the time."""
-    return ProgressSample(
-        elapsed_s=working_s, audio_s=done_s, audio_done_s=done_s, files=files, failed=failed,
-        transcribe_alive_s=working_s,
-    )  # fmt: skip
-
-
 def run(
     files: list[Drawn], rng: np.random.Generator, *, sampled: bool
 ) -> Iterator[tuple[Estimate | None, float, Estimate | None, float, float]]:
@@ -110,13 +102,14 @@ def run(
         done = int((times[1:] <= now_s).sum())
         done_s = float((audio_s * parts).sum())
         failed = int((audio_s[:done] <= 0).sum())
-        now = moment(now_s, done_s, files=done, failed=failed)
         last = max(int(np.searchsorted(opened_by_s, done_s + ahead_s)), done)
         opened = [(file.uri, file.size_bytes, file.audio_s) for file in files[:last]]
         if last < len(files) and (header_s := files[last].header_s) is not None:
             opened.append((files[last].uri, files[last].size_bytes, header_s))
         audio = estimate_audio(sample.strata, sums_of(opened), headers if sampled else None)
-        rest = rest_s(now, audio, workers=1, files=len(files) - done)
+        rest = rest_s(
+            audio, done_s=done_s, working_s=now_s, done=done - failed, files=len(files) - done
+        )
         yield audio, float(opened_by_s[-1]), rest, times[-1] - now_s, times[-1]
 
 
@@ -170,7 +163,7 @@ def test_two_broken_files_are_no_ground_for_an_estimate_and_do_not_spoil_the_nex
     broken = {"mp3:3": files_of((54, 0.0), (54, 0.0))}
     assert estimate_audio(planned, {}) is None
     assert estimate_audio(planned, broken, broken) is None
-    assert rest_s(moment(60.0, 0.0, files=2, failed=2), None, workers=1, files=10) is None
+    assert rest_s(None, done_s=0.0, working_s=60.0, done=0, files=10) is None
     one = estimate_audio(planned, broken, {MP3: files_of((1_000_000, 60.0))})
     assert one is not None
     assert 500 < one.value < 650  # the ten of them have ten minutes
@@ -211,9 +204,9 @@ def test_recordings_of_unknown_size_count_by_number():
 def test_nothing_is_said_before_a_window_or_a_tenth_is_done():
     hour, minute = (Estimate(audio_s, audio_s, audio_s) for audio_s in (3600.0, 60.0))
     for audio, done_s, is_told in ((hour, 29.0, False), (hour, 31.0, True), (minute, 7.0, True)):
-        rest = rest_s(moment(20.0, done_s, files=1), audio, workers=1, files=50)
+        rest = rest_s(audio, done_s=done_s, working_s=20.0, done=1, files=50)
         assert (rest is not None) == is_told
-    assert rest_s(moment(1.0, 31.0, files=1), hour, workers=1, files=50) is None
+    assert rest_s(hour, done_s=31.0, working_s=1.0, done=1, files=50) is None
 
 
 def test_a_sample_is_the_same_in_any_order_and_large_ones_are_likelier():

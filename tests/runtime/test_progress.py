@@ -1,7 +1,6 @@
 import io
 import time
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from corpus_asr.errors import FetchError
 from corpus_asr.runtime import progress as recording
 from corpus_asr.runtime.commit import Tally, tally_of
 from corpus_asr.runtime.progress import (
-    History,
     Progress,
     ProgressWriter,
     StageWatch,
@@ -21,7 +19,6 @@ from corpus_asr.runtime.progress import (
 from corpus_asr.runtime.resources import resolve_resources, this_machine
 from corpus_asr.storage.run_state.plan import Plan
 from corpus_asr.storage.run_state.run_files import (
-    ProgressSample,
     RunProgress,
     Snapshot,
     read_snapshot,
@@ -235,23 +232,3 @@ def test_a_snapshot_that_cannot_be_written_is_logged_and_no_more(
     ):
         progress.set(Tally(files=4))
     assert "event=snapshot_not_written error='writing: no space'" in caplog.text
-
-
-def moment(elapsed_s: float) -> ProgressSample:
-    return ProgressSample(
-        elapsed_s=elapsed_s, audio_s=10 * elapsed_s, audio_done_s=0.0, files=0, failed=0,
-        transcribe_alive_s=0.0,
-    )  # fmt: skip
-
-
-def test_a_history_of_any_length_is_evenly_thinned_and_ends_with_this_moment(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(recording, "MOST_MOMENTS", 8)
-    history = History()
-    for at in range(1000):
-        moments = history.with_now(moment(at / 2))
-        assert moments[-1].elapsed_s == at / 2
-        assert len(moments) <= 9
-    gaps_s = {round(b.elapsed_s - a.elapsed_s) for a, b in pairwise(moments[:-1])}
-    assert gaps_s == {64}

@@ -42,18 +42,6 @@ RUNNING, TRANSCRIBED, STOPPED = "running", "transcribed", "stopped"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProgressSample:
-    """Cumulative progress at one moment of a run, counted from its start."""
-
-    elapsed_s: float
-    audio_s: float
-    audio_done_s: float
-    files: int
-    failed: int  # these four: as in `RunProgress`
-    transcribe_alive_s: float  # as in `Activity`
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RunProgress:
     """Progress of a run; `_s` are seconds, other counts are recordings that were pending."""
 
