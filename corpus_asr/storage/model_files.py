@@ -5,20 +5,19 @@ import fcntl
 import fnmatch
 import hashlib
 import importlib
-import json
 import logging
 import os
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from corpus_asr.config.decoding import PACKAGED_CHECKPOINT
 from corpus_asr.errors import CheckpointError, FetchError
-from corpus_asr.logs import event
 from corpus_asr.storage.stores.uri import (
     LOCAL,
     join,
@@ -172,24 +171,34 @@ def _only_onnx(folder: Path, model: str) -> Path:
 
 def _fetch_onnx_address(uri: str) -> Path:
     above, _, name = uri.rpartition("/")
-    try:
+    with _copying(f"fetching the network {redact_uri(uri)}"):
         files = [file for file in _list_checkpoint(above) if file.name == name]
         if not files or not name.endswith(_ONNX):
             raise CheckpointError(
                 f"fetching the network {redact_uri(uri)}: found no such object, expected an "
                 f"{_ONNX} file there; correct speakers.model"
             )
-        home = cache_folder() / "checkpoints" / hashlib.blake2b(uri.encode()).hexdigest()[:16]
-        return _copy_once(above, files, home) / name
-    except CheckpointError:
+        return _copy_once(above, files, _home_of(uri)) / name
+
+
+@contextmanager
+def _copying(doing: str) -> Iterator[None]:
+    """Turn errors of a store and of this machine's disk into a `CheckpointError`."""
+    try:
+        yield
+    except CheckpointError:  # also an OSError
         raise
     except FetchError as error:
         raise CheckpointError(str(error)) from error
     except OSError as error:
         raise CheckpointError(
-            f"fetching the network {redact_uri(uri)}: {error}, expected room for a copy below "
-            f"{cache_folder()}; free some"
+            f"{doing}: {error}, expected room for a copy below {cache_folder()}; free some, or set "
+            f"{CACHE_VARIABLE} to another folder"
         ) from error
+
+
+def _home_of(uri: str) -> Path:
+    return cache_folder() / "checkpoints" / hashlib.blake2b(uri.encode()).hexdigest()[:16]
 
 
 def model_revision(folder: Path) -> str:
@@ -282,15 +291,11 @@ def _missing(
     shown_names = ", ".join(names[:_NAMES_SHOWN]) or "nothing"
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
     cure = "point model.checkpoint at a folder with a Hugging Face checkpoint"
-    if _ADAPTER_NAME in names:
-        base = _base_of(checkpoint)
+    if "adapter_config.json" in names:
         cure = (
-            f"that is an adapter of {base}: merge it by merge_and_unload of PEFT's PeftModel, save "
-            "the model in a new folder, and use that"
+            "that is an adapter: merge it by merge_and_unload of PEFT's PeftModel, save the model "
+            "in a new folder, and use that"
         )
-    elif inside := _checkpoints_in(checkpoint):
-        more_inside = f" (of {len(inside)})" if len(inside) > 1 else ""
-        cure = f"did you mean {inside[-1]}{more_inside}? It has {_CONFIG_NAME}"
     if hub is not None:
         cure = f"write {hub} for the hub's checkpoint: a folder of that short name lies here"
     return CheckpointError(
@@ -299,40 +304,9 @@ def _missing(
     )
 
 
-_CONFIG_NAME, _ADAPTER_NAME = "config.json", "adapter_config.json"
-_LAST_NUMBER = re.compile(r"(\d+)\D*$")
-
-
-def _base_of(adapter: str) -> str:
-    """Return the base checkpoint of a PEFT adapter."""
-    try:
-        base = json.loads((Path(adapter) / _ADAPTER_NAME).read_bytes())["base_model_name_or_path"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        event(_LOG, logging.DEBUG, "adapter_unreadable", path=adapter, why=str(error))
-        base = None
-    return str(base or "BASE")
-
-
-def _checkpoints_in(folder: str) -> list[str]:
-    """Return the local checkpoints in a folder, as trainers write them, oldest first."""
-    path = Path(folder)
-    names = (_CONFIG_NAME, _ADAPTER_NAME)
-    checkpoints = [
-        entry
-        for entry in (path.iterdir() if path.is_dir() else ())
-        if any((entry / name).is_file() for name in names)
-    ]
-
-    def order(checkpoint: Path) -> tuple[int, str]:
-        number = _LAST_NUMBER.search(checkpoint.name)
-        return (int(number[1]) if number else -1, checkpoint.name)
-
-    return [str(checkpoint) for checkpoint in sorted(checkpoints, key=order)]
-
-
 def _fetch_address(uri: str, *, weights: bool, expect: str | None, variant: str | None) -> Path:
     uri = uri.rstrip("/")
-    try:
+    with _copying(f"fetching the checkpoint {redact_uri(uri)}"):
         files = _list_checkpoint(uri)
         names = [file.name for file in files]
         small = _matching(names, SMALL_FILES)
@@ -341,22 +315,13 @@ def _fetch_address(uri: str, *, weights: bool, expect: str | None, variant: str 
         weight_names = _weight_names(names, variant)
         if weights and not weight_names:
             raise _missing(uri, _weights_wanted(variant), names)
-        home = cache_folder() / "checkpoints" / hashlib.blake2b(uri.encode()).hexdigest()[:16]
+        home = _home_of(uri)
         whole = [file for file in files if file.name in {*small, *weight_names}]
         complete = home / _version(whole)
         if complete.is_dir():
             return complete
         wanted = whole if weights else [file for file in files if file.name in small]
         return _copy_once(uri, wanted, home)
-    except CheckpointError:
-        raise
-    except FetchError as error:
-        raise CheckpointError(str(error)) from error
-    except OSError as error:
-        raise CheckpointError(
-            f"fetching the checkpoint {redact_uri(uri)}: {error}, expected room for a copy below "
-            f"{cache_folder()}; free some, or set {CACHE_VARIABLE} to another folder"
-        ) from error
 
 
 def _list_checkpoint(uri: str) -> list[_RemoteFile]:
