@@ -33,12 +33,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from corpus_asr.config.decoding import Hotword, hotwords_from
 from corpus_asr.errors import AlignmentError, ConfigError, FetchError, ItemError, encodable
 from corpus_asr.failure_kinds import UNSUPPORTED_SCHEME
-from corpus_asr.storage.parquet import parquet_batches, parquet_metadata
+from corpus_asr.storage.parquet import UnfoldedError, bounded_rows, parquet_metadata
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions, open_binary
 from corpus_asr.storage.stores.host_allowlist import may_name
 from corpus_asr.storage.stores.members import member_address, plain_member, told_bytes
@@ -71,11 +70,6 @@ _MOST_S = 1e9  # thirty years
 MAX_TOLD_BYTES = 1 << 50
 # The end and the duration of a row may be rounded differently.
 _SAME_END_S = 0.1
-_BATCH_ROWS = 1_000
-# A Parquet column chunk that decodes to this many bytes and this many times its size is a bomb.
-_UNFOLDED_BYTES, _UNFOLDED_TIMES = 64 * MEBIBYTE, 200
-# Delta-encoded texts may each repeat the previous one: few rows at a time.
-_PREFIXED, _PREFIXED_ROWS = "DELTA_BYTE_ARRAY", 16
 # For a recording of known duration but unknown size: 128 kbit/s.
 EXPECTED_BYTES_PER_S = 16_000
 _COMPRESSED = ".gz"
@@ -527,75 +521,15 @@ def _bounded_lines(manifest: _Manifest, text: io.TextIOWrapper, size: list[int])
 
 def _parquet(manifest: _Manifest, file: io.BufferedReader) -> Iterator[_Raw]:
     try:
-        metadata = parquet_metadata(file)
-        manifest.check_columns(metadata.schema.to_arrow_schema().names, "schema")
-        repeated, batch_rows = _way_to_read(manifest, metadata)
-        number = 0
-        for batch in parquet_batches(file, batch_rows=batch_rows, as_dictionaries=repeated):
-            # Rows are converted one by one only where necessary: it is slow.
-            is_small = _unfolded_bytes(batch) <= MAX_LINE_BYTES
-            step = batch.num_rows if is_small else 1
-            for start in range(0, batch.num_rows, step):
-                rows = batch.slice(start, step)
-                if not is_small and _unfolded_bytes(rows) > MAX_LINE_BYTES:
-                    expected = f"at most {MAX_LINE_BYTES} bytes"
-                    raise manifest.wrong(
-                        f"row {number + 1}", "a larger row", expected, "correct it"
-                    )
-                for row in _unfolded(rows).to_pylist():
-                    number += 1
-                    yield f"row {number}", row
+        manifest.check_columns(parquet_metadata(file).schema.to_arrow_schema().names, "schema")
+        for number, row in enumerate(bounded_rows(file, row_bytes=MAX_LINE_BYTES), 1):
+            yield f"row {number}", row
+    except UnfoldedError as error:
+        advice = "remove unneeded columns"
+        raise manifest.wrong(error.place, error.found, error.expected, advice) from error
     except pa.ArrowException as error:
         problem = f"no readable Parquet ({error})"
         raise manifest.unusable("", problem, "a Parquet file", "write it again") from error
-
-
-def _way_to_read(manifest: _Manifest, metadata: Any) -> tuple[list[str], int]:
-    """Return the dictionary-encoded text columns, and the number of rows to read at a time.
-
-    Decompression bombs raise a `ConfigError`.
-    """
-    repeated: set[str] = set()
-    batch_rows = _BATCH_ROWS
-    for group in range(metadata.num_row_groups):
-        for number in range(metadata.num_columns):
-            column, kind = metadata.row_group(group).column(number), metadata.schema.column(number)
-            stored = column.total_compressed_size
-            is_list, most = kind.max_repetition_level > 0, _UNFOLDED_BYTES
-            if _PREFIXED in column.encodings:
-                batch_rows, most = _PREFIXED_ROWS, MAX_LINE_BYTES
-            elif column.physical_type == "BYTE_ARRAY" and column.has_dictionary_page:
-                repeated.add(column.path_in_schema)
-            unfolded = max(column.total_uncompressed_size, 8 * column.num_values * is_list)
-            if unfolded > max(most, _UNFOLDED_TIMES * stored):
-                sizes = f"{stored:,} bytes that stand for {unfolded:,}"
-                raise manifest.wrong(
-                    f"column {column.path_in_schema}", sizes,
-                    "those of a manifest", "remove unneeded columns",
-                )  # fmt: skip
-    return sorted(repeated), batch_rows
-
-
-def _unfolded(rows: pa.RecordBatch) -> pa.RecordBatch:
-    columns = [
-        column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
-        for column in rows.columns
-    ]
-    return pa.RecordBatch.from_arrays(columns, names=rows.schema.names)
-
-
-def _unfolded_bytes(values: pa.RecordBatch | pa.Array) -> int:
-    """Return the decoded size of values in bytes."""
-    if isinstance(values, pa.RecordBatch):
-        return sum(map(_unfolded_bytes, values.columns))
-    if pa.types.is_dictionary(values.type):
-        lengths = pc.binary_length(values.dictionary).take(values.indices)
-        return 8 * len(values) + (pc.sum(lengths).as_py() or 0)
-    if pa.types.is_nested(values.type):
-        inner = values.flatten()
-        inner = inner if isinstance(inner, list) else [inner]
-        return 8 * len(values) + sum(map(_unfolded_bytes, inner))
-    return int(values.nbytes)
 
 
 # NeMo's manifests are JSON lines although their names end in .json.

@@ -10,11 +10,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from corpus_asr.units import MEBIBYTE
 
 CALIBRATION_KEY = "corpus_asr.calibration"
 ROW_GROUP_ROWS = 50_000
 BATCH_ROWS = 65_536
+_BOUNDED_ROWS = 1_000
+# A column chunk that decodes to this many bytes and this many times its size is a bomb.
+_UNFOLDED_BYTES, _UNFOLDED_TIMES = 64 * MEBIBYTE, 200
+# Delta-encoded texts may each repeat the previous one: few rows at a time.
+_PREFIXED, _PREFIXED_ROWS = "DELTA_BYTE_ARRAY", 16
 DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
 """Errors raised on reading a damaged file; stores raise other errors."""
 
@@ -77,6 +85,76 @@ def parquet_rows(
                     # Copied, not sliced: a slice would keep the whole group in memory.
                     yield rows.take(pa.array(range(start - first, stop - first), pa.int64()))
             first = group_stop
+
+
+class UnfoldedError(ValueError):
+    """A small file stands for rows that would fill the memory."""
+
+    def __init__(self, place: str, found: str, expected: str) -> None:
+        super().__init__(f"{place}: {found}")
+        self.place, self.found, self.expected = place, found, expected
+
+
+def bounded_rows(file: io.BufferedReader, *, row_bytes: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of an untrusted file as dictionaries, in bounded memory.
+
+    Raises:
+        UnfoldedError: a row is larger than `row_bytes`, or a column far larger than the file.
+    """
+    repeated, batch_rows = _way_to_read(file, row_bytes)
+    count = 0
+    for batch in parquet_batches(file, batch_rows=batch_rows, as_dictionaries=repeated):
+        # Rows are converted one by one only where necessary: it is slow.
+        is_small = _unfolded_bytes(batch) <= row_bytes
+        step = batch.num_rows if is_small else 1
+        for start in range(0, batch.num_rows, step):
+            rows = batch.slice(start, step)
+            if not is_small and _unfolded_bytes(rows) > row_bytes:
+                expected = f"at most {row_bytes} bytes"
+                raise UnfoldedError(f"row {count + start + 1}", "a larger row", expected)
+            yield from _unfolded(rows).to_pylist()
+        count += batch.num_rows
+
+
+def _way_to_read(file: io.BufferedReader, row_bytes: int) -> tuple[list[str], int]:
+    """Return the dictionary-encoded text columns, and the number of rows to read at a time."""
+    metadata, repeated, batch_rows = parquet_metadata(file), set[str](), _BOUNDED_ROWS
+    for group in range(metadata.num_row_groups):
+        for number in range(metadata.num_columns):
+            column, kind = metadata.row_group(group).column(number), metadata.schema.column(number)
+            stored = column.total_compressed_size
+            is_list, most = kind.max_repetition_level > 0, _UNFOLDED_BYTES
+            if _PREFIXED in column.encodings:
+                batch_rows, most = _PREFIXED_ROWS, row_bytes
+            elif column.physical_type == "BYTE_ARRAY" and column.has_dictionary_page:
+                repeated.add(column.path_in_schema)
+            unfolded = max(column.total_uncompressed_size, 8 * column.num_values * is_list)
+            if unfolded > max(most, _UNFOLDED_TIMES * stored):
+                sizes = f"{stored:,} bytes that stand for {unfolded:,}"
+                raise UnfoldedError(f"column {column.path_in_schema}", sizes, "those of a manifest")
+    return sorted(repeated), batch_rows
+
+
+def _unfolded(rows: pa.RecordBatch) -> pa.RecordBatch:
+    columns = [
+        column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+        for column in rows.columns
+    ]
+    return pa.RecordBatch.from_arrays(columns, names=rows.schema.names)
+
+
+def _unfolded_bytes(values: pa.RecordBatch | pa.Array) -> int:
+    """Return the decoded size of values in bytes."""
+    if isinstance(values, pa.RecordBatch):
+        return sum(map(_unfolded_bytes, values.columns))
+    if pa.types.is_dictionary(values.type):
+        lengths = pc.binary_length(values.dictionary).take(values.indices)
+        return 8 * len(values) + (pc.sum(lengths).as_py() or 0)
+    if pa.types.is_nested(values.type):
+        inner = values.flatten()
+        inner = inner if isinstance(inner, list) else [inner]
+        return 8 * len(values) + sum(map(_unfolded_bytes, inner))
+    return int(values.nbytes)
 
 
 def _held(parquet: pq.ParquetFile, columns: Sequence[str] | None) -> list[str] | None:
