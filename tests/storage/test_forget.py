@@ -3,7 +3,6 @@
 import copy
 import itertools
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -471,65 +470,3 @@ def test_numbers_of_speakers_and_files_of_others_in_corrections_stay(voiced: Man
     said = [each.segments[0].speaker for each in read_saved(store).values()]
     assert sorted(map(str, said)) == ["None", "None", "S1", "S1"]
     assert [path.name for path in folder.iterdir() if path.suffix != ".json"] == ["NOTES.md"]
-
-
-class Refusing:
-    """A store that refuses one removal, by its number."""
-
-    def __init__(self, number: int, patches: pytest.MonkeyPatch) -> None:
-        self._number, self._count = number, 0
-        self._remove, self._write = filesystem.remove, filesystem.write_atomic
-        self._refused = False
-        self.written: list[str] = []
-        """What was written after it; objects that count no more are removed several at once."""
-        patches.setattr(filesystem, "remove", self.remove)
-        patches.setattr(filesystem, "write_atomic", self.write)
-
-    def remove(self, uri: str, *rest: Any) -> None:
-        self._count += 1
-        if self._count == self._number:
-            self._refused = True
-            raise FetchError(f"removing {uri}: 403", uri=uri, kind="access_denied", retryable=False)
-        self._remove(uri, *rest)
-
-    def write(self, uri: str, *rest: Any, **options: Any) -> None:
-        if self._refused and not uri.endswith(LOCK_NAME):
-            self.written.append(uri)
-        self._write(uri, *rest, **options)
-
-
-@EACH
-@pytest.mark.parametrize("words", [
-    ("remove", "--uri", "*/ada.wav"), ("remove", "--speaker", "Bo"),
-    ("remove", "--gone", "--with-corrections"),
-])  # fmt: skip
-def test_a_store_that_refuses_any_removal_says_what_is_left_and_what_to_do(
-    voiced: ManualRun, tmp_path: Path, words: tuple[str, ...], step: int
-) -> None:
-    job = voiced
-    if "--gone" in words:
-        (job.source / "ada.wav").unlink()
-        job.begin()
-        job.finish()
-    whole = tmp_path / "whole"
-    shutil.copytree(job.store.uri, whole)
-    for number in itertools.count(2, step):  # the first is that of a test object
-        shutil.rmtree(job.store.uri)
-        shutil.copytree(whole, job.store.uri)
-        with pytest.MonkeyPatch.context() as patches:
-            store = Refusing(number, patches)
-            refused = command(job, *words, "--yes")
-        if refused.exit_code == 0:
-            break
-        assert refused.exit_code == 2, refused.output
-        words_of_it = r"found access_denied, expected .* remain; .*run the same command"
-        assert re.search(words_of_it, refused.stderr), refused.stderr
-        assert store.written == []
-        again = command(job, *words, "--yes")
-        assert again.exit_code == 0, again.output
-        assert (speaking(job.store) if "--speaker" in words else
-                [] if "--gone" in words else naming(job)) == []  # fmt: skip
-        texts = {row["text"] for row in rows_of(stored_segments(job.store))}
-        assert {"Other words", "More words"} <= texts
-        assert (SECRET in texts) == ("--speaker" in words)
-    assert number > 5

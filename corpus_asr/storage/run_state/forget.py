@@ -36,7 +36,7 @@ from corpus_asr.storage.run_state.lock import (
     read_change,
 )
 from corpus_asr.storage.run_state.own_sources import forget_sources, read_own_sources
-from corpus_asr.storage.run_state.prune import PRUNE, prune, recount, refusals_explained
+from corpus_asr.storage.run_state.prune import PRUNE, prune, recount
 from corpus_asr.storage.run_state.result_rows import without_credentials
 from corpus_asr.storage.run_state.rewriting import (
     NAMES_NAME,
@@ -241,10 +241,7 @@ def forget(
     Returns:
         URIs of files added by others, which may name a recording; they are kept.
     """
-    with (
-        refusals_explained(store, "erasing recordings from", set(recordings)),
-        changing(store, FORGET, at_the_end, recordings=dict(recordings)),
-    ):
+    with changing(store, FORGET, at_the_end, recordings=dict(recordings)):
         return _forget(store, dict(recordings))
 
 
@@ -424,10 +421,7 @@ def forget_voices(
     """
     speakers = {(recording, speaker) for recording, speaker in speakers}  # JSON notes hold lists
     noted = sorted(speakers)
-    with (
-        refusals_explained(store, "erasing voices from", {recording for recording, _ in speakers}),
-        changing(store, FORGET_VOICES, at_the_end, speakers=noted, names=sorted(names)),
-    ):
+    with changing(store, FORGET_VOICES, at_the_end, speakers=noted, names=sorted(names)):
         named_speakers = {
             (recording, who) for recording, who in speakers if not SPEAKER_LABEL.fullmatch(who)
         }

@@ -2,12 +2,9 @@
 
 import datetime
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
-
-import pyarrow as pa
 
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER
@@ -15,7 +12,7 @@ from corpus_asr.storage.run_state.finish import OutcomeCounts
 from corpus_asr.storage.run_state.identities import forget_addresses
 from corpus_asr.storage.run_state.lock import AtTheEnd, changing
 from corpus_asr.storage.run_state.plan import SHARD_ROWS, latest_plan
-from corpus_asr.storage.run_state.rewriting import holding, remove_recordings
+from corpus_asr.storage.run_state.rewriting import remove_recordings
 from corpus_asr.storage.run_state.run_files import RUN_NAME
 from corpus_asr.storage.run_state.run_tables import NOTED, RunTables
 from corpus_asr.storage.run_state.source_listings import other_listings, read_roots
@@ -29,7 +26,6 @@ _BELOW = """
 select count(*) from recordings
 where starts_with(uri, $root || '/') or starts_with(uri, $root || '#')
 """
-_MOST_NAMED = 3  # objects listed in a message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,37 +96,11 @@ def prune(
 ) -> None:
     """Remove the rows of recordings; the caller holds the folder's lock."""
     ids = sorted(recording_ids)
-    with (
-        refusals_explained(store, "removing recordings from", ids),
-        changing(store, PRUNE, at_the_end, recording_ids=ids),
-    ):
+    with changing(store, PRUNE, at_the_end, recording_ids=ids):
         remove_recordings(store, ids)
         store.remove_leftovers()
         forget_addresses(store, ids)
         recount(store)
-
-
-@contextmanager
-def refusals_explained(store: OutputStore, doing: str, ids: Collection[str]) -> Iterator[None]:
-    """Explain the remaining state if a store refuses to remove objects.
-
-    Raises:
-        FetchError: of the store, with this explanation.
-    """
-    try:
-        yield
-    except FetchError as error:
-        objects = holding(store, pa.array(sorted(ids), pa.string()))
-        names = ", ".join(objects[:_MOST_NAMED]) + (", ..." if len(objects) > _MOST_NAMED else "")
-        still = (
-            f"{counted(len(objects), 'object')} with their rows: {names}" if objects else "no rows"
-        )
-        raise FetchError(
-            f"{doing} {redact_uri(store.uri)}: found {error.kind}, expected a store that removes "
-            f"and replaces objects, and {still} remain; grant permission, and run the same "
-            "command again to continue",
-            uri=error.uri, kind=error.kind, retryable=error.retryable,
-        ) from error  # fmt: skip
 
 
 def check_removable(store: OutputStore) -> None:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from corpus_asr.config.run import CLASSIFY_AUDIO
 from corpus_asr.errors import ConfigError
-from corpus_asr.schemas import DUPLICATES, HOOKS, OUTCOMES, RECORDINGS, SEGMENTS, SPEAKERS, VOICES
+from corpus_asr.schemas import DUPLICATES, HOOKS, OUTCOMES, RECORDINGS, SPEAKERS, VOICES
 from corpus_asr.storage.run_state.corrections import (
     CORRECTIONS_FOLDER,
     SPEAKER_LABEL,
@@ -32,9 +32,7 @@ from corpus_asr.storage.run_state.result_rows import LABEL_ROWS, SEGMENT_ROWS, n
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.run_tables import REDO_NAME
 from corpus_asr.storage.run_state.tables import (
-    COMMITS_FOLDER,
     DUPLICATES_FOLDER,
-    FINISHED_FOLDERS,
     HOOKS_FOLDER,
     RECORDINGS_FOLDER,
     SPEAKERS_FOLDER,
@@ -85,19 +83,6 @@ def remove_recordings(store: OutputStore, recording_ids: Collection[str]) -> Non
     rewrite_commits(store, ids, without)
     classified = (store.read_json(CONFIG_NAME) or {}).get("pipeline") == CLASSIFY_AUDIO
     write_empty_tables(store, LABEL_ROWS if classified else SEGMENT_ROWS)
-
-
-def holding(store: OutputStore, ids: pa.Array) -> list[str]:
-    """Return the objects that hold rows of recordings, or what people saved of them."""
-    wanted, names = set(ids.to_pylist()), list[str]()
-    for folder in (COMMITS_FOLDER, *FINISHED_FOLDERS):
-        # Also what does not count, and could not be removed.
-        held = filter(lambda name: name.endswith(SUFFIX), store.all_names(folder))
-        names += _concerned(store, held, SEGMENTS, ids)
-    for folder, schema in _TABLES.items():
-        names += _concerned(store, store.names(folder), schema, ids)
-    saves = store.all_names(CORRECTIONS_FOLDER)
-    return [*names, *(name for name in saves if name.split("/")[1] in wanted)]
 
 
 def rewrite_commits(
