@@ -6,8 +6,6 @@ its `.json`, `.txt` and `.cls` their metadata. Several archives are read at once
 
 import json
 import logging
-import queue
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -18,9 +16,13 @@ from corpus_asr.errors import FetchError
 from corpus_asr.failure_kinds import BAD_ARCHIVE, failure_kind
 from corpus_asr.logs import event
 from corpus_asr.storage.manifest import MAX_METADATA_CHARACTERS, metadata_text
-from corpus_asr.storage.parquet import DAMAGED
 from corpus_asr.storage.stores.cells import TABLE_BLOCK_BYTES, audio_table, place_of
-from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary, open_container
+from corpus_asr.storage.stores.filesystem import (
+    StoreOptions,
+    open_binary,
+    open_container,
+    read_ahead,
+)
 from corpus_asr.storage.stores.members import (
     HEADER_BLOCK_BYTES,
     REST,
@@ -36,11 +38,10 @@ from corpus_asr.storage.stores.store import SIZE, ObjectInfo, Page, StoreError
 from corpus_asr.storage.stores.uri import redact_uri
 
 if TYPE_CHECKING:
-    from corpus_asr.storage.parquet import AudioTable
+    pass
 
 _LOG = logging.getLogger(__name__)
 
-READERS = 8  # archives: each waits for a store most of the time
 _CHUNK_ROWS = 1_000
 _CHUNKS_AHEAD = 4
 _MOST_KEPT = 300_000  # places, in some 100 MB
@@ -101,9 +102,9 @@ class ShardLister:
         Raises:
             FetchError: a store is unavailable, if the listing is strict.
         """
-        yield from _ahead(
-            [_Rows(self, uri) if is_table(uri) else _Listing(self, uri) for uri in uris]
-        )
+        listings = (_Rows(self, uri) if is_table(uri) else _Listing(self, uri) for uri in uris)
+        for _, rows in read_ahead(listings, iter, values_ahead=_CHUNKS_AHEAD):
+            yield rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,7 @@ class _Listing:
         ending = name.rpartition(".")[2].lower()
         if ending in _JSON or ending in _COLUMNS:
             sample.num_columns += 1
-            if not member.is_sparse and member.size_bytes <= MAX_METADATA_CHARACTERS:
+            if member.size_bytes <= MAX_METADATA_CHARACTERS:
                 columns = _columns(ending, b"".join(_pieces(file, member)))
                 # A member file takes precedence over a key of the JSON, in either order.
                 both = (
@@ -165,10 +166,9 @@ class _Listing:
             found.num_ignored += sample.num_columns
         metadata = _short(metadata_text(sample.columns) if sample.columns else None)
         for member in sample.audio:
-            size = None if member.is_sparse else member.size_bytes
             told = f"{SIZE}{member.size_bytes}" if self.lister.by_size else None
             version = member_version(file.info.etag, member.place, told)
-            found.add(member_uri(self.uri, member.name), size, version, metadata)
+            found.add(member_uri(self.uri, member.name), member.size_bytes, version, metadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,6 @@ class _Rows:
     def __iter__(self) -> Iterator[ShardRows]:
         shard_rows, etag = ShardRows(), None
         store = self.lister.store
-        damage: list[Exception] = []
         try:
             with open_binary(self.uri, store, block_bytes=TABLE_BLOCK_BYTES) as file:
                 info: ObjectInfo = file.raw.info  # type: ignore[attr-defined]
@@ -190,7 +189,7 @@ class _Rows:
                     first = 0
                     for group in range(table.num_groups):
                         expected, index = table.expected_bytes(group), 0
-                        for rows in _others(table, group, damage):
+                        for rows in table.others(group):
                             for row in rows:
                                 place = place_of(group, index, expected)
                                 version = member_version(etag, place, told)
@@ -201,27 +200,10 @@ class _Rows:
                             yield shard_rows
                             shard_rows = ShardRows()
                         first += table.num_rows(group)
-                    if damage:
-                        raise damage[0]
         except (StoreError, FetchError) as error:
             if self.lister.is_strict and failure_kind(error.kind).transient:
                 raise
             yield _rest(self.uri, shard_rows, etag, error)
-
-
-def _others(
-    table: "AudioTable", group: int, damage: list[Exception]
-) -> Iterator[list[dict[str, Any]]]:
-    """Yield the other columns of a group's rows; none of those that are damaged."""
-    count = 0
-    try:
-        for rows in table.others(group):
-            count += len(rows)
-            yield rows
-    except DAMAGED as error:
-        damage.append(error)
-        for start in range(count, table.num_rows(group), _CHUNK_ROWS):  # their audio may be whole
-            yield [{}] * min(_CHUNK_ROWS, table.num_rows(group) - start)
 
 
 class MemberPlaces:
@@ -308,44 +290,3 @@ def _columns(ending: str, content: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {"json": value}
-
-
-def _ahead(listings: Sequence[_Listing | _Rows]) -> Iterator[ShardRows]:
-    """Yield the batches of listings in their order, reading the next listings in threads."""
-    stopped = threading.Event()
-    waiting: list[queue.Queue[ShardRows | BaseException | None]] = []
-    try:
-        for at in range(len(listings)):
-            while len(waiting) < min(len(listings), at + READERS):
-                chunks: queue.Queue[ShardRows | BaseException | None] = queue.Queue(_CHUNKS_AHEAD)
-                reading = (listings[len(waiting)], chunks, stopped)
-                threading.Thread(target=_read, args=reading, name="archive", daemon=True).start()
-                waiting.append(chunks)
-            while (chunk := waiting[at].get()) is not None:
-                if isinstance(chunk, BaseException):
-                    raise chunk
-                yield chunk
-    finally:
-        stopped.set()
-
-
-def _read(
-    listing: _Listing | _Rows,
-    chunks: "queue.Queue[ShardRows | BaseException | None]",
-    stopped: threading.Event,
-) -> None:
-    def put(chunk: ShardRows | BaseException | None) -> None:
-        while not stopped.is_set():
-            try:
-                return chunks.put(chunk, timeout=1.0)
-            except queue.Full:
-                continue
-
-    try:
-        for chunk in listing:
-            put(chunk)
-            if stopped.is_set():
-                return
-        put(None)
-    except BaseException as error:  # any exception must reach the consumer
-        put(error)

@@ -110,7 +110,7 @@ def test_what_is_no_such_table_is_one_failure(tmp_path: Path) -> None:
         assert raised.value.kind == "bad_archive"
 
 
-def test_a_damaged_group_costs_its_columns_and_no_other_row(tmp_path: Path) -> None:
+def test_a_damaged_column_is_one_failure_for_the_rows_from_there_on(tmp_path: Path) -> None:
     rows = table(9, 3_000).set_column(1, "speaker", pa.array([f"name {n} " * 99 for n in range(9)]))
     path = tmp_path / "a.parquet"
     pq.write_table(rows, path, row_group_size=3, compression="snappy")
@@ -121,12 +121,10 @@ def test_a_damaged_group_costs_its_columns_and_no_other_row(tmp_path: Path) -> N
     data[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
     path.write_bytes(data)
     found = listed(path)
-    assert [row["uri"].rpartition("#")[2] for row in found] == [*"012345678", "*"]
-    assert [bool(row["metadata"]) for row in found[:9]] == [True] * 3 + [False] * 3 + [True] * 3
-    for number, row in enumerate(found[:9]):
-        assert read_bytes(located(row["uri"], row["etag"]), COLUMN) == bytes([number]) * 3_000
+    assert [row["uri"].rpartition("#")[2] for row in found] == [*"012", "*"]
+    assert read_bytes(f"{path}#8", COLUMN) == bytes([8]) * 3_000, "its audio is whole"
     with pytest.raises(FetchError, match="no readable table") as raised:
-        open_binary(found[9]["uri"], COLUMN)
+        open_binary(found[3]["uri"], COLUMN)
     assert raised.value.kind == "bad_archive"
 
 

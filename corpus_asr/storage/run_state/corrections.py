@@ -24,8 +24,9 @@ from typing import Any
 
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.json_values import Seconds, load, parsed
-from corpus_asr.storage.run_state.tables import READERS, OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.filesystem import READERS
 from corpus_asr.storage.stores.uri import redact_uri
 
 CORRECTIONS_FOLDER = "corrections"

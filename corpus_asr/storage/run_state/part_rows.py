@@ -31,8 +31,8 @@ from corpus_asr.storage.run_state.tables import (
     beside,
     is_commit,
     projected,
-    read_ahead,
 )
+from corpus_asr.storage.stores.filesystem import read_ahead
 from corpus_asr.storage.stores.uri import redact_uri
 
 _KEY = ("recording_id", "part")

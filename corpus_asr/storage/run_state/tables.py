@@ -19,12 +19,10 @@ import logging
 import re
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from itertools import chain, islice
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar
 
@@ -47,7 +45,7 @@ from corpus_asr.storage.run_state.result_rows import (
     PartRows,
 )
 from corpus_asr.storage.stores import filesystem
-from corpus_asr.storage.stores.filesystem import StoreOptions
+from corpus_asr.storage.stores.filesystem import READERS, StoreOptions, read_ahead
 from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
 from corpus_asr.storage.stores.uri import LOCAL, normalize, redact_uri, scheme_of, within
 
@@ -64,7 +62,6 @@ SUFFIX = ".parquet"
 READ_AHEAD_ROWS = 16_384
 # A commit that is late does not count, so what a look at the lock saves is only requests.
 LOOK_EVERY_S = 5.0
-READERS = 8  # commits are many small objects: reading them is waiting for the store
 
 
 def is_commit(name: str) -> bool:
@@ -507,30 +504,6 @@ class OutputStore:
         with ThreadPoolExecutor(READERS, thread_name_prefix="remove-tables") as pool:
             for _ in pool.map(self._remove, names):
                 pass
-
-
-def read_ahead(names: Iterable[str], read: Callable[[str], Iterator[T]]) -> Iterator[tuple[str, T]]:
-    """Yield what is read of objects, in their order, with their names."""
-    # Of the next few objects the beginning is read ahead: all of a small one.
-    waiting = iter(names)
-
-    def begin(name: str) -> tuple[list[T], Iterator[T]]:
-        values = read(name)
-        return list(islice(values, 1)), values
-
-    with ThreadPoolExecutor(READERS, thread_name_prefix="read-tables") as pool:
-        started = deque((name, pool.submit(begin, name)) for name in islice(waiting, READERS))
-        try:
-            while started:
-                name, beginning = started.popleft()
-                following = next(waiting, None)
-                if following is not None:
-                    started.append((following, pool.submit(begin, following)))
-                first, following_rows = beginning.result()
-                for value in chain(first, following_rows):
-                    yield name, value
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _is_temporary(name: str) -> bool:

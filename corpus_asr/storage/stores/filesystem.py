@@ -8,11 +8,12 @@ import contextlib
 import functools
 import hashlib
 import io
+import itertools
 import os
 import tempfile
 import zlib
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -57,7 +58,9 @@ if TYPE_CHECKING:  # importing takes 0.1 s in each process that reads audio
     from corpus_asr.config.run import DatasetSettings, OutputSettings, SourceSettings
 
 T = TypeVar("T")
+N = TypeVar("N")
 
+READERS = 8  # objects: reading many small ones is waiting for the store
 BLOCK_BYTES = 4 * MEBIBYTE  # about four minutes of mp3: few requests, little waste after a seek
 KEPT_BLOCKS = 4  # containers jump between their index and two or three positions
 READ_BUFFER_BYTES = 128 * 1024  # serves a demuxer's many small reads
@@ -299,6 +302,35 @@ def list_objects(
     folder = normalize(prefix).rstrip("/") + "/"
     for page in list_pages(folder, options):
         yield from zip(page.uris, page.sizes, page.etags, strict=True)
+
+
+def read_ahead(
+    objects: Iterable[N], read: Callable[[N], Iterator[T]], *, values_ahead: int = 1
+) -> Iterator[tuple[N, T]]:
+    """Yield what is read of objects, in their order, each with its object.
+
+    Of the next `READERS` objects the first `values_ahead` values are read ahead.
+    """
+    waiting = iter(objects)
+
+    def begin(item: N) -> tuple[list[T], Iterator[T]]:
+        values = read(item)
+        return list(itertools.islice(values, values_ahead)), values
+
+    with ThreadPoolExecutor(READERS, thread_name_prefix="read-objects") as pool:
+        started = deque(
+            (item, pool.submit(begin, item)) for item in itertools.islice(waiting, READERS)
+        )
+        try:
+            while started:
+                item, beginning = started.popleft()
+                for following in itertools.islice(waiting, 1):
+                    started.append((following, pool.submit(begin, following)))
+                first_values, rest = beginning.result()
+                for value in itertools.chain(first_values, rest):
+                    yield item, value
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 # Conditional writes: one concurrent writer wins. On S3, Google Cloud Storage, Azure and local disks

@@ -62,12 +62,11 @@ class TarMember(NamedTuple):
     """Unique within the archive, of plain steps."""
     offset: int
     size_bytes: int
-    is_sparse: bool
 
     @property
-    def place(self) -> str | None:
-        """Position of the bytes; None if they are not contiguous."""
-        return None if self.is_sparse else f"{self.offset}+{self.size_bytes}"
+    def place(self) -> str:
+        """Position of the bytes."""
+        return f"{self.offset}+{self.size_bytes}"
 
 
 class ContainerFile(Protocol):
@@ -171,12 +170,12 @@ def tar_members(file: ContainerFile, container: str) -> Iterator[TarMember]:
                 tar.members.clear()  # otherwise tarfile keeps all of them
                 if not member.isreg():
                     continue  # links and devices are not recordings
-                is_sparse = member.sparse is not None
                 name = _unique(member.name, taken)
-                if not is_sparse and member.offset_data + member.size > file.size_bytes:
+                if member.sparse is not None:
+                    raise tarfile.ReadError(f"{name} is stored as a sparse file: omit --sparse")
+                if member.offset_data + member.size > file.size_bytes:
                     raise tarfile.ReadError(f"it ends within {name}")
-                place = (member.offset_data, member.size)
-                yield TarMember(name, *place, is_sparse)
+                yield TarMember(name, member.offset_data, member.size)
             # tarfile treats an invalid header as the end of the archive, like the zero blocks.
             headers.seek(tar.offset)
             if any(headers.read(tarfile.BLOCKSIZE)):
@@ -319,11 +318,6 @@ class MemberStore(Store):
             for member in tar_members(file, container):
                 place = _MemberPosition(member.offset, member.size_bytes, file.info.etag)
                 if member.name == name:
-                    if member.is_sparse:
-                        raise _bad(
-                            "found a member stored as a sparse file", "plain ones",
-                            "repack it without --sparse",
-                        )  # fmt: skip
                     self._found = place
                     return place
         raise StoreError(NOT_FOUND, "not found, expected a member of this name in the archive")
