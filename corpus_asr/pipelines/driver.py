@@ -274,6 +274,7 @@ class CorpusRun:
         else:
             self.plan.identities.write(store)
         name_run(self._begun.run_id)
+        # That of the folder, of whose settings the run is by now.
         if calibrates and config.model.calibration is None:
             self._calibration = calibration_for(
                 config, store, model_revision=revision, family=self.checkpoint.family_name

@@ -52,23 +52,6 @@ def test_lists_reads_and_writes_survive_each_fault(
     assert faulty.injected[fault]
 
 
-@pytest.mark.long
-@pytest.mark.parametrize(
-    ("fault", "kind", "attempts"),
-    [("slow_down", "fetch", 10), ("expired", "access_denied", 3), ("denied", "access_denied", 1)],
-)
-def test_a_lasting_fault_ends_after_a_bounded_number_of_attempts(
-    faulty: FaultyStore, s3: S3Server, bucket: str, fault: str, kind: str, attempts: int
-) -> None:
-    uri = s3.put(bucket, "a.mp3", b"sound" * 100)
-    faulty.rates, faulty.max_in_a_row = {fault: 1.0}, None
-    with pytest.raises(FetchError) as caught:
-        open_binary(uri, faulty.options)
-    assert (caught.value.kind, caught.value.retryable) == (kind, attempts > 1)
-    assert faulty.requests == attempts
-    assert f"({attempts} attempts)" in str(caught.value) or attempts == 1
-
-
 def test_few_attempts_are_made_when_patience_is_over(faulty: FaultyStore, bucket: str) -> None:
     faulty.rates, faulty.max_in_a_row = {"slow_down": 1.0}, None
     policy = RetryPolicy(attempts=50, patience_s=0.0)

@@ -45,19 +45,20 @@ HOSTILE_NAMES = (
 QUICK = RetryPolicy(attempts=3, first_wait_s=0.001, longest_wait_s=0.002, request_timeout_s=0.5)
 
 
-@pytest.mark.parametrize("name", HOSTILE_NAMES)
-def test_hostile_names_are_taken_literally(place: tuple[str, StoreOptions], name: str) -> None:
-    uri, options = f"{place[0]}/{name}", place[1]
-    if uri.startswith("memory:") and "::" in name:
-        pytest.skip("fsspec's memory store does not know such names")
-    for content in (b"", b"sound"):
-        write_atomic(uri, content, options)
-        assert exists(uri, options)
-        assert read_bytes(uri, options) == content
-    assert [found[0] for found in list_objects(place[0], options)] == [uri]
-    remove(uri, options)
-    assert not exists(uri, options)
-    remove(uri, options)
+def test_hostile_names_are_taken_literally(place: tuple[str, StoreOptions]) -> None:
+    base, options = place
+    for name in HOSTILE_NAMES:
+        if base.startswith("memory:") and "::" in name:
+            continue  # fsspec's memory store does not know such names
+        uri = f"{base}/{name}"
+        for content in (b"", b"sound"):
+            write_atomic(uri, content, options)
+            assert exists(uri, options)
+            assert read_bytes(uri, options) == content
+        assert [found[0] for found in list_objects(base, options)] == [uri]
+        remove(uri, options)
+        assert not exists(uri, options)
+        remove(uri, options)
 
 
 def test_random_seeks_and_reads_equal_those_of_a_file(

@@ -18,7 +18,7 @@ from corpus_asr.storage.run_state.moved import Move
 from corpus_asr.storage.run_state.prune import prune
 from corpus_asr.storage.run_state.run_tables import REDO, REDO_NAME
 from corpus_asr.storage.run_state.source_listings import note_listing
-from corpus_asr.storage.run_state.tables import IDENTITIES_NAME, TABLES_NAME
+from corpus_asr.storage.run_state.tables import IDENTITIES_NAME
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import recording_id
 from tests.storage.test_moved import done, move, put, said, text
@@ -147,18 +147,6 @@ def test_what_is_gone_stays_where_it_was_seen_last(tmp_path: Path) -> None:
         assert gone == [str(job.source / "c.wav")]
 
 
-def test_a_new_version_at_the_new_address_is_of_the_recording(tmp_path: Path) -> None:
-    job = done(tmp_path, "a.wav", "b.wav")
-    move(job, "a.wav", "c.wav")
-    run_over(job)
-    put(job, "c.wav", "changed", mtime=5.0)
-    job.begin()
-    assert (job.plan.num_changed, job.plan.num_remaining) == (1, 1)
-    run_over(job, "c.wav")
-    assert said(job) == {"b.wav": "b.wav", "c.wav": "new c.wav"}
-    assert ids(job)["c.wav"] == first_id(job, "a.wav")
-
-
 def names_of(job: ManualRun) -> list[str]:
     return Path(job.store.address("speakers.csv")).read_text().splitlines()[1:]
 
@@ -281,13 +269,6 @@ def test_a_store_that_does_not_answer_is_no_damage(
     monkeypatch.setattr(filesystem, "open_binary", fails)
     with pytest.raises(FetchError, match="no answer"):
         Identities.read(job.store)
-
-
-def test_nothing_is_written_where_nothing_moved(tmp_path: Path) -> None:
-    job = done(tmp_path, "a.wav")
-    run_over(job)
-    assert not job.store.exists(IDENTITIES_NAME)
-    assert IDENTITIES_NAME not in job.store.read_json(TABLES_NAME)["tables"]
 
 
 def test_a_large_folder_that_is_renamed_takes_little_time_and_memory() -> None:

@@ -353,11 +353,6 @@ def test_since_when_no_listing_names_a_recording(tmp_path: Path) -> None:
     assert gone_since() == {"a.wav": None, "b.wav": None}
 
 
-def test_versions_that_are_not_known_move_nothing(memory: str) -> None:
-    with RunTables(OutputStore(memory)) as tables:
-        assert tables.num_versions == 0
-
-
 def test_what_an_unreadable_archive_may_hold_is_neither_gone_nor_moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,9 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_asr.config.run import RunConfig
-from corpus_asr.errors import ConfigError
 from corpus_asr.schemas import PACKS
-from corpus_asr.storage.parquet import parquet_writer
 from corpus_asr.storage.run_state import plan as plan_module
 from corpus_asr.storage.run_state.finish import finish
 from corpus_asr.storage.run_state.lock import LOCK_NAME, Lock
@@ -223,14 +221,6 @@ def test_shards_do_not_change_the_order(
     assert [file for files in sharded for file in files] == [f for files in whole for f in files]
 
 
-def test_a_plan_for_a_folder_of_other_settings_is_refused(source: Path, memory: str) -> None:
-    store = OutputStore(memory)
-    begin_run(store, config(source, memory), fingerprint(config(source, memory), "weights"))
-    commit(store, results(part("a", 0, texts=["x"])))
-    with pytest.raises(ConfigError, match=r"extract\.part_s"):
-        make_plan(config(source, memory, part_s=60), store, model_revision="weights")
-
-
 def plans_of(store: OutputStore) -> set[str]:
     return {"/".join(name.split("/")[:3]) for name in store.all_names("_run/plan")}
 
@@ -361,42 +351,6 @@ def test_packs_hold_every_file_once_and_are_bounded(
         assert row["pack_bytes"] <= pack_bytes or row["files"][0]["size_bytes"] > pack_bytes
         if row["files"][0]["size_bytes"] > pack_bytes:
             assert len([file for file in row["files"] if file["size_bytes"]]) == 1
-
-
-# Plans a manifest of as many files as the first argument says, and prints the growth in memory.
-PLANNER = """
-import sys
-from pathlib import Path
-from corpus_asr.config.run import RunConfig
-from corpus_asr.storage.run_state.plan import make_plan
-from corpus_asr.storage.run_state.tables import OutputStore
-folder = Path(sys.argv[1])
-# Not ru_maxrss, which begins with the peak of whoever started this program.
-status = lambda: Path("/proc/self/status").read_text()
-peak = lambda: int(status().partition("VmHWM:")[2].split()[0]) // 1024
-before = peak()
-config = RunConfig.model_validate({
-    "source": {"manifest": str(folder / "m.parquet")},
-    "model": {"checkpoint": "tiny"}, "output": {"uri": str(folder / "out")},
-})
-plan = make_plan(config, OutputStore(config.output.uri))
-print(plan.num_remaining, peak() - before)
-"""
-
-
-@pytest.mark.slow
-def test_a_million_files_are_planned_in_bounded_memory(tmp_path: Path) -> None:
-    schema = pa.schema([("uri", pa.string()), ("speaker", pa.int64())])
-    with parquet_writer(str(tmp_path / "m.parquet"), schema) as manifest:
-        for start in range(0, 1_000_000, 50_000):
-            numbers = range(start, start + 50_000)
-            uris = [f"s3://corpus/{n % 100:03d}/episode {n:08d}.mp3" for n in numbers]
-            manifest.write_table(pa.table({"uri": uris, "speaker": list(numbers)}, schema=schema))
-    command = [sys.executable, "-c", PLANNER, str(tmp_path)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    num_files, grown_mib = (int(word) for word in output.split())
-    assert num_files == 1_000_000
-    assert grown_mib < 512
 
 
 def test_durations_of_a_manifest_order_and_fill_packs(tmp_path: Path) -> None:

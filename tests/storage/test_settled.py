@@ -1,6 +1,5 @@
 """What a night folds of the archive, held to folding all of it again."""
 
-import json
 import logging
 import os
 import random
@@ -200,14 +199,6 @@ def test_a_base_that_is_not_of_the_folder_is_made_again(
     caplog.clear()
     done(store, files("a", "b", "c"))
     assert FOLDED_AGAIN not in caplog.text
-
-
-def test_what_a_note_of_tables_must_have(tmp_path: Path) -> None:
-    store = archive_of(tmp_path, "a")
-    noted = store.read_json(TABLES_NAME)
-    (tmp_path / "output" / TABLES_NAME).write_text(json.dumps(noted | {"settled": 3}))
-    with pytest.raises(Exception, match="damaged"):
-        store.settled_names()
 
 
 def test_the_cost_of_a_night_does_not_grow_with_the_archive(

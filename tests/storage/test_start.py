@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -90,21 +89,6 @@ def test_a_setting_that_an_older_version_did_not_have_counts_as_its_default(memo
 
 def first_settings() -> dict[str, Any]:
     return result_settings(config())
-
-
-@pytest.mark.parametrize("version", ["0.1.0"])
-def test_folders_of_each_released_version_are_continued(memory: str, version: str) -> None:
-    store = OutputStore(memory)
-    note = json.loads(Path(f"tests/data/settings/{version}.json").read_text(encoding="utf-8"))
-    sections: dict[str, dict[str, Any]] = {}
-    for key, value in note["settings"].items():
-        section, _, name = key.partition(".")
-        sections.setdefault(section, {})[name] = value
-    job = config(**sections)
-    begin_run(store, job, fingerprint(job, "weights"))
-    commit(store, results(part("a", 0, texts=["x"])))
-    store.write_json(FINGERPRINT_NAME, note)
-    assert begin_run(store, job, fingerprint(job, "weights")).continues
 
 
 def test_a_setting_that_this_version_does_not_have_is_named(memory: str) -> None:

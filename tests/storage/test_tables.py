@@ -14,7 +14,7 @@ from corpus_asr.storage.parquet import conform
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.part_rows import part_rows
 from corpus_asr.storage.run_state.result_rows import LABEL_ROWS, SEGMENT_ROWS, without_credentials
-from corpus_asr.storage.run_state.tables import TABLES_NAME, OutputStore, unique_stem
+from corpus_asr.storage.run_state.tables import TABLES_NAME, OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.uri import without_secrets
@@ -109,17 +109,6 @@ def test_a_slice_of_results_commits_only_its_rows(store: OutputStore) -> None:
     orphan(store, part("b", 0, texts=["orphan"]))  # which no outcomes have
     commit(store, pa.concat_tables([table.slice(1, 1), table.slice(3, 1)]))
     assert [row["text"] for row in rows_of(stored_segments(store))] == ["b", "d"]
-
-
-def test_names_sort_by_time_and_never_repeat() -> None:
-    stems = [unique_stem() for _ in range(100)]
-    assert sorted(stems) == sorted(set(stems))
-    assert stems[0] < stems[-1]
-
-
-def test_many_commits_are_read_in_order(store: OutputStore) -> None:
-    names = [commit(store, results(part(f"{i}", 0, texts=["x"]))) for i in range(30)]
-    assert [name for name, _ in store.committed(["part"])] == names
 
 
 def test_no_column_keeps_credentials(store: OutputStore) -> None:

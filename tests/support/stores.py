@@ -424,8 +424,6 @@ class _Proxy(Handler):
         return None
 
     def _has_checksum(self, body: bytes) -> bool:
-        if "x-amz-copy-source" in self.headers:
-            return True
         said = self.headers.get("Content-MD5")
         if said is None:
             return any(name.lower().startswith("x-amz-checksum-") for name in self.headers)
