@@ -165,13 +165,6 @@ def test_what_would_fill_memory_or_stack_is_refused(
     assert messages in refusal(tmp_path, text.encode())
 
 
-def test_an_override_is_held_to_the_same_limits() -> None:
-    with pytest.raises(ConfigError, match="nesting without end"):
-        override_value("{a: " * 5000, "--set a")
-    with pytest.raises(ConfigError, match="an invalid value"):
-        override_value("9" * 5000, "--set a")
-
-
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

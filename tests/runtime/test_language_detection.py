@@ -11,7 +11,7 @@ from corpus_asr.errors import ConfigError, DecodeError
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.storage.model_files import PACKAGED_FOLDER
 from corpus_asr.units import SAMPLE_RATE_HZ
-from tests.support.audio import noise, read_manifest, wav_bytes
+from tests.support.audio import noise, wav_bytes
 from tests.support.checkpoints import tiny_families, tiny_whisper
 from tests.support.corpora import CLIPS, tiny_model
 from tests.support.tokenizers import tiny_tokenizer
@@ -103,16 +103,3 @@ def test_the_main_model_detects(tmp_path: Path) -> None:
         expected = alone.detect_language(clip)
     with Transcriber(main, by_language={expected.language: other}, **USUAL) as both:
         assert both.detect_language(clip) == expected
-
-
-@pytest.mark.slow
-def test_real_languages_are_detected(whisper_base: Path, speech: Path) -> None:
-    clips = speech / "multilingual"
-    wanted = {"fr", "pt", "ar", "de", "en", "es", "it", "ja", "ru", "zh", "pl", "nl"}
-    chosen = [one for one in read_manifest(clips) if one["whisper_language"] in wanted]
-    assert len(chosen) >= 2
-    with Transcriber(str(whisper_base)) as loaded:
-        found = {one["id"]: loaded.detect_language(str(clips / one["path"])) for one in chosen}
-    right = [one for one in chosen if found[one["id"]].language == one["whisper_language"]]
-    # Of 48 short clips whisper-base mistakes three, Dutch for German for one.
-    assert len(chosen) - len(right) <= max(1, len(chosen) // 10)

@@ -254,29 +254,6 @@ def test_a_run_whose_model_works_long_after_its_extraction_ends_well(
     assert done.progress.taken_out == ()
 
 
-@pytest.mark.slow
-def test_a_coordinator_that_died_loses_neither_counts_nor_the_request_to_stop(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    killed_s: list[float] = []
-
-    def strike(coordinator: Any) -> None:
-        while not ray.get(coordinator.look.remote()).tally.parts:
-            time.sleep(0.1)
-        ray.kill(coordinator, no_restart=False)
-        killed_s.append(time.monotonic())
-
-    strike_coordinator(monkeypatch, strike)
-    stop_at = time.monotonic() + 45
-    done = work(cluster, tmp_path, *numbered(3000), stop_at=stop_at)
-    assert killed_s
-    assert killed_s[0] < stop_at
-    # What nobody works on any more passes through Ray all the same, some 15 ms each.
-    assert time.monotonic() < stop_at + 120
-    assert 0 < len(done.outcomes) < 3000
-    assert done.progress.tally.parts == len(done.outcomes)
-
-
 def test_a_coordinator_is_started_again_long_after_it_was_made(cluster: Cluster) -> None:
     coordinator = coordinating.start_coordinator()
     client = coordinating.CoordinatorClient(coordinator, Activity)
