@@ -12,7 +12,6 @@ from av.audio.plane import AudioPlane
 from av.filter.graph import Graph
 
 from corpus_asr.array_types import Float32
-from corpus_asr.audio.probe import MAX_SAMPLE_RATE_HZ, MIN_SAMPLE_RATE_HZ
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 Channels = Literal["mix", "each"] | int
@@ -195,19 +194,6 @@ class FrameSpan:
         resampled = [resampler.feed(row) for resampler, row in pairs]
         if resampled[0].size:
             yield np.stack(resampled)
-
-
-def resample(samples: Samples, *, rate_hz: int) -> Resampled:
-    """Resample samples to 16 kHz, as recordings are."""
-    if not MIN_SAMPLE_RATE_HZ <= rate_hz <= MAX_SAMPLE_RATE_HZ:
-        raise ValueError(
-            f"resampling {samples.size} samples: found a sample rate of {rate_hz} Hz, expected "
-            f"{MIN_SAMPLE_RATE_HZ} to {MAX_SAMPLE_RATE_HZ}; correct the rate"
-        )
-    resampler = _Resampler(rate_hz)
-    blocks = range(0, samples.size, _MAX_BLOCK_VALUES)
-    pieces = [resampler.feed(samples[start : start + _MAX_BLOCK_VALUES]) for start in blocks]
-    return np.concatenate([*pieces, resampler.finish()]) if pieces else samples
 
 
 class _Resampler:

@@ -9,7 +9,6 @@ from corpus_asr.audio.resample import (
     FrameSpan,
     MonoMixer,
     mono_shares,
-    resample,
     row_maker,
 )
 from tests.support.audio import frame_of, level, noise
@@ -91,21 +90,6 @@ def test_samples_that_are_no_numbers_become_silence_and_spread_nowhere(sample_fo
         frame = frame_of(bad.astype(np.float32), rate_hz=16000, layout="stereo",
                          sample_format=sample_format)  # fmt: skip
     np.testing.assert_allclose(converted([frame]), expected, atol=1e-7)
-
-
-@pytest.mark.parametrize("rate_hz", [8_000, 16_000, 22_050, 44_100, 48_000])
-@pytest.mark.parametrize("seconds", [0.001, 0.5, 2.2])
-def test_samples_decoded_elsewhere_become_what_a_recording_of_them_does(rate_hz, seconds):
-    samples = noise(seconds, rate_hz=rate_hz)
-    expected = converted([frame_of(samples, rate_hz=rate_hz, layout="mono")])
-    np.testing.assert_allclose(resample(samples[0], rate_hz=rate_hz), expected[0], atol=SAME_MATHS)
-
-
-def test_rates_that_recordings_do_not_have_are_refused():
-    for rate_hz in (0, -16_000, 999, 4_000_001):
-        with pytest.raises(ValueError, match=f"found a sample rate of {rate_hz} Hz"):
-            resample(np.zeros(9, dtype=np.float32), rate_hz=rate_hz)
-    assert resample(np.zeros(0, dtype=np.float32), rate_hz=8_000).size == 0
 
 
 S16_STEP = 2 / 32768  # the oracle computes in 16-bit integers
