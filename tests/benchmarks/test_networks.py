@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.gpu.recordings import FEATURES, extract_parts, read_parts, read_texts
 from benchmarks.measure import PEERS, Recording, run, word_error_rate
-from benchmarks.networks import SHAPES, STAGES, main
+from benchmarks.networks import SHAPES
 from tests.support.corpora import tiny_model
 
 # Millions of parameters, tied ones and fixed encoder positions counted once each.
@@ -24,23 +24,6 @@ def test_each_size_has_as_many_parameters_as_the_published_one():
         network = SHAPES[name].network()
         assert {parameter.device.type for parameter in network.parameters()} == {"meta"}
         assert network.num_parameters() / 1e6 == pytest.approx(millions, abs=0.05), name
-
-
-@pytest.mark.slow
-def test_a_size_is_measured_without_weights_or_audio(tmp_path, capsys):
-    path = tmp_path / "found.json"
-    main([
-        "nano", "--peers", "--dtype", "auto", "none-such", "--runs", "1", "--batch", "2",
-        "--tokens-per-window", "3", "--device", "cpu", "--json", str(path),
-    ])  # fmt: skip
-    printed = capsys.readouterr().out
-    assert "2 windows of 30 s, 3 tokens each" in printed
-    assert all(stage in printed for stage in STAGES)
-    (table,) = json.loads(path.read_text())
-    done, failed = table["rows"]
-    assert len(done["runs"]) == 1
-    assert "found 'none-such'" in failed["failed"]
-    assert f"corpus-asr none-such failed: {failed['failed']}" in printed
 
 
 SPOKEN = Path(__file__).resolve().parents[1] / "data" / "spoken"

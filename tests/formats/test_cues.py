@@ -58,16 +58,6 @@ def test_by_default_cues_are_of_two_lines_of_42_columns_and_7_seconds() -> None:
     assert max(map(len, lines)) <= 13
 
 
-def test_no_cue_is_prolonged_beyond_the_recording() -> None:
-    found = replace(recording(segment(" hello there", 9.5, 10.0)), duration_s=10.0)
-    for rules in (
-        CueRules(min_duration_s=3.0), CueRules(max_cps=2.0), CueRules(max_wpm=10.0),
-        CueRules(preset=SubtitlePreset.netflix), CueRules(preset=SubtitlePreset.bbc),
-    ):  # fmt: skip
-        (cue,) = cues_of(found, rules)
-        assert (cue.start_s, cue.end_s) == (9.5, 10.0)
-
-
 @pytest.mark.parametrize("width", [10, 14, 16, 18])
 @pytest.mark.parametrize(
     "text",

@@ -68,24 +68,6 @@ def test_paragraphs_are_by_speaker_and_pause() -> None:
     assert two.to_txt() == "[A] 今日は。明日は。\n[B] はい。\n"
 
 
-@pytest.mark.parametrize("name", ["srt", "vtt", "lrc", "txt", "md"])
-def test_speakers_are_named_where_there_are_two(name: Any, tmp_path: Path) -> None:
-    one = transcript(said(" Yes?", 0.0, 1.0, "Anna"), said(" Bye.", 3.0, 4.0, "Anna"))
-    two = transcript(*one.segments, said(" No!", 5.0, 6.0, "S2"))
-    for number, (found, named) in enumerate(((one, False), (two, True))):
-        (path,) = found.save(tmp_path / str(number), name)
-        assert ("Anna" in Path(path).read_text()) is named
-    assert "Anna" in one.to_json()
-
-
-def test_channels_are_speakers_of_documents() -> None:
-    left = transcript(said(" Yes?", 0.0, 1.0), said(" Bye.", 3.0, 4.0), channel=0)
-    right = transcript(said(" No!", 1.5, 2.5), channel=1)
-    both = transcript(*left.segments, *right.segments, channels=(left, right))
-    found = [(each.speaker, each.text) for each in documents.paragraphs_of(both)]
-    assert found == [("channel 0", "Yes?"), ("channel 1", "No!"), ("channel 0", "Bye.")]
-
-
 def test_markdown_holds_text_alone(tmp_path: Any) -> None:
     for found in (TALK, UNKNOWN):
         text = Path(file("md", found, tmp_path)).read_text()

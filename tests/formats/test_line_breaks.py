@@ -90,16 +90,6 @@ def test_lines_are_the_same_with_and_without_times_of_words(tokens: str, width: 
             assert not regex.search(r"[\p{Ps}\p{Pi}]$", line), line
 
 
-@pytest.mark.parametrize(
-    ("tokens", "width"), [(ENGLISH, 12), (FRENCH, 14), (LINK, 16), (KOREAN, 9)]
-)
-def test_words_with_spaces_between_stay_whole(tokens: str, width: int) -> None:
-    said = timed(tokens)
-    words = said.text.replace(" ?", "\u00a0?").split(" ")
-    shown = [word for line in lines_of(said, width) for word in re.split(" (?![?])", line)]
-    assert [word.replace("\u00a0", " ") for word in words if word] == shown
-
-
 @pytest.mark.usefixtures("_without_icu")
 def test_without_a_dictionary_lines_are_told_to_divide_words(
     caplog: pytest.LogCaptureFixture,

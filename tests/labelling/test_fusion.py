@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpus_asr.config.run import Select
 from corpus_asr.labelling.fusion import Choice, chosen
 from corpus_asr.labelling.selection import measured
 from corpus_asr.segments import Segment, SpeakerTurn, Word
@@ -179,14 +178,6 @@ def test_scripts_without_spaces_are_compared_by_characters() -> None:
     other = chinese(("你", 0.5), ("好时", 0.5), ("界", 0.6))
     assert fused([own], [other], "zh") == ["你好时界。"]
     assert fused([own], [chinese(("你好时", 0.02), ("界", 0.6))], "zh") == ["你好世界。"]
-
-
-def test_without_segments_there_is_nothing_to_choose() -> None:
-    selects: tuple[Select, ...] = ("own", "fuse")
-    for select in selects:
-        assert chosen([], [], select, None) == []
-    assert fused([said("here")], []) == ["here"]
-    assert fused([], [said("here")]) == ["here"]
 
 
 _SAID = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("123456789")), max_size=8)

@@ -4,7 +4,6 @@ import gzip
 import json
 import re
 import shlex
-import subprocess
 import tomllib
 from collections.abc import Iterator
 from functools import cache
@@ -231,21 +230,3 @@ SECRET_VALUE = re.compile(
 def test_no_file_holds_a_secret() -> None:
     for path in FOLDER.iterdir():
         assert SECRET_VALUE.findall(path.read_text()) == [], path
-
-
-def test_the_image_is_built_from_files_that_are_there():
-    copied = {
-        source
-        for line in re.findall(r"^COPY (?!--)(.+)$", DOCKERFILE, re.MULTILINE)
-        for source in line.split()[:-1]
-    }
-    ignore = (FOLDER / "Dockerfile.dockerignore").read_text().splitlines()
-    tracked = subprocess.run(
-        ["git", "ls-files", *copied], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert {path.split("/")[0] for path in tracked} == copied
-    assert {line[1:] for line in ignore if line.startswith("!")} == copied
-    assert "*" in ignore
-    # Everything that the package's metadata and its wheel are made of.
-    named = {"README.md", *PROJECT["license-files"], "corpus_asr"}
-    assert {path.split("/")[0] for path in named} <= copied

@@ -1,5 +1,6 @@
 """Error rates are jiwer's on Whisper's normalized texts, and add up."""
 
+import json
 import random
 import warnings
 from collections.abc import Sequence
@@ -8,8 +9,6 @@ from typing import Any
 
 import jiwer
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from whisper.normalizers import BasicTextNormalizer, EnglishTextNormalizer
 
@@ -204,24 +203,16 @@ def test_a_clear_difference_is_told_from_chance() -> None:
 
 
 def written(path: Path, rows: list[Any]) -> str:
-    table = pa.Table.from_pylist(rows)
-    if path.suffix == ".parquet":
-        pq.write_table(table, path)
-    elif path.suffix == ".csv":
-        table.to_pandas().to_csv(path, index=False)
-    else:
-        table.to_pandas().to_json(path, orient="records", lines=True)
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return str(path)
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
-@pytest.mark.parametrize("name", ["uri", "path"])
-def test_references_are_read_in_any_form(tmp_path: Path, suffix: str, name: str) -> None:
+def test_references_are_read_as_manifests_are(tmp_path: Path) -> None:
     rows = [
-        {name: "a.wav", "text": "Hi.", "language": "English", "set": "x", "other": 1},
-        {name: "/b.wav", "text": "Ho.", "language": None, "set": "y", "other": 2},
+        {"path": "a.wav", "text": "Hi.", "language": "English", "set": "x", "other": 1},
+        {"uri": "/b.wav", "text": "Ho.", "language": None, "set": "y", "other": 2},
     ]
-    found = read_references(written(tmp_path / f"refs.{suffix}", rows), language="de")
+    found = read_references(written(tmp_path / "refs.jsonl", rows), language="de")
     uri = str(tmp_path / "a.wav")
     assert found == {
         recording_id(uri): Reference(uri=uri, text="Hi.", language="en", set="x"),

@@ -31,7 +31,6 @@ from corpus_asr.report.run import (
     as_data,
     last_runs,
     load_report,
-    output_numbers,
     render,
     run_entry,
     write_entry,
@@ -455,26 +454,3 @@ def test_what_is_damaged_is_passed_over_and_written_again(data: bytes, tmp_path:
     assert [entry.run_id for entry in last_runs(store)] == ["run-1"]
     note(store, "run-2", "2026-01-02", night=past())
     assert [entry.run_id for entry in last_runs(store)] == ["run-2", "run-1"]
-
-
-@pytest.mark.long
-def test_a_run_that_committed_nothing_has_no_numbers(tmp_path: Path) -> None:
-    job = ManualRun(tmp_path, (*NAMES, "d.wav"))
-    job.begin()
-    assert output_numbers(load_report(job.store)) is None
-    job.commit("a.wav", segments=[
-        {"segment": n, "start_s": 0.0, "end_s": 1.0, "text": "x", "confidence": c}
-        for n, c in enumerate((0.2, 0.69, 0.7, 1.0))
-    ])  # fmt: skip
-    job.commit("d.wav")
-    job.fail("b.wav")
-    job.fail("c.wav", error_kind="timeout")
-    job.finish()
-    numbers = output_numbers(load_report(job.store))
-    assert numbers is not None
-    assert (numbers.ok, numbers.failed) == (2, 2)
-    assert (numbers.mean_confidence, numbers.low_confidence) == pytest.approx((0.708, 0.5))
-    # An idle run has another identity, and nothing of its own.
-    job.begin()
-    job.finish()
-    assert output_numbers(load_report(job.store)) is None

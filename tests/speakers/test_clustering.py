@@ -1,7 +1,5 @@
 """How many speakers there are and who is who, from embeddings alone."""
 
-import time
-import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -151,19 +149,3 @@ def test_agglomeration_is_average_linkage():
         expected = fcluster(order, most, criterion="maxclust")
         found = agglomerate(vectors, np.ones(len(vectors), dtype=np.float32), most=most)
         assert same_grouping(found, expected)
-
-
-@pytest.mark.slow
-def test_ten_hours_are_clustered_in_seconds_and_bounded_memory():
-    vectors, said = talk(voices(6), turns=6000)
-    assert len(vectors) * 0.75 > 10 * 3600 * 0.95
-    tracemalloc.start()
-    began_s = time.process_time()
-    found = find_speakers(vectors, GE2E_LIKENESS)
-    spent_s = time.process_time() - began_s
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert np.array_equal(found.labels, said)
-    # Beside the embeddings themselves: each is there twice for a moment.
-    assert peak < 4 * vectors.nbytes
-    assert spent_s < 60.0

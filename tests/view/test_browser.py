@@ -233,17 +233,9 @@ def test_a_film_is_seen(inside: "Page") -> None:
     wait_for(inside, f"!document.querySelector('video') && {AUDIO}.readyState > 0")
 
 
-def test_a_person_corrects_a_segment_and_another_window_sees_it(
-    open_page: OpenPage,
-    inside: "Page",
-    shelf: tuple[ViewServer, OutputStore],
-    complaints: list[str],
-) -> None:
-    url = talk_url(inside)
-    other = open_page(url)
-    inside.goto(url)
-    for page in (inside, other):
-        wait_for(page, "document.querySelectorAll('.segment').length === 6")
+def test_a_person_corrects_a_segment(inside: "Page", shelf: tuple[ViewServer, OutputStore]) -> None:
+    inside.goto(talk_url(inside))
+    wait_for(inside, "document.querySelectorAll('.segment').length === 6")
     text = "document.querySelector('[data-at=\"1\"] .said').textContent.trim()"
     inside.click('[data-at="1"] .edit')
     inside.keyboard.press("Escape")
@@ -257,29 +249,16 @@ def test_a_person_corrects_a_segment_and_another_window_sees_it(
     assert inside.inner_text('[data-at="1"] .badge') == "corrected"
     title = inside.evaluate("document.querySelector('[data-at=\"1\"] .said').title")
     assert title.startswith("Original: word1 peace\ncorrected on 20")
-    # What the other window did not know of is shown to it before it is replaced.
-    other.click('[data-at="1"] .edit')
-    other.evaluate("document.activeElement.select()")
-    other.keyboard.insert_text("mine")
-    other.keyboard.press("Enter")
-    wait_for(
-        other,
-        "document.querySelector('.editor .bad')?.textContent.includes('check its current text')",
-    )
-    other.click(".editor .versions button")
-    wait_for(other, f"{text} === 'mine'")
     # Checked by one key, which goes on to the next.
     inside.click('[data-at="2"] .word')
     inside.evaluate("document.activeElement.blur()")
     inside.keyboard.press("v")
     wait_for(inside, "document.querySelector('[data-at=\"2\"] .badge')?.innerText === 'checked'")
     wait_for(inside, "document.querySelector('.segment.now').dataset.at === '3'")
-    inside.goto(f"{shelf[0].url}?q=mine")
+    inside.goto(f"{shelf[0].url}?q=one")
     wait_for(inside, "document.querySelector('#results .badge')?.innerText === 'corrected'")
     saved = [said.text for each in read_saved(shelf[1]).values() for said in each.segments]
-    assert sorted(saved) == ["<b>word one</b> peace", "mine", "word2 peace"]
-    assert ["409" in each for each in complaints] == [True]  # of the answer that said so
-    complaints.clear()
+    assert sorted(saved) == ["<b>word one</b> peace", "word2 peace"]
 
 
 def test_a_person_names_a_speaker_and_sees_it_everywhere(

@@ -210,35 +210,6 @@ def test_somebody_without_a_turn_is_shown_and_offered_again(open_talk: OpenTalk)
     page.keyboard.press("Escape")
 
 
-def test_what_was_not_saved_is_said_where_somebody_reads(
-    open_talk: OpenTalk, complaints: list[str]
-) -> None:
-    mine, theirs = open_talk(), open_talk()
-    look(mine, width=1280, height=450)
-    mine.click('[data-at="5"] .time')
-    mine.keyboard.press(" ")
-    theirs.click('[data-at="5"] .edit')
-    write(theirs, "very good")
-    theirs.keyboard.press("Enter")
-    theirs.wait_for_selector(".editor", state="detached")
-    mine.evaluate("scrollTo({top: 1e6, behavior: 'instant'})")
-    mine.keyboard.press("v")
-    wait_for(mine, "!document.getElementById('problem').hidden")
-    top = "document.getElementById('problem').getBoundingClientRect().top"
-    assert mine.evaluate("scrollY") > 100
-    assert 0 <= mine.evaluate(top) < 100
-    # A form opens above the player.
-    wait_for(mine, f"{LINES}[5] === 'S2: very good'")
-    mine.evaluate("document.querySelector('[data-at=\"4\"] .edit').click()")
-    wait_for(
-        mine,
-        f"{EDITOR}.getBoundingClientRect().bottom"
-        " <= document.getElementById('player').getBoundingClientRect().top",
-    )
-    mine.keyboard.press("Escape")
-    complaints.clear()
-
-
 def test_a_key_goes_to_the_next_segment_that_nobody_checked(
     open_talk: OpenTalk, served: Served
 ) -> None:

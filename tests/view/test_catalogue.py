@@ -20,7 +20,6 @@ from corpus_asr.storage.run_state.result_rows import LABEL_ROWS
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.view.catalogue import BLOCK_ROWS, Library, Transcript, Transcripts
-from corpus_asr.view.search import Filters, recordings_page
 from tests.support.runs import correct_segment, finished, passage, run_of, says, spoken
 from tests.support.tables import part
 from tests.view.conftest import add, said, search
@@ -150,25 +149,6 @@ def test_of_a_run_in_progress_only_new_commits_are_read(
     # As a new viewer has it.
     with closing(Library(store)) as other:
         assert search(other.wait()) == search(view)
-
-
-def test_recordings_are_listed_while_texts_are_read(store: OutputStore) -> None:
-    add(store, *[spoken(f"/{at}.wav", passage(0, "war")) for at in range(9)])
-    stop = threading.Event()
-    with closing(Library(store, refresh_s=float("inf"))) as library, ThreadPoolExecutor(4) as pool:
-        tables = library._view.catalogue.tables
-
-        def listed() -> set[int]:
-            found = set()
-            while not stop.is_set():
-                found.add(recordings_page(tables, Filters()).total)
-            return found
-
-        running = [pool.submit(listed) for _ in range(4)]
-        view = library.wait()
-        stop.set()
-        assert all(each.result() <= {9} for each in running)
-        assert (view.problem, search(view, "war").total) == (None, 9)
 
 
 def test_who_speaks_is_known_after_a_finish_without_a_commit(
