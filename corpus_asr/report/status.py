@@ -1,7 +1,7 @@
 """Status of a run: progress, whether its driver is alive, and its bottleneck, in a few requests.
 
-Reads only the driver's snapshot, the lock and the names of commits: as fast for a million
-recordings as for ten, and as current as the snapshot.
+Reads only the driver's snapshot and the lock: as fast for a million recordings as for ten, and as
+current as the snapshot.
 """
 
 import datetime
@@ -73,9 +73,6 @@ class Status:
     """Snapshot of the last run; None before it starts to transcribe."""
     counts: dict[str, int] | None
     """From run.json of a finished run."""
-    last_commit_at: datetime.datetime | None
-    commits_since: int
-    """Commits made after the snapshot."""
     classifies: bool = False
     """Whether a finished run wrote labels instead of text."""
 
@@ -102,13 +99,8 @@ def load_status(store: OutputStore, *, now: datetime.datetime | None = None) -> 
     # lock nor a run.json.
     ended = holder is None or (run is not None and holder.run_id == run["run_id"])
     finished = is_complete and ended
-    times = [] if finished else _commit_times(store)
-    since = [time for time in times if snapshot and time > _time(snapshot.written_at)]
     if finished and run is not None and snapshot is not None and snapshot.run_id == run["run_id"]:
         snapshot = snapshot.after(speed_of(run))
-    last = max(times, default=None)
-    if finished and snapshot is not None and snapshot.last_commit_at is not None:
-        last = _time(snapshot.last_commit_at)
     return Status(
         uri=redact_uri(store.uri),
         state=FINISHED if finished else _state(holder, snapshot, read_at),
@@ -116,8 +108,6 @@ def load_status(store: OutputStore, *, now: datetime.datetime | None = None) -> 
         holder=holder,
         snapshot=snapshot,
         counts=run["counts"] if finished and run is not None else None,
-        last_commit_at=last,
-        commits_since=len(since),
         classifies=bool(run and run.get("config", {}).get("pipeline") == CLASSIFY_AUDIO),
     )
 
@@ -134,22 +124,13 @@ def _state(holder: Holder | None, snapshot: Snapshot | None, now: datetime.datet
     return FINISHING if snapshot.state == TRANSCRIBED else RUNNING
 
 
-def _commit_times(store: OutputStore) -> list[datetime.datetime]:
-    times = []
-    for name in store.commit_names():
-        made_ns = name.rpartition("/")[2].partition("-")[0]
-        if made_ns.isdecimal():  # other programs' objects may have any name
-            times.append(datetime.datetime.fromtimestamp(int(made_ns) / 1e9, datetime.UTC))
-    return times
-
-
 def _time(text: str) -> datetime.datetime:
     return datetime.datetime.fromisoformat(text)
 
 
 def as_data(status: Status) -> dict[str, Any]:
     """Return the status as JSON-compatible values."""
-    holder, seen, last = status.holder, status.snapshot, status.last_commit_at
+    holder, seen = status.holder, status.snapshot
     verdict = seen and bottleneck_of(seen)
     driver = holder and {
         "run_id": holder.run_id,
@@ -162,8 +143,7 @@ def as_data(status: Status) -> dict[str, Any]:
         "state": status.state,
         "alive": status.alive,
         "driver": driver,
-        "last_commit_at": last and last.isoformat(timespec="seconds"),
-        "commits_since_snapshot": status.commits_since,
+        "last_commit_at": seen and seen.last_commit_at,
         "remaining": seen and seen.remaining,
         "counts": status.counts,
         "progress": seen and seen.share_done,
