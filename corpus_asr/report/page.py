@@ -182,7 +182,6 @@ def environment() -> Environment:
         "percent": "{:.0%}".format,
         "quoted": shlex.quote,
         "rate": lambda rate: "-" if rate is None else f"{rate:.1%}",
-        "repr": repr,
         "unquoted": unquote,
     }
     templates.globals |= {

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pytest
 from typer.testing import CliRunner
 
@@ -154,28 +153,6 @@ def test_a_classification_has_labels_in_place_of_text(tmp_path: Path) -> None:
     assert "Labels" in [heading.text for heading in page.all("h2")]
     sample = page.all("li", class_="sample")[0]
     assert sample.all("blockquote")[0].text == "de 70% · nl 20% · en 10%"
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("labels", [False, True])
-def test_the_lines_shown_read_the_tables(
-    labels: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "it's"
-    folder.mkdir()
-    job = ManualRun(folder, **({"pipeline": "classify_audio"} if labels else {}))
-    if labels:
-        classified(job)
-    else:
-        job.begin()
-        job.commit("a.wav", segments=[segment("Hi.", 0.9, start_s=0.0, end_s=1.0)])
-        job.finish()
-    python, sql = page_of(job, tmp_path / "page.html").all("pre")
-    exec("".join(python.own_text))
-    messages = capsys.readouterr().out.splitlines()[1:]
-    assert [line.split()[1] for line in messages] == (["de"] * 3 if labels else ["Hi."])
-    [row] = duckdb.execute("".join(sql.own_text)).fetchall()
-    assert row == (("de", 3, 0.03) if labels else ("en", 1, 0.0))
 
 
 @pytest.mark.long
