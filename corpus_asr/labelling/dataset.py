@@ -45,7 +45,6 @@ LOSSES = {
     UNREACHABLE: "the recording could not be read; the same command retries",
 }
 _MESSAGES_KEPT = 5
-_EXAMPLES_KEPT = 5
 SETTINGS_NAME = "_run/dataset.json"
 SELECTION_FOLDER = "selection"
 SELECTION_NAME = f"{SELECTION_FOLDER}/00000.parquet"
@@ -145,8 +144,6 @@ class Note:
     """By reason: number of lost examples, and their seconds."""
     messages: list[str] = field(default_factory=list)
     """Messages of some losses."""
-    shown: list[dict[str, Any]] = field(default_factory=list)
-    """Some examples for the card."""
 
     def lose(self, reason: str, rows: Iterable[dict[str, Any]], message: str) -> None:
         """Count examples that could not be cut."""
@@ -248,8 +245,6 @@ class ShardMaker:
         writer.add(row, clip.data)
         note.examples += 1
         note.seconds += seconds
-        if len(note.shown) < _EXAMPLES_KEPT:
-            note.shown.append({name: row[name] for name in ("example_id", "whisper_transcript")})
 
 
 def _reason(error: Exception) -> str:

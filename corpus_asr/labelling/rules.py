@@ -161,9 +161,6 @@ def _passed_over(row: Row) -> set[str]:
     return _JUDGE_THE_MODEL if row["corrected"] else set()
 
 
-SHOWN_EACH = 2
-
-
 @dataclass(slots=True)
 class Amount:
     """A count and a total duration."""
@@ -189,8 +186,6 @@ class RuleTally:
     """Segments that match no other rule: gained if this rule is disabled."""
     unmeasured: Amount = field(default_factory=Amount)
     """Segments without the measured column, which this rule does not drop."""
-    shown: list[tuple[str, str]] = field(default_factory=list)
-    """Text and URI of some segments dropped by it first."""
 
 
 @dataclass(slots=True)
@@ -229,8 +224,6 @@ class SelectionTally:
             return
         first = self.rules[row["dropped_by"]]
         first.dropped.add(seconds)
-        if len(first.shown) < SHOWN_EACH:
-            first.shown.append((row["text"], row["uri"]))
         for name in row["rules"]:
             self.rules[name].matching.add(seconds)
         if len(row["rules"]) == 1:

@@ -27,7 +27,7 @@ from corpus_asr.schemas import EXAMPLES
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.units import shortened
 
-MAX_SHOWN = 10
+_MOST_MESSAGES = 10
 # Size categories of the Hub.
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _LARGEST_SIZE = "n>1M"
@@ -52,7 +52,6 @@ class Written:
     splits: dict[str, Split] = field(default_factory=dict)
     lost: dict[str, Amount] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
-    shown: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, note: Note) -> None:
         """Add a shard; one that lost everything has no file."""
@@ -63,8 +62,7 @@ class Written:
             split.shards += 1
         for reason, (count, seconds) in note.lost.items():
             self.lost.setdefault(reason, Amount()).add(seconds, int(count))
-        self.messages = (self.messages + note.messages)[:MAX_SHOWN]
-        self.shown = sorted(self.shown + note.shown, key=lambda row: row["example_id"])[:MAX_SHOWN]
+        self.messages = (self.messages + note.messages)[:_MOST_MESSAGES]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,8 +228,6 @@ def card_of(labelled: Labelled, settings: DatasetSettings, languages: Sequence[s
         format=settings.format,
         tars=tars,
         manifest=NemoWriter.manifest.format(split="train"),
-        dropped=[(name, text) for name, rule in labelled.tally.rules.items()
-                 for text, _ in rule.shown],
         columns=map(_column, EXAMPLES),
     )  # fmt: skip
 
