@@ -78,19 +78,22 @@ def package_version() -> str:
 
 
 def _whisper_segments(recording: Transcribed) -> list[dict[str, Any]]:
-    channels = recording.by_channel()
-    if len(channels) < 2:
+    if len(recording.by_channel()) < 2:
         return [_whisper_segment(at, segment) for at, segment in enumerate(recording.segments)]
-    pairs = [
-        (segment, channel)
-        for channel, channel_segments in channels.items()
-        for segment in channel_segments
-    ]
-    pairs.sort(key=lambda pair: pair[0].start_s)
     return [
         _whisper_segment(at, segment) | {"channel": channel}
-        for at, (segment, channel) in enumerate(pairs)
+        for at, (segment, channel) in enumerate(_by_time(recording))
     ]
+
+
+def _by_time(recording: Transcribed) -> list[tuple[Segment, int | None]]:
+    """Return the segments of all channels with their channels, sorted by start."""
+    pairs = [
+        (segment, channel)
+        for channel, channel_segments in recording.by_channel().items()
+        for segment in channel_segments
+    ]
+    return sorted(pairs, key=lambda pair: pair[0].start_s)
 
 
 def _whisper_segment(number: int, segment: Segment) -> dict[str, Any]:
@@ -116,13 +119,7 @@ def _whisper_segment(number: int, segment: Segment) -> dict[str, Any]:
 
 
 def _whisperx(recording: Transcribed) -> dict[str, Any]:
-    pairs = [
-        (segment, channel)
-        for channel, channel_segments in recording.by_channel().items()
-        for segment in channel_segments
-    ]
-    pairs.sort(key=lambda pair: pair[0].start_s)
-    segments = [_whisperx_segment(segment, channel) for segment, channel in pairs]
+    segments = [_whisperx_segment(segment, channel) for segment, channel in _by_time(recording)]
     return {
         "segments": segments,
         "word_segments": [word for segment in segments for word in segment["words"]],

@@ -113,11 +113,6 @@ def language_name(code: str) -> str:
     return f"{name.title()} ({code})" if name else cut(code, 60)
 
 
-def hours(seconds: float) -> str:
-    """Format an audio duration in seconds, in hours if it is long enough."""
-    return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds / 60:,.1f} min"
-
-
 def fraction(value: float) -> str:
     """Format a fraction as a percentage; small values as <1%."""
     return f"{value:.0%}" if value >= 0.01 or not value else "<1%"

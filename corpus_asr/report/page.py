@@ -177,7 +177,6 @@ def environment() -> Environment:
         "cut": cut,
         "duration": duration,
         "fraction": formatting.fraction,
-        "hours": formatting.hours,
         "moment": formatting.moment,
         "percent": "{:.0%}".format,
         "quoted": shlex.quote,

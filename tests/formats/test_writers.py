@@ -161,16 +161,6 @@ def timed_words(*words: str) -> Segment:
     return replace(segment("".join(words), 0.0, float(len(words))), words=timed)
 
 
-def test_json_holds_scores_corrections_and_text_as_it_is_read() -> None:
-    found = recording(segment(" Größe", 0.0, 2.0), segment(" Länge", 2.0, 3.0, corrected=True))
-    text = text_in("json", found)
-    assert "Größe" in text
-    first, second = json.loads(text)["segments"]
-    scores = ("temperature", "avg_logprob", "compression_ratio", "no_speech_prob")
-    assert [first[name] for name in scores] == [0.0, -0.25, 1.5, 0.01]
-    assert (first.get("corrected"), second["corrected"]) == (None, True)
-
-
 def test_nemo_has_no_line_without_text() -> None:
     found = recording(segment(" ", 0.0, 2.0), segment(" One.", 2.0, 3.5))
     text = text_in("nemo", found)

@@ -1,6 +1,5 @@
 """The server: authorized requests, what is answered, and what nobody gets."""
 
-import asyncio
 import http.client
 import json
 import urllib.parse
@@ -11,14 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import make_mocked_request
 
 from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.errors import FetchError
 from corpus_asr.view.search import MAX_QUERY_CHARS
-from corpus_asr.view.server import _PAGES, _play
-from corpus_asr.view.sound import Playable, Sounds
+from corpus_asr.view.server import _PAGES
+from corpus_asr.view.sound import Sounds
 from tests.support.pages import asked, fetch
 from tests.view.conftest import PASSAGES, SECONDS, Shown
 
@@ -238,15 +235,3 @@ def test_sound_that_ends_early_ends_its_connection(
     monkeypatch.setattr(Sounds, "_source_bytes", broken)
     with pytest.raises(http.client.IncompleteRead):
         fetch(asked(shown.url, "audio", id=shown.id("plain.wav")))
-
-
-class GoneResponse(web.StreamResponse):
-    async def prepare(self, request: web.BaseRequest) -> None:
-        raise ConnectionResetError("cannot write to closing transport")
-
-
-def test_a_player_that_went_away_before_the_first_byte_is_no_error() -> None:
-    audio = Playable("audio/wav", 3, lambda start, stop: iter([b"abc"]))
-    request = make_mocked_request("GET", "/")
-    response = asyncio.run(_play(request, GoneResponse(), audio, 0, 3))
-    assert response.keep_alive is False
