@@ -1,10 +1,12 @@
 """Examples for other tools name commands and exit codes that exist."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import typer.main
+from ray.scripts.scripts import cli as ray_command
 
 from corpus_asr.cli import failures
 from corpus_asr.cli import main as cli
@@ -39,3 +41,11 @@ def test_examples_of_schedulers_name_commands_codes_and_numbers_that_exist() -> 
     assert f"LOCKED, STOPPED_BY_FAILURE = {codes} " in dagster
     numbers = re.findall(r'night\["numbers"\]\["(\w+)"\]', dagster)
     assert {"done", "rtfx"} <= {*numbers} <= as_data(night())["numbers"].keys()
+
+
+def test_ray_knows_the_commands_of_the_guide_to_clusters() -> None:
+    guide = (REPOSITORY / "docs" / "how-to" / "clusters.md").read_text()
+    calls = re.findall(r"^\$ ray (\S+)(.*?)(?: +#.*)?$", guide, re.M)
+    assert {name for name, _ in calls} >= {"get-auth-token", "start"}
+    for name, options in calls:
+        ray_command.commands[name].make_context(name, shlex.split(options))
