@@ -118,7 +118,7 @@ def test_a_job_aligns_the_texts_of_its_manifest(here: Path) -> None:
     (here / "manifest.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (here / "job.yaml").write_text(
         "source: {manifest: manifest.jsonl}\n"
-        "decoding: {align: true, temperature: [0]}\n"
+        "decoding: {align: true, temperature: [0], beam_size: 1}\n"
         "output: {uri: out, max_failed_fraction: 0.5}\n"
     )
     result = CliRunner().invoke(cli.app, ["run", "job.yaml", "--local"])
@@ -164,7 +164,7 @@ def test_of_speech_that_repeats_itself_each_word_of_the_text_is_placed_once(
     (here / "manifest.jsonl").write_text(json.dumps(row))
     (here / "job.yaml").write_text(
         "source: {manifest: manifest.jsonl}\nextract: {part_s: 30}\n"
-        "decoding: {align: true, temperature: [0]}\noutput: {uri: out}\n"
+        "decoding: {align: true, temperature: [0], beam_size: 1}\noutput: {uri: out}\n"
     )
     result = CliRunner().invoke(cli.app, ["run", "job.yaml", "--local"])
     assert result.exit_code == 0, result.output

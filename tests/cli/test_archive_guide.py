@@ -74,7 +74,8 @@ class Living:
         }.items():  # fmt: skip
             self.add(name, of)
         [settings] = re.findall(r"^```yaml\n# archive.yaml\n(.*?)^```$", GUIDE, re.M | re.S)
-        (folder / "archive.yaml").write_text(self.local(settings))
+        quick = "decoding: {beam_size: 1}\n"
+        (folder / "archive.yaml").write_text(self.local(settings) + quick)
 
     def add(self, name: str, of: str) -> None:
         path = self.source / name

@@ -24,7 +24,7 @@ def test_a_recording_is_transcribed_with_the_hotwords_of_its_row(tmp_path: Path)
     (tmp_path / "names.txt").write_text("Kubernetes\t0.5\n")
     (tmp_path / "job.yaml").write_text(
         f"source: {{manifest: {tmp_path}/manifest.jsonl}}\n"
-        f"decoding: {{hotwords: '@{tmp_path}/names.txt', temperature: [0]}}\n"
+        f"decoding: {{hotwords: '@{tmp_path}/names.txt', temperature: [0], beam_size: 1}}\n"
         f"output: {{uri: {tmp_path}/out, max_failed_fraction: 0.5}}\n"
     )
     result = CliRunner().invoke(cli.app, ["run", str(tmp_path / "job.yaml"), "--local"])
