@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,14 @@ def said(row: Row) -> tuple[Any, ...]:
     return row.needed_text(), *row.span(), row.language(), row.speaker()
 
 
-REPEATS = {
-    "text": pa.DictionaryArray.from_arrays(pa.array([0] * 20_000, pa.int32()), ["x" * 60_000]),
-    "long": pa.DictionaryArray.from_arrays(pa.array([0] * 20_000, pa.int32()), ["x" * 5_000_000]),
-    "texts": pa.array([["x" * 60_000] * 5_000]),
-    "zeros": pa.array([np.zeros(20_000_000, np.int8)]),
-    "plain": pa.array(["x" * 60_000] * 5_000),
-    "prefixes": pa.array(["x" * 60_000 + str(number) for number in range(5_000)]),
+# Made in their tests: each takes hundreds of megabytes.
+REPEATS: dict[str, Callable[[], pa.Array]] = {
+    "text": lambda: repeated("x" * 60_000),
+    "long": lambda: repeated("x" * 5_000_000),
+    "texts": lambda: pa.array([["x" * 60_000] * 5_000]),
+    "zeros": lambda: pa.array([np.zeros(20_000_000, np.int8)]),
+    "plain": lambda: pa.array(["x" * 60_000] * 5_000),
+    "prefixes": lambda: pa.array(["x" * 60_000 + str(number) for number in range(5_000)]),
 }
 PLAIN = {"use_dictionary": False}
 WRITTEN: dict[str, dict[str, Any]] = {
@@ -77,11 +79,15 @@ WRITTEN: dict[str, dict[str, Any]] = {
 }
 
 
+def repeated(text: str) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(pa.array([0] * 20_000, pa.int32()), [text])
+
+
 @pytest.mark.parametrize("kind", REPEATS)
 def test_what_a_small_parquet_file_stands_for_never_fills_the_memory(
     tmp_path: Path, kind: str
 ) -> None:
-    notes = REPEATS[kind]
+    notes = REPEATS[kind]()
     table = pa.table({"uri": [f"s3://b/{number}" for number in range(len(notes))], "note": notes})
     path = tmp_path / "m.parquet"
     pq.write_table(
