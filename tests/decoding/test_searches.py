@@ -151,7 +151,7 @@ def check(found: list[list[Result]], tasks: Tasks) -> None:
 
 kinds = st.sampled_from([*KINDS, "align"])
 tasks_of_jobs = st.lists(
-    st.lists(st.tuples(kinds, st.integers(0, 7)), max_size=5), min_size=1, max_size=12
+    st.lists(st.tuples(kinds, st.integers(0, 7)), max_size=4), min_size=1, max_size=8
 )
 
 

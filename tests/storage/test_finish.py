@@ -276,9 +276,7 @@ def history(store: OutputStore) -> pa.RecordBatch:
 @pytest.mark.parametrize(
     ("kind", "step"),
     [
-        ("memory", 4),
-        pytest.param("memory", 1, marks=pytest.mark.slow),
-        ("local", 5),
+        ("local", 4),
         ("s3", 25),  # each operation is a request: all of them are killed in the slow test
         pytest.param("local", 1, marks=pytest.mark.slow),
         pytest.param("s3", 1, marks=pytest.mark.slow),
@@ -288,9 +286,7 @@ def test_killed_after_any_operation_the_next_finish_ends_the_same(
     kind: str, step: int, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     base, endpoint_url = str(tmp_path), None
-    if kind == "memory":
-        base = request.getfixturevalue("memory")
-    elif kind == "s3":
+    if kind == "s3":
         server: S3Server = request.getfixturevalue("s3")
         base = f"s3://{request.getfixturevalue('bucket')}"
         endpoint_url = server.endpoint_url
