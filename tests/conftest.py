@@ -43,6 +43,9 @@ for _name, _value in _ENVIRONMENT.items():
 # Tests start a Ray of their own, wherever others of this shell run.
 os.environ.pop("RAY_ADDRESS", None)
 
+# What a power cut would lose no test can see, and each of thousands of writes waits for the disk.
+os.fsync = lambda fd: None
+
 # A shell's background jobs ignore it, and so would all that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
