@@ -11,17 +11,19 @@ from pathlib import Path
 import pytest
 
 from corpus_asr.pipelines.pseudo_label import label
+from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
 from tests.support.runs import Transcribed, write_tones
 
 pytestmark = pytest.mark.slow
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Return the files that do not name their folder."""
+    """Return the files that name no folder and no driver, and are no leftover of a killed write."""
+    others = ("README.md", "labels.json", "tables.json")
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in ("README.md", "labels.json")
+        if path.is_file() and path.name not in others and not path.name.startswith(TEMPORARY_PREFIX)
     }
 
 
