@@ -1,6 +1,5 @@
 """The detector and its spans against the silero-vad package; quiet and awkward real speech."""
 
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -190,14 +189,6 @@ def test_speech_that_is_cut_is_kept_on_both_sides_however_short() -> None:
     ):
         assert speech_spans(values, unpadded, num_samples=length) == []
         assert speech_spans(values, unpadded, num_samples=length, **cut) == [span]
-
-
-@given(mask=st.lists(st.booleans(), max_size=40))
-def test_true_runs_are_whole_and_apart(mask: list[bool]) -> None:
-    runs = true_runs(np.array(mask, dtype=bool))
-    covered = {step for start, end in runs for step in range(start, end)}
-    assert covered == {step for step, value in enumerate(mask) if value}
-    assert all(end < start for (_, end), (start, _) in pairwise(runs))
 
 
 @given(

@@ -50,16 +50,3 @@ def test_each_reads_what_the_other_saved_and_gives_the_same(folder: Path, tmp_pa
             assert set(found) == set(expected)
             for key, values in expected.items():
                 np.testing.assert_allclose(found[key], values, atol=TOLERANCE)
-
-
-def test_labels_are_encoded_within_the_older_context(tmp_path: Path) -> None:
-    tiny_speech2text_tokenizer(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text("{}")
-    ours: Any = speech2text.Speech2TextProcessor.from_pretrained(tmp_path)
-    with ours.as_target_processor():
-        assert ours(TEXT).input_ids == ours.tokenizer(TEXT).input_ids
-    with pytest.raises(ValueError, match="of type ndarray"), ours.as_target_processor():
-        ours(AUDIO)
-    np.testing.assert_array_equal(
-        ours(raw_speech=AUDIO, **RATE).input_features[0], ours(AUDIO, **RATE).input_features[0]
-    )

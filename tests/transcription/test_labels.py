@@ -111,16 +111,6 @@ def test_memory_that_does_not_suffice_halves_the_batch(
     assert labels_of(folder, [noise(100.0)], slots=4) == [labels]
 
 
-def test_what_a_model_says_that_is_no_number_ends_the_part(folder: Path) -> None:
-    broken = noise(5.0)
-    broken.features[:] = np.nan
-    with label_engine(
-        folder, classification=CLASSIFY, device="cpu", dtype="float32", slots=1
-    ) as engine:
-        error = engine.submit(broken).exception()
-    assert error is not None
-
-
 def test_a_classifier_has_no_8_bit_form_and_aligns_nothing(folder: Path) -> None:
     model = load_classifier(folder, device="cpu", dtype="float32")
     with pytest.raises(ValueError, match="without word times"):

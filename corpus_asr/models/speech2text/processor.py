@@ -4,8 +4,7 @@ Parameters, defaults and results are those of transformers 5.23, features within
 without torchaudio. Works without torch unless tensors are requested.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -181,31 +180,3 @@ class Speech2TextProcessor(SpeechProcessor):
 
     feature_extractor: Speech2TextFeatureExtractor
     tokenizer: Speech2TextTokenizer
-
-    def __init__(self, feature_extractor: Any, tokenizer: Any) -> None:
-        super().__init__(feature_extractor, tokenizer)
-        self.current_processor: Any = feature_extractor
-
-    def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature:
-        """Prepare audio (`raw_speech` is its older name), text or both.
-
-        Within `as_target_processor` it only takes text.
-        """
-        if self.current_processor is self.tokenizer:
-            encode: Callable[..., BatchFeature] = self.tokenizer
-            return encode(*args, **kwargs)
-        if "raw_speech" in kwargs and "audio" not in kwargs:
-            kwargs["audio"] = kwargs.pop("raw_speech")
-        return super().__call__(*args, **kwargs)
-
-    @contextmanager
-    def as_target_processor(self) -> Iterator[None]:
-        """Context in which a call encodes labels; elsewhere use text=.
-
-        Source: transformers 4.34; removed in version 5.
-        """
-        self.current_processor = self.tokenizer
-        try:
-            yield
-        finally:
-            self.current_processor = self.feature_extractor
