@@ -225,6 +225,12 @@ class LibraryTokenizer(PretrainedTokenizer):
         ids = self.encode(text, pair, add_special_tokens)
         return [token for i in ids if (token := self._id_token(i)) is not None]
 
+    def create_token_type_ids_from_sequences(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """Return 0 for every ID of the first sequence and 1 for every ID of the second."""
+        return [0] * len(token_ids_0) + [1] * len(token_ids_1 or [])
+
     def _text_ids(self, text: str) -> list[int]:
         return list(encoding_of(self._tokenizer, text, words=False).ids)
 

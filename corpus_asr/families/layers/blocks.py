@@ -86,23 +86,24 @@ class Attention(nn.Module):
         causal: bool = False,
         mask: Float[Tensor, "#batch 1 #token _"] | None = None,
         kept: KeyValues | None = None,
+        head_mask: Float[Tensor, " head"] | None = None,
         weights: list[Tensor] | None = None,
     ) -> Hidden:
         """Attend to `context`, or to the tokens themselves.
 
         `mask` is added to the scores; if given, it must include `causal` itself. Keys and values
-        of `hidden` are added to `kept`, those of `context` computed once;
-        each head's weights are appended to `weights`, (batch, head, token, pos).
+        of `hidden` are added to `kept`, those of `context` computed once; `head_mask` multiplies
+        each head's weights, which are appended to `weights`, (batch, head, token, pos).
         """
         query = _heads_apart(self.q_proj(hidden), self.heads)
         key, value = self._keys_and_values(hidden, context, kept)
-        # Fused kernels do not return the score matrix.
-        plain = self.eager or weights is not None
+        # Fused kernels do not return or mask the score matrix.
+        plain = self.eager or weights is not None or head_mask is not None
         # The fused kernel aligns the first query with the first key, even with cached keys.
         if causal and mask is None and (plain or key.shape[2] > query.shape[2]):
             mask = causal_mask(query.shape[2], key.shape[2], like=query)
         if plain:
-            attended = self._attend(query, key, value, mask, weights)
+            attended = self._attend(query, key, value, mask, head_mask, weights)
         else:
             attended = F.scaled_dot_product_attention(
                 query,
@@ -132,6 +133,7 @@ class Attention(nn.Module):
         key: Keys,
         value: Keys,
         mask: Float[Tensor, "#batch 1 #token pos"] | None,
+        head_mask: Float[Tensor, " head"] | None,
         weights: list[Tensor] | None,
     ) -> Heads:
         # The queries are scaled, not the scores, which are many times as many.
@@ -139,6 +141,8 @@ class Attention(nn.Module):
         if mask is not None:
             scores = scores + mask
         attention = scores.softmax(dim=-1)
+        if head_mask is not None:
+            attention = attention * head_mask.to(attention.dtype).view(1, -1, 1, 1)
         if weights is not None:
             weights.append(attention)
         return torch.matmul(F.dropout(attention, self.dropout, self.training), value)
@@ -373,11 +377,13 @@ class EncoderBlock(_Block):
         hidden: Float[Tensor, "batch pos width"],
         *,
         mask: Float[Tensor, "#batch 1 1 _"] | None = None,
+        head_mask: Float[Tensor, " head"] | None = None,
         record: Record = NOTHING,
     ) -> Float[Tensor, "batch pos width"]:
         """Attend to every position, with `mask` added to the scores."""
-        normed = self.self_attn_layer_norm(hidden)
-        attended = self.self_attn(normed, mask=mask, weights=record.own)
+        attended = self.self_attn(
+            self.self_attn_layer_norm(hidden), mask=mask, head_mask=head_mask, weights=record.own
+        )
         return bounded(self._feed_forward(self._add(hidden, attended)))
 
 
@@ -400,6 +406,8 @@ class DecoderBlock(_Block):
         mask: Float[Tensor, "#batch 1 token _"] | None = None,
         cross_mask: Float[Tensor, "#batch 1 1 _"] | None = None,
         past: LayerPast | None = None,
+        head_mask: Float[Tensor, " head"] | None = None,
+        cross_head_mask: Float[Tensor, " head"] | None = None,
         record: Record = NOTHING,
     ) -> Hidden:
         """Attend to each token itself, those before it, and the whole window, if any.
@@ -411,6 +419,7 @@ class DecoderBlock(_Block):
             causal=True,
             mask=mask,
             kept=past.own if past else None,
+            head_mask=head_mask,
             weights=record.own,
         )
         hidden = self._add(hidden, attended)
@@ -420,6 +429,7 @@ class DecoderBlock(_Block):
                 encoded,
                 mask=cross_mask,
                 kept=past.cross if past else None,
+                head_mask=cross_head_mask,
                 weights=record.cross,
             )
             hidden = self._add(hidden, attended)

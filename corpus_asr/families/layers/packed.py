@@ -274,9 +274,11 @@ class FusedEncoderBlock(nn.Module):
         hidden: Float[Tensor, "batch pos width"],
         *,
         mask: Float[Tensor, "#batch 1 1 pos"] | None = None,
+        head_mask: Tensor | None = None,
         record: Record = NOTHING,
     ) -> Float[Tensor, "batch pos width"]:
         """Attend to every position that `mask` allows; modifies `hidden`."""
+        assert head_mask is None, "fused attention has no weights to mask"
         assert record.own is None, "fused attention has no weights to record"
         qkv = F.linear(self.self_attn_layer_norm(hidden), self._weight, self._bias)
         # Strided views: fused kernels read them without a copy.

@@ -89,6 +89,17 @@ class Stack(nn.Module):
             computed = checkpoint(block, hidden, use_reentrant=False, **options)
         return computed
 
+    def _head_masks(self, mask: Tensor | None, *, heads: int, name: str) -> list[Tensor | None]:
+        layers = len(self.layers)
+        if mask is None:
+            return [None] * layers
+        if tuple(mask.shape) != (layers, heads):
+            raise ValueError(
+                f"reading {name}: found shape {tuple(mask.shape)}, expected {layers} layers x "
+                f"{heads} heads"
+            )
+        return list(mask.float())
+
 
 def _tuple(tensors: list[Tensor] | None) -> tuple[Tensor, ...] | None:
     return None if tensors is None else tuple(tensors)
@@ -119,8 +130,11 @@ class FeatureEncoder(Stack):
         record: Record,
         *,
         mask: Float[Tensor, "batch 1 1 pos"] | None = None,
+        head_mask: Tensor | None = None,
     ) -> Float[Tensor, "batch pos width"]:
-        return self._run_blocks(hidden, record, [{}] * len(self.layers), mask=mask)
+        heads = self.config.encoder_attention_heads
+        masks = self._head_masks(head_mask, heads=heads, name="head_mask")
+        return self._run_blocks(hidden, record, [{"head_mask": m} for m in masks], mask=mask)
 
     def _output(
         self, last: Float[Tensor, "batch pos width"], record: Record, return_dict: bool | None
@@ -216,6 +230,8 @@ class TokenDecoder(Stack):
         attention_mask: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        cross_attn_head_mask: Tensor | None = None,
         past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
@@ -242,12 +258,20 @@ class TokenDecoder(Stack):
             embedded = embedded.expand(len(encoder_hidden_states), -1, -1)
         _check_encoded(encoder_hidden_states, embedded)
         hidden = self._placed(embedded, input_ids, start, **positions)
+        self_masks = self._head_masks(head_mask, heads=self.heads, name="decoder_head_mask")
+        cross_masks = self._head_masks(
+            cross_attn_head_mask, heads=self.heads, name="cross_attn_head_mask"
+        )
         pasts = past.layers if past else [None] * len(self.layers)
+        by_layer = [
+            {"head_mask": own_mask, "cross_head_mask": cross_mask, "past": kept}
+            for own_mask, cross_mask, kept in zip(self_masks, cross_masks, pasts, strict=True)
+        ]
         record = Record.asked(self.config, output_attentions, output_hidden_states)
         last = self._run_blocks(
             hidden,
             record,
-            [{"past": kept} for kept in pasts],
+            by_layer,
             encoded=encoder_hidden_states,
             mask=_mask(attention_mask, start, hidden),
             cross_mask=_cross_mask(encoder_attention_mask, encoder_hidden_states),

@@ -129,6 +129,12 @@ class Speech2TextPreTrainedModel(PreTrainedModel):
         """Return the positions for a number of frames, as an integer or a tensor."""
         return shorter(input_lengths, self.config.num_conv_layers)
 
+    def _get_feature_vector_attention_mask(
+        self, feature_vector_length: int, attention_mask: Tensor
+    ) -> Int[Tensor, "batch pos"]:
+        """Return 1 for each position within the frames of a mask (batch, frame), else 0."""
+        return valid_positions(attention_mask, feature_vector_length, config=self.config).long()
+
 
 @plain
 class Speech2TextEncoder(FeatureEncoder, Speech2TextPreTrainedModel):
@@ -155,6 +161,7 @@ class Speech2TextEncoder(FeatureEncoder, Speech2TextPreTrainedModel):
         self,
         input_features: Tensor,
         attention_mask: Tensor | None = None,
+        head_mask: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -171,7 +178,7 @@ class Speech2TextEncoder(FeatureEncoder, Speech2TextPreTrainedModel):
         if attention_mask is not None:
             valid = valid_positions(attention_mask, hidden.shape[1], config=self.config)
         record = Record.asked(self.config, output_attentions, output_hidden_states)
-        last = self._run(hidden, valid, record)
+        last = self._run(hidden, valid, record, head_mask)
         return self._output(last, record, return_dict)
 
     def encode(
@@ -201,6 +208,7 @@ class Speech2TextEncoder(FeatureEncoder, Speech2TextPreTrainedModel):
         hidden: Float[Tensor, "batch pos width"],
         valid: Bool[Tensor, "batch pos"] | None,
         record: Record,
+        head_mask: Tensor | None = None,
     ) -> Float[Tensor, "batch pos width"]:
         mask = None if valid is None else hiding_mask(valid, like=hidden)
         if valid is None:
@@ -208,7 +216,7 @@ class Speech2TextEncoder(FeatureEncoder, Speech2TextPreTrainedModel):
         # transformers uses a mask of 0 and 1 as token IDs, where the padding token is padding.
         counted = (~valid).long() != self.embed_positions.padding_row
         hidden = self.embed_scale * hidden + self.embed_positions(counted, like=hidden)
-        return self._encode(hidden, record, mask=mask)
+        return self._encode(hidden, record, mask=mask, head_mask=head_mask)
 
     @property
     def dtype(self) -> torch.dtype:

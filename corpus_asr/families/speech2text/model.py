@@ -104,6 +104,9 @@ class Speech2TextModel(Speech2TextPreTrainedModel, TokenTables):
         attention_mask: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        decoder_head_mask: Tensor | None = None,
+        cross_attn_head_mask: Tensor | None = None,
         encoder_outputs: Any = None,
         past_key_values: Any = None,
         decoder_inputs_embeds: Tensor | None = None,
@@ -126,7 +129,7 @@ class Speech2TextModel(Speech2TextPreTrainedModel, TokenTables):
         encoded = given_encoding(input_features, encoder_outputs, running=type(self).__name__)
         if encoded is None:
             assert input_features is not None
-            encoded = self.encoder(input_features, attention_mask, **wanted)
+            encoded = self.encoder(input_features, attention_mask, head_mask, **wanted)
         valid = None
         if attention_mask is not None and encoded.last_hidden_state is not None:
             positions = encoded.last_hidden_state.shape[1]
@@ -136,6 +139,8 @@ class Speech2TextModel(Speech2TextPreTrainedModel, TokenTables):
             attention_mask=decoder_attention_mask,
             encoder_hidden_states=encoded.last_hidden_state,
             encoder_attention_mask=valid,
+            head_mask=decoder_head_mask,
+            cross_attn_head_mask=cross_attn_head_mask,
             past_key_values=past_key_values,
             inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
@@ -169,6 +174,9 @@ class Speech2TextSeq2SeqLM(Speech2TextPreTrainedModel, Vocabulary):
         attention_mask: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        decoder_head_mask: Tensor | None = None,
+        cross_attn_head_mask: Tensor | None = None,
         encoder_outputs: Any = None,
         past_key_values: Any = None,
         decoder_inputs_embeds: Tensor | None = None,
@@ -191,6 +199,9 @@ class Speech2TextSeq2SeqLM(Speech2TextPreTrainedModel, Vocabulary):
             attention_mask,
             self._decoder_inputs(labels, decoder_input_ids, decoder_inputs_embeds),
             decoder_attention_mask,
+            head_mask,
+            decoder_head_mask,
+            cross_attn_head_mask,
             encoder_outputs,
             past_key_values,
             decoder_inputs_embeds,

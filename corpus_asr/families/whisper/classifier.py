@@ -64,6 +64,8 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        *,
+        head_mask: Tensor | None = None,
     ) -> SequenceClassifierOutput | tuple[Any, ...]:
         """Return the logits of the classes for each whole window (batch, mel, frame).
 
@@ -76,6 +78,7 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
             weighted = self.config.use_weighted_layer_sum
             encoded = self.encoder(
                 input_features,
+                head_mask=head_mask,
                 output_attentions=output_attentions,
                 # The weighted mean needs the states of all layers.
                 output_hidden_states=True if weighted else output_hidden_states,

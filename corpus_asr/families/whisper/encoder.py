@@ -92,6 +92,7 @@ class WhisperEncoder(FeatureEncoder, WhisperPreTrainedModel):
         self,
         input_features: Tensor,
         attention_mask: Tensor | None = None,
+        head_mask: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -104,7 +105,7 @@ class WhisperEncoder(FeatureEncoder, WhisperPreTrainedModel):
         check_values(input_features, self.conv1.weight.dtype)
         record = Record.asked(self.config, output_attentions, output_hidden_states)
         # Only the blocks reference the embedded features, so that the first block frees them.
-        last = self._encode(self._embedded(input_features), record)
+        last = self._encode(self._embedded(input_features), record, head_mask=head_mask)
         return self._output(last, record, return_dict)
 
     def encode(

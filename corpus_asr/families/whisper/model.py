@@ -158,6 +158,10 @@ class WhisperModel(WhisperPreTrainedModel, TokenTables):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         cache_position: Tensor | None = None,
+        *,
+        head_mask: Tensor | None = None,
+        decoder_head_mask: Tensor | None = None,
+        cross_attn_head_mask: Tensor | None = None,
     ) -> Seq2SeqModelOutput | tuple[Any, ...]:
         """Encode whole windows (batch, mel, frame) and decode tokens.
 
@@ -175,11 +179,13 @@ class WhisperModel(WhisperPreTrainedModel, TokenTables):
             assert input_features is not None
             # As in transformers, only features: a given encoding is never masked.
             masked = self._mask_input_features(input_features, attention_mask)
-            encoded = self.encoder(masked, **wanted)
+            encoded = self.encoder(masked, head_mask=head_mask, **wanted)
         decoded = self.decoder(
             decoder_input_ids,
             attention_mask=decoder_attention_mask,
             encoder_hidden_states=encoded.last_hidden_state,
+            head_mask=decoder_head_mask,
+            cross_attn_head_mask=cross_attn_head_mask,
             past_key_values=past_key_values,
             inputs_embeds=decoder_inputs_embeds,
             position_ids=decoder_position_ids,
@@ -219,6 +225,9 @@ class WhisperSeq2SeqLM(WhisperWithVocabulary):
         return_dict: bool | None = None,
         cache_position: Tensor | None = None,
         *,
+        head_mask: Tensor | None = None,
+        decoder_head_mask: Tensor | None = None,
+        cross_attn_head_mask: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Seq2SeqLMOutput | tuple[Any, ...]:
         """Return the logits after every token, and the loss of `labels`.
@@ -241,6 +250,9 @@ class WhisperSeq2SeqLM(WhisperWithVocabulary):
             output_hidden_states,
             True,
             cache_position,
+            head_mask=head_mask,
+            decoder_head_mask=decoder_head_mask,
+            cross_attn_head_mask=cross_attn_head_mask,
         )
         return self._scored(outputs, labels, return_dict, num_items_in_batch)
 
@@ -293,6 +305,9 @@ class WhisperForCausalLM(WhisperWithVocabulary):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         cache_position: Tensor | None = None,
+        *,
+        head_mask: Tensor | None = None,
+        cross_attn_head_mask: Tensor | None = None,
     ) -> CausalLMOutputWithCrossAttentions | tuple[Any, ...]:
         """Return the logits after every token.
 
@@ -309,6 +324,8 @@ class WhisperForCausalLM(WhisperWithVocabulary):
             input_ids,
             attention_mask=attention_mask,
             encoder_hidden_states=encoded,
+            head_mask=head_mask,
+            cross_attn_head_mask=cross_attn_head_mask,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,

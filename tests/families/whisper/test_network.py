@@ -204,6 +204,7 @@ WRONG_INPUTS: list[tuple[dict[str, Any], str]] = [
     ({"decoder_position_ids": tokens(1, 4)}, "decoder_position_ids"),
     ({"cache_position": torch.arange(1, 6)}, "cache_position"),
     ({"past_key_values": DecoderCache(7)}, "DecoderCache of 7 layers"),
+    ({"decoder_head_mask": torch.ones(2, 3)}, "decoder_head_mask"),
     ({"labels": tokens() + VOCAB}, "found labels"),
     ({"labels": tokens().float()}, "labels of shape"),
     ({"labels": tokens(2, POSITIONS + 1)}, "labels of 17 tokens"),
