@@ -62,7 +62,7 @@ NEW_SPEAKERS = 600
 BOUND = 1.5
 LEAST = {"cpu_s": 1.0, "requests": 30, "objects": 5}  # below, differences mean nothing
 LINEAR, CONSTANT = "linear", "constant"
-REQUESTS = ("info", "read_range", "write", "create", "swap", "move", "remove")
+REQUESTS = ("info", "read_range", "write", "create", "swap", "remove")
 
 # Orders of processor time and of requests. A night reads the whole listing, and one row of each
 # recording that is done, with as many requests as if the archive were small.
