@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import subprocess
 import sys
 import uuid
@@ -13,7 +12,6 @@ import pytest
 from corpus_asr import scratch
 from corpus_asr.scratch import PREFIX, remove_abandoned, scratch_folder
 from corpus_asr.storage.stores.local import TEMPORARY_NAME, TEMPORARY_PREFIX, LocalStore
-from tests.repo.sources import python_files, relative
 
 _KEEPING = """
 import sys, tempfile, time
@@ -124,11 +122,3 @@ def test_what_a_store_is_writing_is_held(folder: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("os.replace", swept)
     LocalStore().write(str(folder / "a"), b"whole")
     assert (folder / "a").read_bytes() == b"whole"
-
-
-def test_temporary_folders_are_made_in_one_way() -> None:
-    # Those of checkpoints lie on the disk that they are for, and hold weights alone.
-    others = {"corpus_asr/models/convert.py", "corpus_asr/storage/model_files.py"}
-    made = re.compile(r"\b(TemporaryDirectory|mkdtemp|mkstemp|NamedTemporaryFile)\(")
-    found = {relative(each) for each in python_files("corpus_asr") if made.search(each.read_text())}
-    assert found == {"corpus_asr/scratch.py"} | others

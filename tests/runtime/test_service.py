@@ -299,17 +299,6 @@ def test_pages_of_the_origins_may_call(origins: str, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.long
-def test_granularities_may_be_spelled_without_brackets(service: Any) -> None:
-    fields = {
-        "model": "whisper-1", "response_format": "verbose_json", "timestamp_granularities": "word",
-    }  # fmt: skip
-    file = {"file": ("talk.wav", SPOKEN)}
-    found = httpx.post(service.address + PATH, data=fields, files=file, timeout=LIMIT_S).json()
-    assert found["words"]
-    assert "segments" not in found
-
-
-@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # openai's word of 2026
 def test_a_translation_is_one(client: openai.OpenAI, service: Any) -> None:
     transcriber: Transcriber = service.app.state.transcriber
