@@ -526,7 +526,7 @@ def _parquet(manifest: _Manifest, file: io.BufferedReader) -> Iterator[_Raw]:
             yield f"row {number}", row
     except UnfoldedError as error:
         advice = "remove unneeded columns"
-        raise manifest.wrong(error.place, error.found, error.expected, advice) from error
+        raise manifest.wrong(error.place, error.problem, error.expected, advice) from error
     except pa.ArrowException as error:
         problem = f"no readable Parquet ({error})"
         raise manifest.unusable("", problem, "a Parquet file", "write it again") from error

@@ -90,9 +90,9 @@ def parquet_rows(
 class UnfoldedError(ValueError):
     """A small file stands for rows that would fill the memory."""
 
-    def __init__(self, place: str, found: str, expected: str) -> None:
-        super().__init__(f"{place}: {found}")
-        self.place, self.found, self.expected = place, found, expected
+    def __init__(self, place: str, problem: str, expected: str) -> None:
+        super().__init__(f"{place}: {problem}")
+        self.place, self.problem, self.expected = place, problem, expected
 
 
 def bounded_rows(file: io.BufferedReader, *, row_bytes: int) -> Iterator[dict[str, Any]]:

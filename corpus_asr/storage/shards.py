@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from corpus_asr.errors import FetchError
 from corpus_asr.failure_kinds import BAD_ARCHIVE, failure_kind
@@ -36,9 +36,6 @@ from corpus_asr.storage.stores.members import (
 )
 from corpus_asr.storage.stores.store import SIZE, ObjectInfo, Page, StoreError
 from corpus_asr.storage.stores.uri import redact_uri
-
-if TYPE_CHECKING:
-    pass
 
 _LOG = logging.getLogger(__name__)
 

@@ -123,7 +123,7 @@ class RunTables:
 
     def __init__(
         self,
-        store: OutputStore | None,
+        store: OutputStore,
         *,
         columns: Sequence[str] = PART_COLUMNS,
         names: Iterable[str] | None = None,
@@ -131,7 +131,7 @@ class RunTables:
         elsewhere: Iterable[pa.Table] = (),
         from_base: bool = False,
     ) -> None:
-        """Read the committed outcomes of a folder; empty without one.
+        """Read the committed outcomes of a folder.
 
         Args:
             columns: of OUTCOMES, including `VERSION_COLUMNS`.
@@ -141,7 +141,7 @@ class RunTables:
             from_base: leave out the outcomes of `settled` recordings.
         """
         self._store = store
-        self._uri = "nothing" if store is None else redact_uri(store.uri)
+        self._uri = redact_uri(store.uri)
         self._schema = projected(OUTCOMES, columns)
         self._scratch = ExitStack()
         try:
@@ -154,7 +154,7 @@ class RunTables:
             for rows in elsewhere:
                 self._insert("elsewhere", rows)
             if names is None:
-                names = () if store is None else store.commit_names()
+                names = store.commit_names()
             self._read_base(store if from_base else None)
             self._read(store, list(names))
         except BaseException:
@@ -196,7 +196,7 @@ class RunTables:
     def _has_parts(self) -> bool:
         return {*PART_COLUMNS} <= {*self._schema.names}
 
-    def _read(self, store: OutputStore | None, names: list[str]) -> None:
+    def _read(self, store: OutputStore, names: list[str]) -> None:
         objects = [
             {"object": index, "name": name, "is_commit": is_commit(name)}
             for index, name in enumerate(names)
@@ -207,10 +207,9 @@ class RunTables:
         self._num_rows = dict.fromkeys(names, 0)
         placed = self._schema.append(_ID).append(_OBJECT).append(_ROW)
         self.add("outcomes", placed.empty_table())
-        self.add("redo", REDO.empty_table() if store is None else read_redo(store))
-        identities = Identities() if store is None else Identities.read(store)
-        if store is not None:
-            _check_whole(store, {name for name in names if not is_commit(name)})
+        self.add("redo", read_redo(store))
+        identities = Identities.read(store)
+        _check_whole(store, {name for name in names if not is_commit(name)})
         if self.base:
             self._load(filter(is_commit, names))
             # Also what moved: its rows have another version now.
@@ -234,8 +233,6 @@ class RunTables:
 
     def _load(self, names: Iterable[str], rows: Mapping[str, np.ndarray] | None = None) -> None:
         """Read outcomes of objects; with `rows` those of these numbers, by name, in order."""
-        if self._store is None:
-            return
         placed = self._schema.append(_ID).append(_OBJECT).append(_ROW)
         starts: dict[str, int] = {}
         waiting: list[pa.Table] = []
@@ -264,7 +261,6 @@ class RunTables:
 
     def _load_unsettled(self) -> None:
         """Read the outcomes in tables of recordings that are not settled, or not any more."""
-        assert self._store is not None
         starts: dict[str, int] = {}
         held = [_HELD.empty_table()]
         ids = projected(OUTCOMES, ("recording_id",))

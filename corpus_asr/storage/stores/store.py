@@ -83,11 +83,13 @@ SIZE = "size:"
 """Prefix of versions of archive members that are a size, not an ETag: `size:9@ETAG@PLACE`."""
 
 
-def may_be_same(one: str | None, other: str | None) -> bool:
+def may_be_same(version: str | None, present: str | None) -> bool:
     """Return whether two versions may be equal; unknown, or a size and an ETag, may be."""
-    if one is None or other is None or is_by_size(one) != is_by_size(other):
+    if version is None or present is None or is_by_size(version) != is_by_size(present):
         return True
-    return one.partition("@")[0] == other.partition("@")[0] if is_by_size(one) else one == other
+    if is_by_size(version):
+        return version.partition("@")[0] == present.partition("@")[0]
+    return version == present
 
 
 def is_by_size(version: str) -> bool:
