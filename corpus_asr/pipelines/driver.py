@@ -326,6 +326,7 @@ class CorpusRun:
                     engine_factory=load_engine,
                     options=self.options,
                 )
+                progress.is_over = True
         self._committed, self._activity = progress.tally, progress.read_activity()
         self._gave_up = progress.is_futile(progress.tally)
         for worker in progress.taken_out:

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, fields
+from dataclasses import astuple, fields, replace
 from typing import Self, TextIO
 
 from rich.console import Group
@@ -83,6 +83,8 @@ class Progress:
         """Disabled workers: device, machine and error of each."""
         self.sampled: Strata = {}
         """Durations of randomly sampled recordings, once their headers are read."""
+        self.is_over = False
+        """Whether no part is in work any more."""
 
     @property
     def files_left(self) -> int:
@@ -118,6 +120,9 @@ class Progress:
             return self._standing(self.tally, self.read_activity(), self.elapsed_s)
 
     def _standing(self, tally: Tally, activity: Activity, elapsed_s: float) -> RunProgress:
+        if self.is_over:  # what workers reported last may be older
+            all_parts = activity.parts_extracted
+            activity = replace(activity, parts_started=all_parts, parts_transcribed=all_parts)
         # Parts of a dead worker are decoded and transcribed twice.
         done_s = max(tally.audio_s, min(activity.decoded_s, activity.transcribed_s))
         files = tally.files

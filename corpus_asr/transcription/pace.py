@@ -195,7 +195,8 @@ def _time_layers(
     encode_s = timed(lambda: model.encode(noise), warm_ups=recorder is not None) / at_once
     encoded = torch.zeros((1, *model.window_shape), device=where, dtype=precision.dtype)
     end = config.eos_token_id
-    of_window: Any = {"features": noise[0].cpu().numpy(), "window": (0,)}
+    features = noise[0].to("cpu", torch.float16).numpy()  # NumPy has no bfloat16
+    of_window: Any = {"features": features, "window": (0,)}
 
     def searched(batch: SlotBatch | BeamBatch, beams: int) -> tuple[float, float]:
         job = WindowJob(

@@ -112,6 +112,17 @@ def test_a_recording_whose_last_part_came_first_is_not_done():
     assert (standing.files, standing.share_done, standing.eta_s) == (4, 1.0, 0.0)
 
 
+def test_a_run_that_is_over_is_done_whatever_its_workers_told_last() -> None:
+    progress = Progress(total_files=4, stream=None)
+    progress.set(Tally(parts=9, files=4, audio_s=3000.0))
+    progress.read_activity = lambda: at_work(parts_extracted=9, parts_started=7)
+    assert progress.standing().files == 3
+    progress.is_over = True
+    standing = progress.standing()
+    assert standing.files == 4
+    assert "ready" not in standing.transcribe
+
+
 @pytest.mark.parametrize(
     ("changes", "extract", "transcribe"),
     [
