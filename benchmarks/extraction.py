@@ -23,7 +23,7 @@ from benchmarks.measure import Recording, Row, find_recordings, measure
 from benchmarks.worker import Engine
 from corpus_asr.audio.decode import open_audio
 from corpus_asr.audio.parts import PartCutter
-from corpus_asr.audio.silero import SileroDetector
+from corpus_asr.audio.vad import SileroDetector
 from corpus_asr.config.extraction import ExtractSettings
 from corpus_asr.errors import EngineError
 from corpus_asr.report.text import aligned

@@ -5,15 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from corpus_asr.audio.silero import (
+from corpus_asr.audio.vad import (
     BLOCK_SAMPLES,
+    DEFAULT_CRITERIA,
     STEP_SAMPLES,
     Probabilities,
     Samples,
     SileroDetector,
-)
-from corpus_asr.audio.vad import (
-    DEFAULT_CRITERIA,
     SpeechCriteria,
     score_again,
     speech_runs,

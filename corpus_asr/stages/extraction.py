@@ -27,8 +27,7 @@ import numpy as np
 from corpus_asr.array_types import Float16
 from corpus_asr.audio.decode import DAMAGED, AudioDecoder, open_audio
 from corpus_asr.audio.parts import AudioPart, PartCutter
-from corpus_asr.audio.silero import SileroDetector
-from corpus_asr.audio.vad import SpeechCriteria
+from corpus_asr.audio.vad import SileroDetector, SpeechCriteria
 from corpus_asr.config.decoding import ALL_TRACKS
 from corpus_asr.config.extraction import NO_SPEAKERS, ExtractSettings, SpeakerSettings
 from corpus_asr.errors import DecodeError

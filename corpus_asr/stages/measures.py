@@ -18,7 +18,7 @@ import numpy as np
 
 from corpus_asr.array_types import Float64
 from corpus_asr.audio.parts import AudioPart
-from corpus_asr.audio.silero import Samples
+from corpus_asr.audio.vad import Samples
 from corpus_asr.config.extraction import ExtractSettings, SpeakerSettings
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_asr.audio.parts import AudioPart, PartCutter, quietest_border
-from corpus_asr.audio.silero import BLOCK_SAMPLES, STEP_SAMPLES, SileroDetector
 from corpus_asr.audio.vad import (
+    BLOCK_SAMPLES,
     DEFAULT_CRITERIA,
+    STEP_SAMPLES,
+    SileroDetector,
     SpeechCriteria,
     true_runs,
 )

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from silero_vad import load_silero_vad
 from silero_vad.utils_vad import get_speech_timestamps_from_probs
 
-from corpus_asr.audio import silero
-from corpus_asr.audio.silero import BLOCK_SAMPLES, STEP_SAMPLES, SileroDetector
+from corpus_asr.audio import vad
 from corpus_asr.audio.vad import (
+    BLOCK_SAMPLES,
     DEFAULT_CRITERIA,
     LEVEL_TARGET,
+    STEP_SAMPLES,
+    SileroDetector,
     SpeechCriteria,
     even_level,
     score_again,
@@ -102,16 +104,16 @@ def test_a_missing_package_or_file_is_named(
         (None, r"no package silero_vad.*vad_filter: false"),
         (empty, r"no file .*silero_vad_16k_sequence\.onnx"),
     ):
-        monkeypatch.setattr(silero, "find_spec", lambda name, spec=spec: spec)
+        monkeypatch.setattr(vad, "find_spec", lambda name, spec=spec: spec)
         with pytest.raises(EngineError, match=words):
             SileroDetector()
 
 
 def test_another_network_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    network = silero._network_path().read_bytes()
-    basis = dict(silero._tensors(memoryview(network)))[silero._BASIS].tobytes()
+    network = vad._network_path().read_bytes()
+    basis = dict(vad._tensors(memoryview(network)))[vad._BASIS].tobytes()
     folder = SimpleNamespace(submodule_search_locations=(str(tmp_path),))
-    monkeypatch.setattr(silero, "find_spec", lambda name: folder)
+    monkeypatch.setattr(vad, "find_spec", lambda name: folder)
     path = tmp_path / "data" / "silero_vad_16k_sequence.onnx"
     path.parent.mkdir()
     for content, words in (

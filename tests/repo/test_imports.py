@@ -105,7 +105,7 @@ LIGHT = {
         "tokenizers",
         "torch",
     },
-    "from corpus_asr.audio.silero import SileroDetector; SileroDetector()": {
+    "from corpus_asr.audio.vad import SileroDetector; SileroDetector()": {
         "onnxruntime",
         "silero_vad",
         "torch",

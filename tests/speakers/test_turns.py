@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from corpus_asr.audio.parts import PartCutter
-from corpus_asr.audio.silero import SileroDetector
-from corpus_asr.audio.vad import DEFAULT_CRITERIA
+from corpus_asr.audio.vad import DEFAULT_CRITERIA, SileroDetector
 from corpus_asr.report.scoring import SpokenSpan, turn_errors
 from corpus_asr.segments import Segment, SpeakerTurn, Word
 from corpus_asr.speakers.networks import SpeakerEmbedder

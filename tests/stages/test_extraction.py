@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from corpus_asr.audio import decode, silero
+from corpus_asr.audio import decode, vad
 from corpus_asr.audio.probe import open_container
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.extraction import ExtractSettings
@@ -216,7 +216,7 @@ def test_a_missing_speech_detector_is_found_at_the_start(
     def missing() -> Path:
         raise EngineError("loading the speech detector: scripted")
 
-    monkeypatch.setattr(silero, "_network_path", missing)
+    monkeypatch.setattr(vad, "_network_path", missing)
     with pytest.raises(EngineError, match="speech detector"):
         extractor(model)
     extractor(model, vad_filter=False)
