@@ -3,7 +3,7 @@
 Native decoders can crash and hang: run this in a child process to contain that.
 
     packets -> frames -> runs of equal rate, format and channels -> blocks of one second
-            -> requested rows -> 16 kHz (resample.py) -> chunks
+            -> requested rows -> 16 kHz (frames.py) -> chunks
 """
 
 import io
@@ -20,7 +20,7 @@ from av.audio.codeccontext import AudioCodecContext
 from av.audio.frame import AudioFrame
 
 from corpus_asr.array_types import Float32
-from corpus_asr.audio.presentation import PresentationClock, first_packet
+from corpus_asr.audio.frames import Channels, FrameSpan, PresentationClock, Rows
 from corpus_asr.audio.probe import (
     MAX_SAMPLE_RATE_HZ,
     MIN_SAMPLE_RATE_HZ,
@@ -31,7 +31,6 @@ from corpus_asr.audio.probe import (
     open_container,
     select_stream,
 )
-from corpus_asr.audio.resample import Channels, FrameSpan, Rows
 from corpus_asr.audio.tracks import AudioTrack, audio_tracks
 from corpus_asr.config.decoding import AUTO_TRACK
 from corpus_asr.errors import DecodeError
@@ -57,6 +56,7 @@ _CODECS = {"flac": "flac", "opus": "libopus", "wav": "pcm_s16le"}
 _BIT_EXACT = {"fflags": "+bitexact"}  # no serial numbers or versions, which differ each time
 _FRAME_SAMPLES = 4096  # for codecs that accept any number
 _FULL_SCALE = 32_767
+_MATROSKA = "matroska,webm"
 
 
 class AudioDecoder:
@@ -230,8 +230,13 @@ class AudioDecoder:
         self._file.check()
 
     def _peek(self) -> "av.Packet[Any] | None":
+        """Read the first packet of a Matroska file, of any stream; None for other containers."""
+        # libav determines the start of streams while decoding: the start of a picture it may not
+        # decode appears equal to that of the audio.
+        if self._container.format.name != _MATROSKA or len(self._container.streams) < 2:
+            return None
         try:
-            return first_packet(self._container)
+            return next(iter(self._container.demux()), None)
         except IndexError:  # for a stream that starts within the file, as below
             return None
         except av.error.FFmpegError as error:

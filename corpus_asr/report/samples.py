@@ -30,7 +30,7 @@ from corpus_asr.storage.stores.store import RetryPolicy
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:
-    from corpus_asr.audio.resample import Channels
+    from corpus_asr.audio.frames import Channels
 
 _LOG = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from corpus_asr.array_types import Float32
 from corpus_asr.audio.decode import AudioDecoder, AudioFormat, encode_audio, open_audio
-from corpus_asr.audio.resample import Channels
+from corpus_asr.audio.frames import Channels
 from corpus_asr.config.decoding import AUTO_TRACK
 from corpus_asr.errors import DecodeError
 from corpus_asr.stages.messages import CHANGED, CUT_SHORT, Clip, ClipRange, CutRequest

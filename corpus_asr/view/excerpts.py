@@ -12,7 +12,7 @@ import numpy as np
 
 from corpus_asr.array_types import Float32
 from corpus_asr.audio.decode import AudioDecoder, open_audio
-from corpus_asr.audio.resample import Channels
+from corpus_asr.audio.frames import Channels
 from corpus_asr.config.decoding import AUTO_TRACK
 from corpus_asr.errors import DecodeError
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary

@@ -18,7 +18,7 @@ from av.audio.plane import AudioPlane
 
 from corpus_asr.array_types import Float32, Float64
 from corpus_asr.audio.decode import open_audio
-from corpus_asr.audio.resample import Channels
+from corpus_asr.audio.frames import Channels
 from corpus_asr.stages.cutting import ClipCutter
 from corpus_asr.stages.messages import Clip, CutRequest
 from corpus_asr.units import SAMPLE_RATE_HZ
