@@ -21,17 +21,17 @@ from av.audio.frame import AudioFrame
 
 from corpus_asr.array_types import Float32
 from corpus_asr.audio.frames import Channels, FrameSpan, PresentationClock, Rows
+from corpus_asr.audio.guarded_file import BinarySource, GuardedFile
 from corpus_asr.audio.probe import (
     MAX_SAMPLE_RATE_HZ,
     MIN_SAMPLE_RATE_HZ,
     AudioInfo,
-    BinarySource,
-    GuardedFile,
+    AudioTrack,
+    audio_tracks,
     header_duration_s,
     open_container,
     select_stream,
 )
-from corpus_asr.audio.tracks import AudioTrack, audio_tracks
 from corpus_asr.config.decoding import AUTO_TRACK
 from corpus_asr.errors import DecodeError
 from corpus_asr.units import SAMPLE_RATE_HZ, counted

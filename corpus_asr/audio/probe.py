@@ -1,22 +1,27 @@
-"""Opens a recording with allowed containers and codecs only, and selects its audio stream."""
+"""Opens a recording with allowed containers and codecs only, and selects its audio track.
+
+Films and broadcasts have several tracks: languages, commentaries, audio descriptions, a camera's
+second microphone. Players play one at a time, numbered from 1.
+"""
 
 import functools
-import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import av
 import av.codec.codec
 import av.container
 import av.error
 import av.logging
+from av.audio.codeccontext import AudioCodecContext
+from av.stream import Discard, Disposition
 
-from corpus_asr.audio.sample_length import corrected_length
-from corpus_asr.audio.tracks import AudioTrack, audio_tracks, in_order, read_only
-from corpus_asr.config.decoding import AUTO_TRACK
-from corpus_asr.errors import DecodeError, FetchError
+from corpus_asr.audio.guarded_file import BinarySource, GuardedFile, correct_length
+from corpus_asr.config.decoding import ALL_TRACKS, AUTO_TRACK
+from corpus_asr.errors import DecodeError
+from corpus_asr.languages import code_of
 
 # Speech recordings are within these rates: a header with 1 Hz or 4 GHz is damaged. Ultrasonic and
 # 1-bit recordings reach megahertz.
@@ -25,15 +30,18 @@ MAX_SAMPLE_RATE_HZ = 4_000_000
 
 _DESCRIBED_BYTES = 4096
 
-
-class BinarySource(Protocol):
-    """Interface of a binary file object for decoding."""
-
-    def read(self, size: int, /) -> bytes:
-        """Read up to `size` bytes; empty at the end."""
-
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        """Seek and return the position from the start."""
+# For special audiences, or about the film: players only play them on request.
+_SPECIAL = (
+    Disposition.comment
+    | Disposition.descriptions
+    | Disposition.visual_impaired
+    | Disposition.hearing_impaired
+    | Disposition.clean_effects
+    | Disposition.karaoke
+)
+_TITLE_CHARACTERS = 80
+# ISO 639-2 codes: undetermined, several, none, and "other" as written by some muxers.
+_UNKNOWN_LANGUAGES = ("", "und", "mul", "zxx", "qaa")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,108 +56,25 @@ class AudioInfo:
     """Duration in the header in seconds; wrong in damaged and in streamed files."""
 
 
-class GuardedFile:
-    """A file object for libav that stores read errors, which libav would treat as end of file.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AudioTrack:
+    """One audio track of a recording, as its header describes it."""
 
-    libav calls `read` from C, where exceptions cannot propagate: the recording would end early, and
-    a failing store would look like a short recording. The error is stored, libav sees the end of
-    the file, and `check` raises the error.
-    """
-
-    def __init__(self, file: BinarySource, *, uri: str) -> None:
-        self._file = file
-        self._uri = uri
-        self._position = 0  # position assumed by libav
-        self._file_position = 0  # updated only by reads: damaged headers seek anywhere
-        self._failure: BaseException | None = None
-        self._mended: tuple[int, bytes] | None = None
-        try:
-            self.num_bytes = file.seek(0, 2)
-            file.seek(0)
-        except OSError as error:
-            raise self._fetch_error(f"found no size ({error})") from error
-        # Headerless formats (g722, sbc, ...) are recognized by suffix. libav does not need the rest
-        # of the name, which may be malicious. A query may follow it.
-        suffix = re.search(r"(\.[A-Za-z0-9]{1,8})(\?\S*)?$", uri)
-        self.name = f"recording{suffix.group(1) if suffix else ''}"
-
-    def check(self) -> None:
-        """Raise a stored read error; FetchError for an `OSError` or a premature end."""
-        if self._failure is not None:
-            raise self._failure
-
-    def span(self, start: int, num_bytes: int) -> bytes:
-        """Read bytes at any position; the current position is unchanged."""
-        position = self._position
-        self.seek(start)
-        pieces = []
-        while num_bytes and (data := self.read(num_bytes)):
-            pieces.append(data)
-            num_bytes -= len(data)
-        self.seek(position)
-        return b"".join(pieces)
+    number: int
+    """Number among the audio tracks, from 1."""
+    language: str | None
+    """Language code in the container, such as `eng`; None without one."""
+    title: str | None
+    is_default: bool
+    is_special: bool
+    """Whether it is a commentary, a description or for a special audience."""
+    is_readable: bool
+    """Whether libav supports its codec, rate and channels."""
 
     @property
-    def is_mended(self) -> bool:
-        """Whether its header was corrected."""
-        return self._mended is not None
-
-    def mend(self, at: int, data: bytes, *, end: int) -> None:
-        """Replace bytes at a position and the end of the file in all later reads."""
-        self._mended, self.num_bytes = (at, data), end
-
-    def read(self, num_bytes: int) -> bytes:
-        """Read up to `num_bytes`; empty at the end and after an error."""
-        if self._failure is not None or self._position >= self.num_bytes:
-            return b""
-        try:
-            if self._file_position != self._position:
-                self._file.seek(self._position)
-            data = self._file.read(num_bytes)
-            if not 0 < len(data) <= num_bytes:  # more would overrun libav's buffer
-                description = f"{len(data)} bytes came at {self._position} of {self.num_bytes}"
-                raise self._fetch_error(f"{description}, expected 1 to {num_bytes}")
-        except BaseException as error:  # stored, not swallowed: `check` raises it
-            self._failure = error
-            if isinstance(error, OSError):
-                self._failure = self._fetch_error(f"{type(error).__name__}: {error}")
-                self._failure.__cause__ = error
-            return b""
-        data = self._with_mended(bytes(data))
-        self._position += len(data)
-        self._file_position = self._position
-        return data
-
-    def _with_mended(self, data: bytes) -> bytes:
-        if self._mended is None:
-            return data
-        at, mended = self._mended
-        first, stop = max(at, self._position), min(at + len(mended), self._position + len(data))
-        if first >= stop:
-            return data
-        patch = mended[first - at : stop - at]
-        return data[: first - self._position] + patch + data[stop - self._position :]
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Seek to `offset` from the start (0), here (1) or the end (2); -1 before the start."""
-        target = (0, self._position, self.num_bytes)[whence] + offset
-        if target < 0:
-            return -1
-        self._position = target
-        return target
-
-    def tell(self) -> int:
-        """Return the position."""
-        return self._position
-
-    def seekable(self) -> bool:
-        """Return true: long files need range reads."""
-        return True
-
-    def _fetch_error(self, found: str) -> FetchError:
-        return FetchError(
-            f"reading {self._uri}: {found}; run again when the store responds", uri=self._uri
-        )
+    def name(self) -> str:
+        """Language and title; empty if the container has neither."""
+        return ": ".join(filter(None, (self.language, self.title)))
 
 
 def open_container(file: GuardedFile, *, uri: str) -> av.container.InputContainer:
@@ -161,10 +86,7 @@ def open_container(file: GuardedFile, *, uri: str) -> av.container.InputContaine
             uri=uri,
             kind="empty_file",
         )
-    correction = corrected_length(file)
-    file.check()
-    if correction is not None:
-        file.mend(correction.at, correction.length, end=correction.end)
+    correct_length(file)
     try:
         container = open_limited(file)
     except (av.error.FFmpegError, ValueError) as error:
@@ -187,6 +109,88 @@ def open_container(file: GuardedFile, *, uri: str) -> av.container.InputContaine
     return container
 
 
+def audio_tracks(container: av.container.InputContainer) -> tuple[AudioTrack, ...]:
+    """Return the audio tracks of an open container, in its order."""
+    return tuple(
+        _described(number, stream) for number, stream in enumerate(container.streams.audio, 1)
+    )
+
+
+def in_order(
+    tracks: Sequence[AudioTrack], *, track: str | int, languages: Sequence[str], uri: str
+) -> list[AudioTrack]:
+    """Return the tracks that may be transcribed, best first; all of them for `all`.
+
+    Args:
+        tracks: at least one.
+        track: `auto`, `all`, a number from 1, or a language by code, tag or name.
+        languages: codes of the expected languages, most likely first; empty: any.
+        uri: names the recording in messages.
+
+    Raises:
+        DecodeError: kind `no_such_track`.
+    """
+    if track == ALL_TRACKS:
+        return list(tracks)
+    matches = tracks
+    if isinstance(track, int):
+        matches = tracks[track - 1 : track] if track > 0 else ()
+    elif track != AUTO_TRACK:
+        matches = [
+            audio_track
+            for audio_track in tracks
+            if _language(audio_track) == code_of(track).lower()
+        ]
+    if not matches:
+        raise DecodeError(
+            f"decoding {uri}: found audio tracks {listed(tracks)}, expected {track}; set "
+            "extract.track (--audio-track) to one of these, auto or all",
+            uri=uri,
+            kind="no_such_track",
+        )
+    return sorted(matches, key=lambda match: _rank(match, languages))
+
+
+def listed(tracks: Sequence[AudioTrack]) -> str:
+    """Return a list of tracks for a message, such as `1 eng, 2 deu, 3`."""
+    return ", ".join(f"{track.number} {track.name}".rstrip() for track in tracks)
+
+
+def _rank(track: AudioTrack, languages: Sequence[str]) -> tuple[bool | int, ...]:
+    # The language has precedence over the default: if another language is expected, a film's
+    # default track is the wrong one. A track without a language may have any.
+    language = _language(track)
+    expected = len(languages)
+    if language in languages:
+        expected = languages.index(language)
+    elif language is not None:
+        expected += bool(languages)
+    return (not track.is_readable, track.is_special, expected, not track.is_default, track.number)
+
+
+def _language(track: AudioTrack) -> str | None:
+    return None if track.language is None else code_of(track.language).lower()
+
+
+def _described(number: int, stream: av.AudioStream) -> AudioTrack:
+    context: AudioCodecContext | None = stream.codec_context
+    is_known = context is not None and bool(context.sample_rate and context.layout.nb_channels)
+    language = _printable(stream.language)
+    title = _printable(stream.metadata.get("title"))[:_TITLE_CHARACTERS]
+    return AudioTrack(
+        number=number,
+        language=None if language.lower() in _UNKNOWN_LANGUAGES else language,
+        title=title or None,
+        is_default=bool(stream.disposition & Disposition.default),
+        is_special=bool(stream.disposition & _SPECIAL),
+        is_readable=is_known,
+    )
+
+
+def _printable(text: str | None) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in text or "").split())
+
+
 def select_stream(
     container: av.container.InputContainer,
     file: GuardedFile,
@@ -197,7 +201,7 @@ def select_stream(
 ) -> tuple[av.AudioStream, list[AudioTrack]]:
     """Open the best audio track's decoder, make the demuxer skip all others.
 
-    `track` and `languages` are as in `tracks.in_order`, whose result is the second value; its first
+    `track` and `languages` are as in `in_order`, whose result is the second value; its first
     track was opened.
     """
     tracks = audio_tracks(container)
@@ -212,7 +216,9 @@ def select_stream(
     wanted = in_order(tracks, track=track, languages=languages, uri=uri)
     stream = container.streams.audio[wanted[0].number - 1]
     _open_decoder(stream, file, uri=uri)
-    read_only(container, stream)
+    for other_stream in container.streams:
+        if other_stream.index != stream.index:
+            other_stream.discard = Discard.all
     return stream, wanted
 
 

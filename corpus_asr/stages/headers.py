@@ -8,8 +8,7 @@ import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from corpus_asr.audio.probe import read_header
-from corpus_asr.audio.tracks import listed
+from corpus_asr.audio.probe import listed, read_header
 from corpus_asr.config.decoding import ALL_TRACKS
 from corpus_asr.config.extraction import ExtractSettings
 from corpus_asr.errors import FetchError, ItemError

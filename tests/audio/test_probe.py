@@ -1,18 +1,28 @@
-"""What kind of file it is, what its header claims, and failures that stay failures."""
+"""What kind of file it is, what its header claims, and which of several tracks is decoded."""
 
 import io
-import re
 import struct
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
-from corpus_asr.audio.decode import open_audio
-from corpus_asr.audio.probe import GuardedFile, allowed_containers, audio_codecs
-from corpus_asr.errors import DecodeError, FetchError
-from tests.support.audio import BreakingFile, decode, encode, tone, wav_bytes
+from corpus_asr.audio.decode import AudioDecoder, open_audio
+from corpus_asr.audio.probe import (
+    AudioTrack,
+    allowed_containers,
+    audio_codecs,
+    in_order,
+    listed,
+    read_header,
+)
+from corpus_asr.errors import DecodeError
+from corpus_asr.units import SAMPLE_RATE_HZ
+from tests.support.audio import decode, encode, share_of_tone, tone, wav_bytes
+from tests.support.films import Track, film
 
 URI = "s3://bucket/talk.mp3"
 
@@ -81,93 +91,6 @@ def test_the_name_may_be_anything():
     data = wav_bytes(tone(1), rate_hz=16000)
     for suffix in (".mp3", ".wav", "", ".m3u8", ".ünïcode", ".a\nb", ".%d.png"):
         assert decode(data, uri=f"s3://b/x{suffix}").shape == (1, 16000), suffix
-
-
-def test_the_suffix_is_kept_as_a_hint_whether_or_not_a_query_follows():
-    for uri, name in (
-        ("s3://b/x.g722", "recording.g722"),
-        ("https://host/x.g722?sig=a.b", "recording.g722"),
-        ("https://host.org/x", "recording"),
-        ("/a.d/what?.wav", "recording.wav"),
-    ):
-        assert GuardedFile(io.BytesIO(b""), uri=uri).name == name
-
-
-STORE_FAILURE = FetchError("reading s3://b/talk.mp3: 503 from the store", uri=URI, kind="timeout")
-
-
-def test_a_failing_store_is_a_fetch_error_at_any_point():
-    data = wav_bytes(tone(30), rate_hz=16000)
-    for error, offset, message in (
-        (STORE_FAILURE, 0, "503 from the store"),
-        (STORE_FAILURE, 100, "503 from the store"),
-        (STORE_FAILURE, 200_000, "503 from the store"),
-        (None, 500_000, r"0 bytes came at \d+ of 960044"),
-        (OSError(5, "Input/output error"), 500_000, f"reading {re.escape(URI)}: OSError.*Input/"),
-    ):
-        with (
-            pytest.raises(FetchError, match=message) as caught,
-            open_audio(BreakingFile(data, error=error, offset=offset), uri=URI) as decoder,
-        ):
-            list(decoder)
-        assert error is None or error in (caught.value, caught.value.__cause__)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(
-    ("container", "codec", "sample_format"),
-    [
-        ("mp3", "libmp3lame", "fltp"),
-        ("ogg", "libopus", "flt"),
-        ("ipod", "aac", "fltp"),
-        ("matroska", "libopus", "flt"),
-    ],
-)
-def test_a_failing_store_never_looks_like_a_short_recording(container, codec, sample_format):
-    data = encode(tone(60, rate_hz=48000), rate_hz=48000, container=container, codec=codec,
-                  sample_format=sample_format)  # fmt: skip
-    for share in (0.2, 0.5, 0.9, 0.999):
-        file = BreakingFile(data, error=STORE_FAILURE, offset=int(share * len(data)))
-        with pytest.raises(FetchError, match="503"), open_audio(file, uri=URI) as decoder:
-            list(decoder)
-
-
-def test_an_interrupt_while_reading_is_not_swallowed():
-    class Interrupted(io.BytesIO):
-        def read(self, size: int | None = -1) -> bytes:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        open_audio(Interrupted(b"RIFF" * 1000), uri=URI)
-
-
-def test_the_guard_never_gives_libav_more_than_it_asked_for():
-    class Generous(io.BytesIO):
-        def read(self, size: int | None = -1) -> bytes:
-            return super().read()
-
-    file = GuardedFile(Generous(b"x" * 100), uri=URI)
-    assert file.read(10) == b""
-    with pytest.raises(FetchError, match="100 bytes came at 0 of 100, expected 1 to 10"):
-        file.check()
-
-
-def test_the_guard_moves_like_a_file():
-    file = GuardedFile(io.BytesIO(bytes(range(100))), uri=URI)
-    assert file.seek(-10, 2) == 90
-    assert file.seek(5, 1) == 95
-    assert file.seek(-1) == -1
-    assert file.tell() == 95
-    assert file.read(10) == bytes(range(95, 100))
-    assert file.read(10) == b""
-    assert file.span(0, 3) == bytes(range(3))
-    assert file.tell() == 100
-    # A header that points far beyond the end is no failure of the store.
-    assert file.seek(1 << 62) == 1 << 62
-    assert file.read(10) == b""
-    assert file.seek(-100, 2) == 0
-    assert file.read(10) == bytes(range(10))
-    file.check()
 
 
 M3U8 = (
@@ -257,3 +180,112 @@ def test_what_holds_sound_stays_allowed():
     assert "mov,mp4,m4a,3gp,3g2,mj2" in names
     for leading in ("hls", "dash", "concat", "image2", "lavfi", "sdp", "rtsp", "tty", "png_pipe"):
         assert leading not in names
+
+
+DEFAULT, COMMENT = Disposition.default, Disposition.comment
+BLIND = Disposition.visual_impaired
+PITCHES_HZ = (440.0, 1_000.0, 2_500.0)
+
+
+def tones(*said: dict[str, Any]) -> list[Track]:
+    """Make a track of each, told by its pitch."""
+    return [
+        Track(samples=tone(1.0, hz=hz, rate_hz=SAMPLE_RATE_HZ)[0], **each)
+        for hz, each in zip(PITCHES_HZ, said, strict=False)
+    ]
+
+
+def decoder(data: bytes, **asked: Any) -> AudioDecoder:
+    return open_audio(io.BytesIO(data), uri="film.mkv", **asked)
+
+
+def sounding(data: bytes, **asked: Any) -> int:
+    """Return the number of the track that is decoded, by its sound."""
+    with decoder(data, **asked) as opened:
+        samples = np.concatenate(list(opened), axis=1)[0]
+    shares = [share_of_tone(samples, hz) for hz in PITCHES_HZ]
+    assert max(shares) > 0.5
+    return int(np.argmax(shares)) + 1
+
+
+@pytest.mark.parametrize("container", ["matroska", "mov", "mp4", "mpegts"])
+def test_a_track_is_found_by_its_number_in_every_container(container: str):
+    data = film(tones({"language": "eng"}, {"language": "ger"}, {"language": "fra"}), container)
+    assert [sounding(data, track=number) for number in (1, 2, 3)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("container", ["matroska", "mp4", "mpegts"])
+@pytest.mark.parametrize("asked", ["de", "deu", "ger", "German", "Deutsch", "de-AT"])
+def test_a_track_is_found_by_its_language_however_it_is_written(container: str, asked: str):
+    data = film(tones({"language": "eng"}, {"language": "ger"}), container)
+    assert sounding(data, track=asked) == 2
+
+
+def test_by_default_it_is_the_one_that_players_take():
+    plain = tones({"language": "eng"}, {"language": "ger"})
+    assert sounding(film(plain)) == 1
+    marked = tones({"language": "eng"}, {"language": "ger", "disposition": DEFAULT})
+    assert sounding(film(marked)) == 2
+    # More channels, a higher rate or more packets are no reason.
+    both = tones({"disposition": DEFAULT}, {"disposition": DEFAULT})
+    assert sounding(film(both)) == 1
+    # Nor are commentaries and descriptions, unless there is nothing else.
+    described = tones({"disposition": DEFAULT | BLIND}, {"disposition": COMMENT}, {})
+    assert sounding(film(described)) == 3
+    assert sounding(film(described[:2])) == 1
+
+
+def test_the_language_that_is_spoken_counts_before_the_default():
+    data = film(tones({"language": "eng", "disposition": DEFAULT}, {"language": "ger"}))
+    assert sounding(data, languages=("de",)) == 2
+    assert sounding(data, languages=("fr", "de")) == 2
+    assert sounding(data, languages=("fr",)) == 1
+    # One that tells no language may hold any: better than one that tells another.
+    data = film(tones({"language": "eng", "disposition": DEFAULT}, {}, {}), "mp4")
+    assert sounding(data, languages=("de",)) == 2
+
+
+@pytest.mark.parametrize("asked", [3, 99, "fr", "qtx"])
+def test_a_track_that_is_not_there_is_refused_with_those_that_are(asked: str | int):
+    data = film(tones({"language": "eng"}, {"language": "ger", "title": "Kommentar"}))
+    with pytest.raises(
+        DecodeError, match=r"found audio tracks 1 eng, 2 ger: Kommentar.*--audio-track"
+    ) as found:
+        decoder(data, track=asked)
+    assert found.value.kind == "no_such_track"
+    assert f"expected {asked}; set" in str(found.value)
+
+
+def test_titles_cannot_upset_a_terminal_or_a_line():
+    title = "\x1b[31mred\n\x07" + "long " * 100
+    with decoder(film(tones({"title": title}, {}))) as opened:
+        words = listed(opened.tracks)
+    assert words.isprintable()
+    assert len(words) < 100
+
+
+def test_a_header_names_the_tracks_and_their_order():
+    data = film(tones({"language": "eng"}, {"language": "ger", "disposition": DEFAULT}))
+    found = read_header(io.BytesIO(data), uri="film.mkv")
+    assert [each.language for each in found.tracks] == ["eng", "ger"]
+    assert [each.number for each in found.wanted] == [2, 1]
+    assert found.duration_s == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_track_that_cannot_be_decoded_comes_last():
+    def track(number: int, *, is_readable: bool) -> AudioTrack:
+        return AudioTrack(number=number, language=None, title=None, is_default=number == 1,
+                          is_special=False, is_readable=is_readable)  # fmt: skip
+
+    tracks = [track(1, is_readable=False), track(2, is_readable=True)]
+    found = in_order(tracks, track="auto", languages=(), uri="film.mkv")
+    assert [each.number for each in found] == [2, 1]
+    assert in_order(tracks, track=1, languages=(), uri="film.mkv") == tracks[:1]
+
+
+def test_recordings_of_one_track_are_as_they_were():
+    data = film(tones({"language": "eng"}))
+    for track in ("auto", "all", 1, "en"):
+        with decoder(data, track=track) as opened:
+            assert [each.number for each in opened.tracks] == [1]
+            assert np.concatenate(list(opened), axis=1).shape == (1, SAMPLE_RATE_HZ)

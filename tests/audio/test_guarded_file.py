@@ -1,6 +1,7 @@
-"""Files of recorders that were killed."""
+"""What libav reads: files of recorders that were killed, and stores that fail in between."""
 
 import io
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ import numpy as np
 import pytest
 
 from corpus_asr.audio.decode import open_audio
+from corpus_asr.audio.guarded_file import GuardedFile
+from corpus_asr.errors import FetchError
 from corpus_asr.units import SAMPLE_RATE_HZ
+from tests.support.audio import BreakingFile, encode, tone, wav_bytes
 
 SECOND_BYTES = 2 * SAMPLE_RATE_HZ
 HEADER_BYTES = 44
@@ -152,3 +156,93 @@ def test_chunks_behind_samples_of_a_wrong_length_are_no_sound(
     claim = -1 if claimed_s is None else claimed_s * SECOND_BYTES
     seconds, _ = read(claiming(data, layout, claim))
     assert seconds == pytest.approx(3.0, abs=0.001)
+
+
+URI = "s3://bucket/talk.mp3"
+
+
+def test_the_suffix_is_kept_as_a_hint_whether_or_not_a_query_follows():
+    for uri, name in (
+        ("s3://b/x.g722", "recording.g722"),
+        ("https://host/x.g722?sig=a.b", "recording.g722"),
+        ("https://host.org/x", "recording"),
+        ("/a.d/what?.wav", "recording.wav"),
+    ):
+        assert GuardedFile(io.BytesIO(b""), uri=uri).name == name
+
+
+STORE_FAILURE = FetchError("reading s3://b/talk.mp3: 503 from the store", uri=URI, kind="timeout")
+
+
+def test_a_failing_store_is_a_fetch_error_at_any_point():
+    data = wav_bytes(tone(30), rate_hz=16000)
+    for error, offset, message in (
+        (STORE_FAILURE, 0, "503 from the store"),
+        (STORE_FAILURE, 100, "503 from the store"),
+        (STORE_FAILURE, 200_000, "503 from the store"),
+        (None, 500_000, r"0 bytes came at \d+ of 960044"),
+        (OSError(5, "Input/output error"), 500_000, f"reading {re.escape(URI)}: OSError.*Input/"),
+    ):
+        with (
+            pytest.raises(FetchError, match=message) as caught,
+            open_audio(BreakingFile(data, error=error, offset=offset), uri=URI) as decoder,
+        ):
+            list(decoder)
+        assert error is None or error in (caught.value, caught.value.__cause__)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("container", "codec", "sample_format"),
+    [
+        ("mp3", "libmp3lame", "fltp"),
+        ("ogg", "libopus", "flt"),
+        ("ipod", "aac", "fltp"),
+        ("matroska", "libopus", "flt"),
+    ],
+)
+def test_a_failing_store_never_looks_like_a_short_recording(container, codec, sample_format):
+    data = encode(tone(60, rate_hz=48000), rate_hz=48000, container=container, codec=codec,
+                  sample_format=sample_format)  # fmt: skip
+    for share in (0.2, 0.5, 0.9, 0.999):
+        file = BreakingFile(data, error=STORE_FAILURE, offset=int(share * len(data)))
+        with pytest.raises(FetchError, match="503"), open_audio(file, uri=URI) as decoder:
+            list(decoder)
+
+
+def test_an_interrupt_while_reading_is_not_swallowed():
+    class Interrupted(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        open_audio(Interrupted(b"RIFF" * 1000), uri=URI)
+
+
+def test_the_guard_never_gives_libav_more_than_it_asked_for():
+    class Generous(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            return super().read()
+
+    file = GuardedFile(Generous(b"x" * 100), uri=URI)
+    assert file.read(10) == b""
+    with pytest.raises(FetchError, match="100 bytes came at 0 of 100, expected 1 to 10"):
+        file.check()
+
+
+def test_the_guard_moves_like_a_file():
+    file = GuardedFile(io.BytesIO(bytes(range(100))), uri=URI)
+    assert file.seek(-10, 2) == 90
+    assert file.seek(5, 1) == 95
+    assert file.seek(-1) == -1
+    assert file.tell() == 95
+    assert file.read(10) == bytes(range(95, 100))
+    assert file.read(10) == b""
+    assert file.span(0, 3) == bytes(range(3))
+    assert file.tell() == 100
+    # A header that points far beyond the end is no failure of the store.
+    assert file.seek(1 << 62) == 1 << 62
+    assert file.read(10) == b""
+    assert file.seek(-100, 2) == 0
+    assert file.read(10) == bytes(range(10))
+    file.check()
