@@ -22,10 +22,12 @@ from corpus_asr.decoding.batch import SlotBatch, encode_windows
 from corpus_asr.decoding.beam import BeamBatch
 from corpus_asr.decoding.device import (
     CudaRecorder,
+    Encodings,
+    Work,
+    encoder_on,
     free_cached_memory,
     out_of_memory_by_name,
 )
-from corpus_asr.decoding.encoding import Encodings, Work, encoder_on
 from corpus_asr.decoding.protocols import (
     Job,
     Outcome,

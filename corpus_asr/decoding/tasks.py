@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from corpus_asr.decoding.encoding import Encodings
+from corpus_asr.decoding.device import Encodings
 from corpus_asr.decoding.protocols import Job, Outcome, SlotModel, check_job
 from corpus_asr.errors import ItemError
 

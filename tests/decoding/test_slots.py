@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from corpus_asr.decoding.encoding import ThreadEncoder
+from corpus_asr.decoding.device import ThreadEncoder
 from corpus_asr.decoding.protocols import Slots, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.slots import (
     SlotScheduler,
