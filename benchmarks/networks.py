@@ -27,9 +27,8 @@ import torch
 from benchmarks.measure import Row, measure, table
 from benchmarks.worker import Engine
 from corpus_asr.array_types import Float16
-from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob
+from corpus_asr.decoding.jobs import Search, Steps, TokenRules, WindowJob
 from corpus_asr.decoding.slots import SlotScheduler, check_every_on, encode_batch_on
-from corpus_asr.decoding.tasks import Steps
 from corpus_asr.families.loading import load_slot_model, resolve_device, resolve_dtype
 from corpus_asr.families.weights import without_weights
 from corpus_asr.families.whisper.config import WhisperConfig

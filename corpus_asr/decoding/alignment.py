@@ -16,14 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from corpus_asr.array_types import Float, Int
 from corpus_asr.decoding.device import upload
+from corpus_asr.decoding.jobs import AlignJob, AlignResult, TokenTiming, no_numbers
 from corpus_asr.decoding.kernels import Checked, sum_diagonals
-from corpus_asr.decoding.protocols import (
-    AlignJob,
-    AlignResult,
-    SlotModel,
-    TokenTiming,
-    no_numbers,
-)
+from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.errors import ItemError
 
 # Windows aligned in parallel on a GPU: attention of 10 heads to 1,500 positions for 200 tokens

@@ -24,6 +24,7 @@ from corpus_asr.decoding.device import (
     upload,
     upload_stack,
 )
+from corpus_asr.decoding.jobs import AlignJob, Job, Outcome, WindowJob, WindowResult, no_numbers
 from corpus_asr.decoding.options import (
     CHOOSE_NEXT,
     Layout,
@@ -33,15 +34,7 @@ from corpus_asr.decoding.options import (
     log_probability,
 )
 from corpus_asr.decoding.phrases import PhraseLayout, SlotPhrases
-from corpus_asr.decoding.protocols import (
-    AlignJob,
-    Job,
-    Outcome,
-    SlotModel,
-    WindowJob,
-    WindowResult,
-    no_numbers,
-)
+from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.decoding.rules import RepetitionDetector, SlotRules
 from corpus_asr.errors import ItemError
 

@@ -21,14 +21,10 @@ from corpus_asr.decoding.device import (
     reach_of,
     upload,
 )
+from corpus_asr.decoding.jobs import WindowJob, WindowResult, no_numbers
 from corpus_asr.decoding.options import Layout, SlotOptions, should_stop
 from corpus_asr.decoding.phrases import PhraseLayout, SlotPhrases
-from corpus_asr.decoding.protocols import (
-    SlotModel,
-    WindowJob,
-    WindowResult,
-    no_numbers,
-)
+from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.decoding.rules import RepetitionDetector, SlotRules
 from corpus_asr.errors import ItemError
 

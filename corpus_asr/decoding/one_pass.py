@@ -11,8 +11,8 @@ import torch
 from corpus_asr.activity import Activity
 from corpus_asr.array_types import Float
 from corpus_asr.decoding.device import free_cached_memory, out_of_memory_by_name
+from corpus_asr.decoding.jobs import Done
 from corpus_asr.decoding.recognizer import Recognized, checked
-from corpus_asr.decoding.tasks import Done
 from corpus_asr.errors import ItemError, check_same_process
 from corpus_asr.failure_kinds import RECOGNIZER
 from corpus_asr.units import FRAMES_PER_SECOND

@@ -17,8 +17,8 @@ from torch import Tensor
 from corpus_asr.array_types import Bool, Float, Int
 from corpus_asr.decoding import kernels
 from corpus_asr.decoding.device import upload
+from corpus_asr.decoding.jobs import LogitsProcessor, Search, StoppingCriterion
 from corpus_asr.decoding.kernels import Checked
-from corpus_asr.decoding.protocols import LogitsProcessor, Search, StoppingCriterion
 from corpus_asr.decoding.rules import FORBIDDEN, apply_rules
 
 _NOISE_BITS = 23  # plus one half is exact in float32, so 1.0 is never reached

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from corpus_asr.array_types import Bool, Float, Int
 from corpus_asr.decoding.device import to_device, upload
-from corpus_asr.decoding.protocols import TokenRules, WindowJob
+from corpus_asr.decoding.jobs import TokenRules, WindowJob
 
 FORBIDDEN = float("-inf")
 

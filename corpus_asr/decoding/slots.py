@@ -28,15 +28,18 @@ from corpus_asr.decoding.device import (
     free_cached_memory,
     out_of_memory_by_name,
 )
-from corpus_asr.decoding.protocols import (
+from corpus_asr.decoding.jobs import (
+    Done,
     Job,
     Outcome,
+    Running,
     Search,
-    SlotModel,
+    Task,
     WindowJob,
     WindowResult,
+    start,
 )
-from corpus_asr.decoding.tasks import Done, Running, Task, start
+from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.errors import check_same_process
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,8 @@ from torch import Tensor
 from corpus_asr.array_types import Float, Int
 from corpus_asr.decoding.batch import SlotBatch, encode_windows, frames_encoded
 from corpus_asr.decoding.device import upload
-from corpus_asr.decoding.protocols import Job, SlotModel, WindowJob
+from corpus_asr.decoding.jobs import Job, WindowJob
+from corpus_asr.decoding.protocols import SlotModel
 
 
 class SpeculativeBatch(SlotBatch):

@@ -15,9 +15,8 @@ from torch import Tensor
 from corpus_asr.array_types import Float
 from corpus_asr.confidence import mean_logprob_of, with_confidence
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.decoding.jobs import Search, Steps, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.phrases import PhraseTrie
-from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
-from corpus_asr.decoding.tasks import Steps
 from corpus_asr.families.whisper.config import GenerationConfig
 from corpus_asr.segments import Segment, Word
 from corpus_asr.transcription.windows import Language, PartRequest, Window

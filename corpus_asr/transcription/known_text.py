@@ -15,8 +15,7 @@ from itertools import groupby
 import numpy as np
 
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.decoding.protocols import AlignJob, AlignResult
-from corpus_asr.decoding.tasks import Gather, Steps
+from corpus_asr.decoding.jobs import AlignJob, AlignResult, Gather, Steps
 from corpus_asr.segments import PartTranscript, Word
 from corpus_asr.text.words import (
     split_characters,

@@ -15,8 +15,7 @@ from corpus_asr.array_types import Float
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.run import ClassificationSettings
 from corpus_asr.decoding.device import set_threads
-from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob
-from corpus_asr.decoding.tasks import Gather, Steps
+from corpus_asr.decoding.jobs import Gather, Search, Steps, TokenRules, WindowJob
 from corpus_asr.families.loading import load_classifier, load_slot_model
 from corpus_asr.families.registry import family_of, resolve
 from corpus_asr.languages import language_window_starts

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from corpus_asr.array_types import Float
-from corpus_asr.decoding.tasks import Steps
+from corpus_asr.decoding.jobs import Steps
 from corpus_asr.transcription.fallback import Attempt, DecodingRules
 from corpus_asr.transcription.windows import Language, Window
 

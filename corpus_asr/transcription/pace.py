@@ -160,7 +160,7 @@ def _time_layers(
     from corpus_asr.decoding.batch import SlotBatch
     from corpus_asr.decoding.beam import BeamBatch
     from corpus_asr.decoding.device import CudaRecorder
-    from corpus_asr.decoding.protocols import AlignJob, Search, TokenRules, TokenTiming, WindowJob
+    from corpus_asr.decoding.jobs import AlignJob, Search, TokenRules, TokenTiming, WindowJob
     from corpus_asr.decoding.slots import encode_batch_on
     from corpus_asr.families.loading import resolve_device, resolve_precision
     from corpus_asr.families.weights import without_weights

@@ -13,9 +13,8 @@ import numpy as np
 
 from corpus_asr.array_types import Float32
 from corpus_asr.config.decoding import DecodingSettings, check_refused
+from corpus_asr.decoding.jobs import Gather, Steps, TokenRules
 from corpus_asr.decoding.phrases import HotwordTries, check_hotwords, forms
-from corpus_asr.decoding.protocols import TokenRules
-from corpus_asr.decoding.tasks import Gather, Steps
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.registry import family_of, resolve
 from corpus_asr.families.speech2text.features import Speech2TextPartFeatures

@@ -9,9 +9,8 @@ import numpy as np
 
 from corpus_asr.array_types import Float16
 from corpus_asr.config.decoding import DecodingSettings, Hotword
+from corpus_asr.decoding.jobs import Gather, Search, Steps
 from corpus_asr.decoding.phrases import HotwordTries, PhraseTrie, as_prompt
-from corpus_asr.decoding.protocols import Search
-from corpus_asr.decoding.tasks import Gather, Steps
 from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.segments import PartTranscript, Segment, Word, speech_without_text
 from corpus_asr.text.words import AFTER_A_WORD, BEFORE_A_WORD

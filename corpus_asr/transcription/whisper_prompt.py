@@ -11,8 +11,8 @@ import torch
 
 from corpus_asr.array_types import Float16
 from corpus_asr.config.decoding import DecodingSettings, check_english_only
+from corpus_asr.decoding.jobs import Search, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.phrases import as_prompt, check_hotwords, forms
-from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.registry import family_of, resolve
 from corpus_asr.languages import check_known, language_window_starts

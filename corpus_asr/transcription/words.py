@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from corpus_asr.array_types import Float
-from corpus_asr.decoding.protocols import AlignJob, AlignResult, TokenTiming
+from corpus_asr.decoding.jobs import AlignJob, AlignResult, TokenTiming
 from corpus_asr.segments import Word
 from corpus_asr.text.words import (
     SENTENCE_ENDS,

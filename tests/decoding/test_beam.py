@@ -14,13 +14,8 @@ from torch import Tensor
 
 from corpus_asr.decoding.batch import encode_windows
 from corpus_asr.decoding.beam import BeamBatch
-from corpus_asr.decoding.protocols import (
-    SlotModel,
-    TokenRules,
-    WindowJob,
-    WindowResult,
-    check_assistant,
-)
+from corpus_asr.decoding.jobs import TokenRules, WindowJob, WindowResult
+from corpus_asr.decoding.protocols import SlotModel, check_assistant
 from corpus_asr.decoding.rules import RepetitionDetector
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.decoding.speculative import SpeculativeBatch

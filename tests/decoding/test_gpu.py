@@ -21,13 +21,8 @@ from corpus_asr.decoding import device
 from corpus_asr.decoding.batch import SlotBatch, encode_windows
 from corpus_asr.decoding.beam import BeamBatch
 from corpus_asr.decoding.device import CudaRecorder
-from corpus_asr.decoding.protocols import (
-    Job,
-    Result,
-    Search,
-    SlotModel,
-    TokenRules,
-)
+from corpus_asr.decoding.jobs import Job, Result, Search, TokenRules
+from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.families.layers import blocks
 from corpus_asr.models.whisper import WhisperForConditionalGeneration

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from corpus_asr.decoding import alignment, kernels, options
-from corpus_asr.decoding.protocols import TokenTiming
+from corpus_asr.decoding.jobs import TokenTiming
 from corpus_asr.families.layers import blocks
 from corpus_asr.families.layers.kv_cache import to_float8
 

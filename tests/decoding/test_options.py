@@ -17,13 +17,13 @@ from transformers import (
     WhisperTimeStampLogitsProcessor,
 )
 
+from corpus_asr.decoding.jobs import Search, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.options import (
     choose,
     gumbel_noise,
     keep_likeliest,
     run_processors,
 )
-from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.slots import SlotScheduler
 from tests.support.markov import BEGIN, END, NO_TIMESTAMPS, VOCAB, MarkovModel, window
 from tests.support.slots import run_jobs

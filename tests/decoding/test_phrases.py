@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import corpus_asr
 from corpus_asr.config.decoding import DecodingSettings, Hotword
+from corpus_asr.decoding.jobs import Search, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.phrases import BONUS, FIRST_SHARE, HotwordTries, PhraseTrie, SlotPhrases
-from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.transcription.speech2text import Speech2TextTranscriber

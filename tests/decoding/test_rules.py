@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from whisper.decoding import ApplyTimestampRules
 
-from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob
+from corpus_asr.decoding.jobs import Search, TokenRules, WindowJob
 from corpus_asr.decoding.rules import (
     LONGEST_PHRASE,
     MIN_REPEATED_TOKENS,

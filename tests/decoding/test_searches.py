@@ -21,19 +21,18 @@ from corpus_asr.decoding.device import (
     FinishedFlags,
     out_of_memory_by_name,
 )
-from corpus_asr.decoding.protocols import (
+from corpus_asr.decoding.jobs import (
     AlignJob,
     AlignResult,
     Job,
     Result,
     Search,
-    SlotModel,
-    Slots,
     TokenRules,
     WindowJob,
     WindowResult,
     check_job,
 )
+from corpus_asr.decoding.protocols import SlotModel, Slots
 from corpus_asr.decoding.slots import SlotScheduler
 from tests.support.markov import BEGIN, END, LENGTH, NO_TIMESTAMPS, VOCAB, MarkovModel, window
 from tests.support.slots import assert_all_same, run_jobs

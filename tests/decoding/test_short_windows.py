@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from corpus_asr.decoding.protocols import (
+from corpus_asr.decoding.jobs import (
     AlignJob,
     Job,
     Result,
     Search,
-    SlotModel,
     TokenRules,
     WindowJob,
     WindowResult,
 )
+from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.families.whisper.model import WhisperDecoderSlots, WhisperSlotModel
 from corpus_asr.models.whisper import WhisperForConditionalGeneration

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from corpus_asr.decoding.device import ThreadEncoder
-from corpus_asr.decoding.protocols import Slots, TokenRules, WindowJob, WindowResult
+from corpus_asr.decoding.jobs import Gather, Steps, TokenRules, WindowJob, WindowResult
+from corpus_asr.decoding.protocols import Slots
 from corpus_asr.decoding.slots import (
     SlotScheduler,
     check_every_on,
     encode_batch_on,
 )
-from corpus_asr.decoding.tasks import Gather, Steps
 from tests.support.forks import in_fork
 from tests.support.slots import END, LENGTH, ScriptedModel, outcomes, run_jobs, window
 

@@ -22,7 +22,7 @@ from whisper.decoding import DecodingResult
 from whisper.tokenizer import get_tokenizer
 
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.decoding.protocols import WindowJob, WindowResult
+from corpus_asr.decoding.jobs import WindowJob, WindowResult
 from corpus_asr.segments import Segment, Word
 from corpus_asr.transcription import whisper as transcription
 from corpus_asr.transcription.whisper import WhisperLongForm

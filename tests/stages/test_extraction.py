@@ -10,7 +10,7 @@ from corpus_asr.audio import decode, vad
 from corpus_asr.audio.probe import open_container
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.extraction import ExtractSettings
-from corpus_asr.decoding.protocols import WindowResult
+from corpus_asr.decoding.jobs import WindowResult
 from corpus_asr.errors import DecodeError, EngineError, FetchError
 from corpus_asr.families.registry import part_features
 from corpus_asr.families.whisper.features import WhisperPartFeatures

@@ -17,7 +17,7 @@ from whisper.model import disable_sdpa
 from whisper.tokenizer import get_tokenizer
 
 from corpus_asr.decoding.alignment import token_begins
-from corpus_asr.decoding.protocols import AlignJob, AlignResult
+from corpus_asr.decoding.jobs import AlignJob, AlignResult
 from corpus_asr.models.convert import convert
 from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from tests.support.audio import decode

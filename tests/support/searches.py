@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from corpus_asr.decoding.jobs import AlignJob, Search, TokenRules, TokenTiming, WindowJob
 from corpus_asr.decoding.phrases import PhraseTrie
-from corpus_asr.decoding.protocols import AlignJob, Search, TokenRules, TokenTiming, WindowJob
 from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_whisper
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from corpus_asr.decoding.protocols import AlignResult, Job, Result, Slots, WindowResult
+from corpus_asr.decoding.jobs import AlignResult, Job, Result, Task, WindowResult
+from corpus_asr.decoding.protocols import Slots
 from corpus_asr.decoding.slots import SlotScheduler
-from corpus_asr.decoding.tasks import Task
 from corpus_asr.families.layers.kv_cache import SlotCache
 from corpus_asr.families.layers.projection import can_use_int8
 from corpus_asr.families.whisper.config import WhisperConfig

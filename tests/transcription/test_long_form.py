@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_asr.config.decoding import DecodingSettings, Hotword
-from corpus_asr.decoding.protocols import Search, WindowJob, WindowResult
-from corpus_asr.decoding.tasks import Gather
+from corpus_asr.decoding.jobs import Gather, Search, WindowJob, WindowResult
 from corpus_asr.segments import Segment
 from corpus_asr.transcription import fallback
 from corpus_asr.transcription.fallback import Attempt

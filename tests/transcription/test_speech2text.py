@@ -13,8 +13,8 @@ import torch
 import transformers
 
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.decoding.jobs import Gather
 from corpus_asr.decoding.slots import SlotScheduler
-from corpus_asr.decoding.tasks import Gather
 from corpus_asr.families.speech2text.features import OFFSET, Speech2TextPartFeatures
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.engine import Engine

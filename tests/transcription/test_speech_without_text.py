@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.decoding.protocols import WindowJob, WindowResult
+from corpus_asr.decoding.jobs import WindowJob, WindowResult
 from corpus_asr.report.scoring import normalized
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.segments import Segment, SpeechSpan, seconds_of, speech_without_text

@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.decoding.protocols import AlignJob, Job, WindowJob
+from corpus_asr.decoding.jobs import AlignJob, Gather, Job, Task, WindowJob
 from corpus_asr.decoding.slots import SlotScheduler
-from corpus_asr.decoding.tasks import Gather, Task
 from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.engine import Engine

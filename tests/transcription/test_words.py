@@ -22,7 +22,7 @@ from whisper.timing import WordTiming, merge_punctuations
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
 from corpus_asr.decoding.alignment import begins_on_path, median_filter, token_begins
-from corpus_asr.decoding.protocols import AlignJob, AlignResult
+from corpus_asr.decoding.jobs import AlignJob, AlignResult
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.segments import Word
 from corpus_asr.text.words import merge_punctuation

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from corpus_asr.array_types import Float
-from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
-from corpus_asr.decoding.tasks import Steps
+from corpus_asr.decoding.jobs import Search, Steps, TokenRules, WindowJob, WindowResult
 from corpus_asr.families.whisper.config import GenerationConfig
 from corpus_asr.families.whisper.tokenizer import TASKS
 from corpus_asr.languages import resolve_language

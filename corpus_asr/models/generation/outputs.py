@@ -14,12 +14,7 @@ from torch import Tensor
 
 from corpus_asr.array_types import Float, Int
 from corpus_asr.decoding.alignment import begins_on_path, median_filter
-from corpus_asr.decoding.protocols import (
-    AlignJob,
-    AlignResult,
-    Job,
-    Result,
-)
+from corpus_asr.decoding.jobs import AlignJob, AlignResult, Job, Result
 from corpus_asr.families.outputs import ModelOutput
 from corpus_asr.models.generation.inputs import Row
 from corpus_asr.models.generation.long_form import RowSegment, TransformersLongForm, with_end

@@ -13,13 +13,8 @@ import torch
 from torch import Tensor
 
 from corpus_asr.array_types import Float, Int
-from corpus_asr.decoding.protocols import (
-    LogitsProcessor,
-    Search,
-    SlotModel,
-    StoppingCriterion,
-    TokenRules,
-)
+from corpus_asr.decoding.jobs import LogitsProcessor, Search, StoppingCriterion, TokenRules
+from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.families.generation_config import DEFAULTS, GenerationConfig
 from corpus_asr.families.whisper.config import (
     GenerationConfig as WhisperGenerationConfig,

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from corpus_asr.decoding.device import set_threads
+from corpus_asr.decoding.jobs import Task
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.decoding.slots import SlotScheduler, check_every_on, encode_batch_on
-from corpus_asr.decoding.tasks import Task
 from corpus_asr.families.layers.plain import first_changed
 from corpus_asr.families.loading import resolve_dtype
 

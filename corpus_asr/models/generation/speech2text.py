@@ -12,13 +12,7 @@ import torch
 from torch import Tensor
 
 from corpus_asr.array_types import Float, Int
-from corpus_asr.decoding.protocols import (
-    Job,
-    Result,
-    TokenRules,
-    WindowJob,
-    WindowResult,
-)
+from corpus_asr.decoding.jobs import Job, Result, TokenRules, WindowJob, WindowResult
 from corpus_asr.families.generation_config import DEFAULTS, GenerationConfig
 from corpus_asr.families.speech2text.model import Speech2TextSeq2SeqLM
 from corpus_asr.models.generation.inputs import PaddedBatch, seed_of
