@@ -37,8 +37,8 @@ from corpus_asr.config.run import RunConfig, RunOptions
 from corpus_asr.schemas import RESULTS
 from corpus_asr.speakers.voices import find_voices
 from corpus_asr.storage.listing import FileListing
+from corpus_asr.storage.run_state.part_rows import commit_rows
 from corpus_asr.storage.run_state.plan import make_plan, read_listing
-from corpus_asr.storage.run_state.result_rows import commit_rows
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import list_pages
 from corpus_asr.storage.stores.local import LocalStore

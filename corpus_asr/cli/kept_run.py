@@ -22,8 +22,8 @@ from corpus_asr.segments import Segment
 from corpus_asr.storage.parquet import BATCH_ROWS
 from corpus_asr.storage.run_state.lock import SUCCESS_NAME
 from corpus_asr.storage.run_state.own_sources import record_sources
+from corpus_asr.storage.run_state.part_rows import commit_rows
 from corpus_asr.storage.run_state.recording_rows import put_rows
-from corpus_asr.storage.run_state.result_rows import commit_rows
 from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,
     FINGERPRINT_NAME,

@@ -21,7 +21,7 @@ from corpus_asr.confidence import LOW_CONFIDENCE
 from corpus_asr.config.document import hide_secrets
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.report.text import cell
-from corpus_asr.storage.run_state.part_rows import CONFIDENCE_BINS
+from corpus_asr.storage.run_state.current_rows import CONFIDENCE_BINS
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.stores.uri import public, without_secrets
 from corpus_asr.units import counted

@@ -22,10 +22,9 @@ from corpus_asr.report.numbers import Accounting, RunNumbers, balance_problems, 
 from corpus_asr.report.samples import Sampler
 from corpus_asr.report.status import activity_values
 from corpus_asr.report.text import duration, text_template
+from corpus_asr.storage.run_state.current_rows import CONFIDENCE_BINS, read_confidences
 from corpus_asr.storage.run_state.lock import SUCCESS_NAME
-from corpus_asr.storage.run_state.part_rows import CONFIDENCE_BINS, read_confidences
 from corpus_asr.storage.run_state.plan import latest_plan
-from corpus_asr.storage.run_state.result_rows import LABEL_ROWS, SEGMENT_ROWS
 from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,
     FINGERPRINT_NAME,
@@ -39,7 +38,7 @@ from corpus_asr.storage.run_state.run_files import (
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.source_listings import other_listings
 from corpus_asr.storage.run_state.speaker_turns import SPEAKING, speaking_times
-from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.run_state.tables import LABEL_ROWS, SEGMENT_ROWS, OutputStore
 from corpus_asr.storage.stores.filesystem import READERS
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted, joined_names

@@ -34,7 +34,7 @@ from corpus_asr.storage.model_files import fetch_checkpoint, full_name, model_re
 from corpus_asr.storage.stores.uri import redact_uri
 
 if TYPE_CHECKING:  # reads tables
-    from corpus_asr.storage.run_state.result_rows import ModelName
+    from corpus_asr.storage.run_state.part_rows import ModelName
 
 
 def model_name(model: ModelSettings) -> str:

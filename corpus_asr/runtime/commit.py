@@ -19,7 +19,7 @@ from corpus_asr.errors import FetchError
 from corpus_asr.failure_kinds import NO_SPACE, Origin, failure_kind
 from corpus_asr.logs import event
 from corpus_asr.stages.parts import FAILED
-from corpus_asr.storage.run_state.result_rows import ModelName, commit_rows
+from corpus_asr.storage.run_state.part_rows import ModelName, commit_rows
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.store import retries_so_far
 from corpus_asr.storage.stores.uri import public, redact_uri

@@ -25,9 +25,8 @@ from corpus_asr.speakers.turns import (
 )
 from corpus_asr.speakers.voices import find_voices
 from corpus_asr.storage.run_state.finish import merge
-from corpus_asr.storage.run_state.part_rows import part_rows
+from corpus_asr.storage.run_state.part_rows import nested, part_rows
 from corpus_asr.storage.run_state.recording_rows import LostPortion, Portion, portions_of, tidy
-from corpus_asr.storage.run_state.result_rows import SEGMENT_ROWS, nested
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RowPlace, RunTables
 from corpus_asr.storage.run_state.speaker_turns import (
     RecordingVoices,
@@ -39,7 +38,12 @@ from corpus_asr.storage.run_state.speaker_turns import (
     write_turns,
     write_voices,
 )
-from corpus_asr.storage.run_state.tables import SPEAKERS_FOLDER, OutputStore, projected
+from corpus_asr.storage.run_state.tables import (
+    SEGMENT_ROWS,
+    SPEAKERS_FOLDER,
+    OutputStore,
+    projected,
+)
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.transcription.joined_text import Claim, placed_once, text_columns
 

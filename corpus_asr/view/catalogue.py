@@ -32,13 +32,12 @@ from corpus_asr.storage.run_state.forgotten import is_there
 from corpus_asr.storage.run_state.identities import version_of_identities
 from corpus_asr.storage.run_state.lock import SUCCESS_NAME
 from corpus_asr.storage.run_state.part_rows import kind_of
-from corpus_asr.storage.run_state.result_rows import LABEL_ROWS
 from corpus_asr.storage.run_state.rewriting import rewrite_names
 from corpus_asr.storage.run_state.run_files import outcomes_names
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.seen_segments import Block, Made, Stale, place
 from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
-from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore
 from corpus_asr.view.texts import (
     Edits,
     Places,

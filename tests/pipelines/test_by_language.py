@@ -11,9 +11,8 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.pipelines.driver import run
 from corpus_asr.stages.transcribe import EngineSpec, load_engine
 from corpus_asr.storage.model_files import model_revision
-from corpus_asr.storage.run_state.result_rows import LABEL_ROWS
 from corpus_asr.storage.run_state.run_files import write_calibration
-from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore
 from tests.support.checkpoints import tiny_whisper
 from tests.support.corpora import CLIPS, job, redo
 from tests.support.parakeet import parakeet_checkpoint

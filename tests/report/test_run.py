@@ -37,11 +37,16 @@ from corpus_asr.report.run import (
 )
 from corpus_asr.report.text import duration
 from corpus_asr.schemas import FILES, OUTCOMES, RECORDINGS
-from corpus_asr.storage.run_state.part_rows import read_confidences
-from corpus_asr.storage.run_state.result_rows import LABEL_ROWS, SEGMENT_ROWS, PartRows
+from corpus_asr.storage.run_state.current_rows import read_confidences
 from corpus_asr.storage.run_state.run_files import RUN_NAME, write_snapshot
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.tables import OutputStore, projected
+from corpus_asr.storage.run_state.tables import (
+    LABEL_ROWS,
+    SEGMENT_ROWS,
+    OutputStore,
+    PartRows,
+    projected,
+)
 from tests.support.nightly import past
 from tests.support.pages import parsed
 from tests.support.runs import NAMES, REVISION, ManualRun

@@ -15,7 +15,7 @@ from corpus_asr.schemas import RESULTS
 from corpus_asr.segments import PartLabels
 from corpus_asr.stages.parts import further_columns
 from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage
-from corpus_asr.storage.run_state.result_rows import commit_rows
+from corpus_asr.storage.run_state.part_rows import commit_rows
 from tests.support.engines import ScriptedEngine, always, broken_engine, scripted_engine
 from tests.support.tables import extracted, run_config
 

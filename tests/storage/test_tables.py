@@ -13,8 +13,13 @@ from corpus_asr.schemas import LABELS, OUTCOMES, RESULTS, SEGMENTS
 from corpus_asr.storage.parquet import conform
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.part_rows import part_rows
-from corpus_asr.storage.run_state.result_rows import LABEL_ROWS, SEGMENT_ROWS, without_credentials
-from corpus_asr.storage.run_state.tables import TABLES_NAME, OutputStore
+from corpus_asr.storage.run_state.tables import (
+    LABEL_ROWS,
+    SEGMENT_ROWS,
+    TABLES_NAME,
+    OutputStore,
+    without_credentials,
+)
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.uri import without_secrets

@@ -17,8 +17,8 @@ from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.run_state import tables
 from corpus_asr.storage.run_state.lock import LOCK_NAME, SUCCESS_NAME, Holder, Lock, LockKey, Timing
 from corpus_asr.storage.run_state.part_rows import part_rows
-from corpus_asr.storage.run_state.result_rows import SEGMENT_ROWS
 from corpus_asr.storage.run_state.tables import (
+    SEGMENT_ROWS,
     TABLES_NAME,
     OutputStore,
 )

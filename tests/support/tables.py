@@ -25,11 +25,10 @@ from corpus_asr.stages.parts import one_row
 from corpus_asr.storage.parquet import BATCH_ROWS
 from corpus_asr.storage.run_state import tables
 from corpus_asr.storage.run_state.moved import read_digests
-from corpus_asr.storage.run_state.part_rows import part_rows
-from corpus_asr.storage.run_state.result_rows import SEGMENT_ROWS, PartRows, commit_rows, nested
+from corpus_asr.storage.run_state.part_rows import commit_rows, nested, part_rows
 from corpus_asr.storage.run_state.run_files import RUNNING, Snapshot
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
-from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.run_state.tables import SEGMENT_ROWS, OutputStore, PartRows
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE
 from corpus_asr.storage.stores.uri import recording_id
 

@@ -16,8 +16,7 @@ from corpus_asr.storage.run_state import part_rows
 from corpus_asr.storage.run_state.corrections import EditedSegment, correct
 from corpus_asr.storage.run_state.finish import merge
 from corpus_asr.storage.run_state.lock import SUCCESS_NAME
-from corpus_asr.storage.run_state.result_rows import LABEL_ROWS
-from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.view.catalogue import BLOCK_ROWS, Library, Transcript, Transcripts
 from tests.support.runs import correct_segment, finished, passage, run_of, says, spoken
@@ -139,7 +138,7 @@ def test_of_a_run_in_progress_only_new_commits_are_read(
         names.extend(wanted := list(wanted))
         return read(store, wanted, *kind)
 
-    monkeypatch.setattr(part_rows, "part_rows", noted)
+    monkeypatch.setattr("corpus_asr.storage.run_state.current_rows.part_rows", noted)
     written = add(store, spoken("/a.wav", passage(0, "zero")), spoken("/c.wav", passage(0, "new"),
                                                                       etag="v2"))  # fmt: skip
     view = library.wait()

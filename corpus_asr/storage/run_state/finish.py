@@ -23,25 +23,22 @@ from corpus_asr.schemas import OUTCOMES, RECORDINGS, SCHEMA_VERSION
 from corpus_asr.storage.parquet import conform, with_column
 from corpus_asr.storage.run_state.lock import SUCCESS_NAME
 from corpus_asr.storage.run_state.manifest_columns import join_noted
-from corpus_asr.storage.run_state.part_rows import part_rows
+from corpus_asr.storage.run_state.part_rows import nested, part_rows
 from corpus_asr.storage.run_state.plan import retire_plans
 from corpus_asr.storage.run_state.redo import forget_done
-from corpus_asr.storage.run_state.result_rows import (
-    LABEL_ROWS,
-    PART_ROWS_FOLDERS,
-    SEGMENT_ROWS,
-    PartRows,
-    nested,
-)
 from corpus_asr.storage.run_state.run_files import RUN_NAME, RunRecord, code_versions, safe_config
 from corpus_asr.storage.run_state.run_tables import NOTED, RowPlace, RunTables, in_utc
 from corpus_asr.storage.run_state.source_listings import other_listings
 from corpus_asr.storage.run_state.tables import (
     COMMITS_FOLDER,
+    LABEL_ROWS,
     OUTCOMES_FOLDER,
+    PART_ROWS_FOLDERS,
     RECORDINGS_FOLDER,
+    SEGMENT_ROWS,
     SUFFIX,
     OutputStore,
+    PartRows,
     beside,
     is_commit,
     projected,

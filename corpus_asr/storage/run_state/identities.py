@@ -15,13 +15,13 @@ import pyarrow.compute as pc
 from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.failure_kinds import NOT_FOUND
 from corpus_asr.storage.parquet import with_column
-from corpus_asr.storage.run_state.result_rows import without_credentials
 from corpus_asr.storage.run_state.tables import (
     IDENTITIES_NAME,
     PLANS_FOLDER,
     RECORDINGS_FOLDER,
     TABLES_NAME,
     OutputStore,
+    without_credentials,
 )
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import public, recording_id, redact_uri

@@ -9,9 +9,8 @@ import pyarrow.compute as pc
 
 from corpus_asr.errors import AlignmentError
 from corpus_asr.storage.manifest import AlignedText, aligned_text
-from corpus_asr.storage.run_state.result_rows import without_credentials
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore, without_credentials
 
 _NEWEST = """
 update {table} set metadata = {newest}.metadata from {newest}

@@ -1,78 +1,125 @@
-"""Segments and labels of parts, wherever they lie: nested in commits, or in tables of a finish.
+"""Segments and labels of parts: nested in the outcomes of commits, in tables of their own after."""
 
-A recording's confidence is the mean of its segments over time; of a classification, that of its
-windows by their likeliest label. Of each object and part rows are summed in a table that goes to
-disk when it is large, so that memory does not grow with segments.
-
-Tables, in addition to those of `RunTables`:
-
-- `scored`: by recording and run, rows by whether they count (`counts`) and their bin of confidence,
-  with the sums of their `weight` in seconds and of confidence times weight;
-- `confidences`: recording_id and `confidence` of recordings with segments that count;
-- `arrived`: rows as they are read, with their place: that of their `object` among `objects`, and
-  `row`, which it is of the segments of the object.
-"""
-
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from corpus_asr.confidence import DEFAULT_MODEL, EVIDENCE_COLUMNS, ConfidenceModel, evidence_of
 from corpus_asr.errors import CorpusAsrError
-from corpus_asr.schemas import OUTCOMES
-from corpus_asr.storage.parquet import conform
-from corpus_asr.storage.run_state.result_rows import LABEL_ROWS, PART_ROWS, SEGMENT_ROWS, PartRows
-from corpus_asr.storage.run_state.run_tables import RunTables
+from corpus_asr.schemas import OUTCOMES, RESULTS
+from corpus_asr.storage.parquet import conform, with_column
 from corpus_asr.storage.run_state.tables import (
+    PART_ROWS,
     READ_AHEAD_ROWS,
+    SEGMENT_ROWS,
     OutputStore,
+    PartRows,
     beside,
     is_commit,
     projected,
+    without_credentials,
 )
 from corpus_asr.storage.stores.filesystem import read_ahead
-from corpus_asr.storage.stores.uri import redact_uri
+from corpus_asr.storage.stores.uri import public, redact_uri
 
+ModelName = tuple[str, str]
+"""A checkpoint as configured, and the revision of its weights."""
+NO_OTHERS: Final[Mapping[str, ModelName]] = MappingProxyType({})
 _KEY = ("recording_id", "part")
-# Objects with the rows of their parts, both in the order of time.
-_PARTS = """
-select name, list(row order by row) as numbers, list(id order by row) as ids
-from (select object, row, id from {of} where segments_written > 0) join objects using (object)
-group by object, name order by object
-"""
 _Owned = tuple[pa.Table, np.ndarray]
 
 
-def counting_rows(
-    store: OutputStore,
-    tables: RunTables,
-    kind: PartRows,
-    columns: Sequence[str],
+def commit_rows(
+    results: pa.Table,
     *,
-    of: str = "parts",
-) -> Iterator[tuple[pa.Table, pa.Array]]:
-    """Yield the segments or labels of parts that count, and the `id` of each one's outcome.
-
-    They come object by object, a bounded number at once.
-
-    Args:
-        of: in SQL the outcomes whose rows are wanted, some of `parts`.
+    run_id: str,
+    model: ModelName,
+    by_language: Mapping[str, ModelName] = NO_OTHERS,
+    calibration: ConfidenceModel | None = None,
+) -> pa.Table:
+    """Return the rows of a commit: outcomes of results, each with its segments or labels.
 
     Raises:
-        CorpusAsrError: an object has other rows than its outcomes say.
+        ValueError: results without what accounts for their recordings, or with both.
     """
-    parts = {name: (np.array(numbers), pa.array(ids, pa.int64()))
-             for name, numbers, ids in tables.rows(_PARTS.format(of=of))}  # fmt: skip
-    for name, rows, owners in part_rows(store, parts, kind, columns):
-        numbers, ids = parts[name]
-        places = np.minimum(np.searchsorted(numbers, owners), len(numbers) - 1)
-        counts = numbers[places] == owners
-        counting = rows.filter(pa.array(counts))
-        if "uri" in columns:
-            counting = tables.identities.at_present(counting)
-        yield counting, ids.take(pa.array(places[counts]))
+    results = conform(results, RESULTS).combine_chunks()
+    _check_accountable(results)
+    results = without_credentials(results)
+    # Counted, not believed: part rows are found by these counts when commits are rewritten.
+    counts = [pc.fill_null(pc.list_value_length(results[kind.folder]), 0) for kind in PART_ROWS]
+    held = [kind for kind, number in zip(PART_ROWS, counts, strict=True) if pc.sum(number).as_py()]
+    if len(held) > 1:
+        raise ValueError("committing results: found segments and labels, expected one of them")
+    stamps = {
+        "run_id": pa.repeat(pa.scalar(run_id, pa.string()), len(results)),
+        "calibration": pa.repeat(DEFAULT_MODEL.name, len(results)),
+        "segments_written": pc.add(*counts).cast(pa.int32()),
+        **_models(results["language"], model, by_language),
+    }
+    columns = dict(zip(results.schema.names, results.columns, strict=True)) | stamps
+    outcomes = pa.table([columns[name] for name in OUTCOMES.names], schema=OUTCOMES)
+    if not held:
+        return outcomes
+    [kind] = held
+    lists = results[kind.folder].combine_chunks()
+    parents, flat = pc.list_parent_indices(lists), pc.list_flatten(lists)
+    of_rows = {field.name: pc.struct_field(flat, field.name) for field in flat.type}
+    of_parts = {name: columns[name].take(parents) for name in {*kind.schema.names} - {*of_rows}}
+    rows = pa.table([(of_parts | of_rows)[name] for name in kind.schema.names], schema=kind.schema)
+    if calibration is not None and kind is SEGMENT_ROWS:
+        rows = _calibrated(rows, calibration, model_revision=model[1])
+    return nested(outcomes, rows, kind)
+
+
+def nested(outcomes: pa.Table, part_rows: pa.Table, rows: PartRows) -> pa.Table:
+    """Return outcomes with their segments or labels, which are in the same order, in lists."""
+    table = outcomes.cast(OUTCOMES)
+    if not part_rows.num_rows:
+        return table
+    written = pc.fill_null(table["segments_written"], 0).to_numpy()
+    offsets = pa.array(np.append(0, np.cumsum(written)), pa.int32())
+    values = pa.concat_arrays(part_rows.cast(rows.schema).to_struct_array().chunks)
+    return table.append_column(rows.folder, pa.ListArray.from_arrays(offsets, values))
+
+
+def _check_accountable(results: pa.Table) -> None:
+    # Each of these would break the balance of recordings.
+    for name in ("recording_id", "uri", "part", "last_part", "status"):
+        if results[name].null_count:
+            raise ValueError(f"committing results: {results[name].null_count} rows without {name}")
+    unknown = set(results["status"].unique().to_pylist()) - {"ok", "no_speech", "failed"}
+    if unknown:
+        raise ValueError(f"committing results: unknown status {sorted(unknown)}")
+
+
+def _calibrated(
+    segments: pa.Table, calibration: ConfidenceModel, *, model_revision: str
+) -> pa.Table:
+    """Return SEGMENTS rows with the confidences of a calibration, and its name."""
+    # It was fitted for these weights alone: rows of other models keep what they have.
+    confidences, names = (segments[name].to_pylist() for name in ("confidence", "calibration"))
+    for at, row in enumerate(segments.select(["model_revision", *EVIDENCE_COLUMNS]).to_pylist()):
+        evidence = evidence_of(row)
+        if evidence is not None and row["model_revision"] == model_revision:
+            confidences[at], names[at] = calibration.confidence(evidence), calibration.name
+    return with_column(with_column(segments, "confidence", confidences), "calibration", names)
+
+
+def _models(
+    language: pa.ChunkedArray, model: ModelName, by_language: Mapping[str, ModelName]
+) -> dict[str, pa.Array]:
+    """Return the model of each part; parts in some languages have a model of their own."""
+    which = pc.index_in(language, value_set=pa.array(list(by_language), pa.string()))
+    which = pc.fill_null(which, len(by_language)).combine_chunks()
+    names = [*by_language.values(), model]
+    return {
+        "model": pa.array([public(name) for name, _ in names], pa.string()).take(which),
+        "model_revision": pa.array([made for _, made in names], pa.string()).take(which),
+    }
 
 
 def part_rows(
@@ -156,100 +203,3 @@ def kind_of(store: OutputStore, names: Iterable[str]) -> PartRows:
             ):
                 return kind
     return SEGMENT_ROWS
-
-
-CONFIDENCE_BINS = 10  # of equal width over 0-1
-_READ_ROWS = 65_536  # at once; commits have some thousands
-_SCORED_COLUMNS = ("recording_id", "part", "start_s", "end_s", "model", "model_revision")
-_OBJECTS = """
-select name, object from outcomes join objects using (object) left join standing using (id)
-where segments_written > 0 and ({which})
-group by all order by object
-"""
-_SCORED = """
-create or replace table scored (recording_id varchar, run_id varchar, counts boolean, bin tinyint,
-                                model varchar, model_revision varchar,
-                                rows bigint, weight double, weighted double)
-"""
-# A segment may have no length, and still weighs something.
-_ARRIVED = """
-create or replace table arrived as
-select arriving.*, run_id, coalesce(counts, false) as counts,
-       if(confidence is null, null, greatest(end_s - start_s, 0) + 1e-3) as weight
-from arriving
-join (select object, row as owner, run_id, counts from outcomes left join standing using (id)
-      where object between $first and $last)
-  using (object, owner)
-"""
-_SUMMED = f"""
-insert into scored
-select recording_id, run_id, counts,
-       if(confidence is null, null,
-          least(floor(confidence * {CONFIDENCE_BINS}::float), {CONFIDENCE_BINS - 1})) as bin,
-       model, model_revision,
-       count(*), exact_sum(weight), exact_sum(confidence * weight)
-from arrived group by all
-"""
-_CONFIDENCES = """
-create or replace view confidences as
-select recording_id, exact_sum(weighted) / exact_sum(weight) as confidence
-from scored where counts and weight is not null group by all
-"""
-
-
-def read_confidences(
-    store: OutputStore,
-    tables: RunTables,
-    rows: PartRows,
-    *,
-    which: str = "true",
-    on_batch: Callable[[], object] = lambda: None,
-    **parameters: Any,
-) -> None:
-    """Read the segments or labels that outcomes have.
-
-    Args:
-        which: a condition on outcomes, and whether they count; of theirs all rows are read.
-        on_batch: called once for every table `arrived`.
-    """
-    objects = dict(tables.rows(_OBJECTS.format(which=which), **parameters))
-    for statement in (_SCORED, _CONFIDENCES):
-        tables.execute(statement)
-    for arriving in gathered(_placed(store, rows, objects)):
-        first, last = (arriving["object"][place].as_py() for place in (0, -1))
-        tables.execute(_ARRIVED, arriving, first=first, last=last)
-        tables.execute(_SUMMED)
-        on_batch()
-
-
-def gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Concatenate tables, so that each statement over them processes many rows."""
-    waiting: list[pa.Table] = []
-    num_rows = 0
-    for table in tables:
-        waiting.append(table)
-        num_rows += table.num_rows
-        if num_rows >= _READ_ROWS:
-            yield pa.concat_tables(waiting)
-            waiting, num_rows = [], 0
-    if num_rows:
-        yield pa.concat_tables(waiting)
-
-
-def _placed(store: OutputStore, rows: PartRows, objects: Mapping[str, int]) -> Iterator[pa.Table]:
-    labels = rows is LABEL_ROWS
-    measures = ("rank", "probability") if labels else ("confidence",)
-    seen = dict.fromkeys(objects, 0)
-    for name, table, owners in part_rows(store, objects, rows, (*_SCORED_COLUMNS, *measures)):
-        if labels:
-            # A window has several rows, and is as sure as its first.
-            first = pc.equal(table["rank"], 1)
-            likeliest = pc.if_else(first, table["probability"], pa.scalar(None, pa.float32()))
-            table = table.select(_SCORED_COLUMNS).append_column("confidence", likeliest)
-        places = np.arange(seen[name], seen[name] + table.num_rows)
-        seen[name] += table.num_rows
-        number = pa.repeat(pa.scalar(objects[name], pa.int32()), table.num_rows)
-        for column, values in (("object", number), ("owner", pa.array(owners, pa.int32())),
-                               ("row", pa.array(places))):  # fmt: skip
-            table = table.append_column(column, values)
-        yield table

@@ -35,7 +35,6 @@ from corpus_asr.storage.run_state.lock import is_finished
 from corpus_asr.storage.run_state.manifest_columns import other_texts
 from corpus_asr.storage.run_state.moved import Arrivals, Moves
 from corpus_asr.storage.run_state.redo import chosen
-from corpus_asr.storage.run_state.result_rows import LABEL_ROWS, SEGMENT_ROWS, without_credentials
 from corpus_asr.storage.run_state.run_files import (
     RUN_NAME,
     FolderContents,
@@ -55,10 +54,13 @@ from corpus_asr.storage.run_state.source_listings import (
     read_listings,
 )
 from corpus_asr.storage.run_state.tables import (
+    LABEL_ROWS,
     PLANS_FOLDER,
+    SEGMENT_ROWS,
     SUFFIX,
     OutputStore,
     time_ns_of,
+    without_credentials,
 )
 from corpus_asr.storage.run_state.what_counts import RemainingReason
 from corpus_asr.storage.stores.filesystem import StoreOptions

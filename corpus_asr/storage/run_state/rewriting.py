@@ -27,14 +27,15 @@ from corpus_asr.storage.run_state.corrections import (
 from corpus_asr.storage.run_state.duplicates import without_losers
 from corpus_asr.storage.run_state.finish import write_empty_tables
 from corpus_asr.storage.run_state.identities import Identities
-from corpus_asr.storage.run_state.part_rows import kind_of, part_rows
-from corpus_asr.storage.run_state.result_rows import LABEL_ROWS, SEGMENT_ROWS, nested
+from corpus_asr.storage.run_state.part_rows import kind_of, nested, part_rows
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.run_tables import REDO_NAME
 from corpus_asr.storage.run_state.tables import (
     DUPLICATES_FOLDER,
     HOOKS_FOLDER,
+    LABEL_ROWS,
     RECORDINGS_FOLDER,
+    SEGMENT_ROWS,
     SPEAKERS_FOLDER,
     SUFFIX,
     VOICES_FOLDER,

@@ -46,13 +46,14 @@ from corpus_asr.schemas import FILES, OUTCOMES, RECORDINGS
 from corpus_asr.scratch import scratch_folder
 from corpus_asr.storage.parquet import BATCH_ROWS, conform
 from corpus_asr.storage.run_state.identities import Identities
-from corpus_asr.storage.run_state.result_rows import PART_ROWS_FOLDERS, without_credentials
 from corpus_asr.storage.run_state.tables import (
     OUTCOMES_FOLDER,
+    PART_ROWS_FOLDERS,
     OutputStore,
     beside,
     is_commit,
     projected,
+    without_credentials,
 )
 from corpus_asr.storage.run_state.what_counts import (
     AGAIN,

@@ -21,33 +21,39 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from corpus_asr.config.run import DatasetSettings, OutputSettings
 from corpus_asr.errors import ConfigError, CorpusAsrError, EngineError
 from corpus_asr.json_values import load
-from corpus_asr.schemas import OUTCOMES, RECORDINGS
+from corpus_asr.schemas import LABELS, OUTCOMES, RECORDINGS, SEGMENTS
 from corpus_asr.storage.parquet import (
     BATCH_ROWS,
     conform,
     encode_parquet,
     parquet_batches,
     parquet_rows,
-)
-from corpus_asr.storage.run_state.result_rows import (
-    PART_ROWS_FOLDERS,
-    SEGMENT_ROWS,
-    PartRows,
+    with_column,
 )
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import READERS, StoreOptions, read_ahead
 from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
-from corpus_asr.storage.stores.uri import LOCAL, normalize, redact_uri, scheme_of, within
+from corpus_asr.storage.stores.uri import (
+    LOCAL,
+    normalize,
+    public,
+    public_text,
+    redact_uri,
+    scheme_of,
+    within,
+    without_named_secrets,
+)
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -72,6 +78,20 @@ def is_commit(name: str) -> bool:
 def beside(name: str, folder: str) -> str:
     """Return the name of the object in another folder that belongs to one of outcomes."""
     return f"{folder}/{name.rpartition('/')[2]}"
+
+
+@dataclass(frozen=True, slots=True)
+class PartRows:
+    """A table whose rows belong to parts, written together with their outcomes."""
+
+    folder: str  # below the output folder; also the column of RESULTS that holds a part's rows
+    schema: pa.Schema
+
+
+SEGMENT_ROWS = PartRows("segments", SEGMENTS)
+LABEL_ROWS = PartRows("labels", LABELS)
+PART_ROWS = (SEGMENT_ROWS, LABEL_ROWS)
+PART_ROWS_FOLDERS = tuple(rows.folder for rows in PART_ROWS)
 
 
 class WriteGuard(Protocol):
@@ -537,3 +557,20 @@ def time_ns_of(name: str) -> int:
 def _run_of(name: str) -> str | None:
     match = _BY_RUN.fullmatch(name)
     return match and match["run_id"]
+
+
+def without_credentials(rows: pa.Table) -> pa.Table:
+    """Return rows without credentials in URIs and texts; the same table if it has none."""
+    texts = {"uri": public, "error_message": _public_message, "metadata": public_text}
+    for name in texts.keys() & set(rows.schema.names):
+        # Few texts hold a URI with a password or a query; a message holds what a library said.
+        suspect = "." if name == "error_message" else r"(?s)://.*[?@]"
+        if not pc.any(pc.match_substring_regex(rows[name], suspect)).as_py():
+            continue
+        remove = texts[name]
+        rows = with_column(rows, name, [text and remove(text) for text in rows[name].to_pylist()])
+    return rows
+
+
+def _public_message(text: str) -> str:
+    return without_named_secrets(public_text(text))
