@@ -3,7 +3,7 @@
 All times are seconds from the start of the recording.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -21,37 +21,6 @@ class SpeechSpan:
 
     start_s: float
     end_s: float
-
-
-SHORTEST_GAP_S = 2.0
-"""Minimum detected speech without text, in seconds: shorter spans are mostly padding."""
-
-
-def speech_without_text(
-    speech: Sequence[SpeechSpan], texts: Iterable[tuple[float, float]], start_s: float, end_s: float
-) -> list[list[SpeechSpan]]:
-    """Return the detected speech in each gap between texts with at least `SHORTEST_GAP_S` of it.
-
-    Gaps lie between `start_s` and `end_s`; `speech` is sorted, and its spans do not overlap.
-    """
-    edges = [start_s]
-    for text in sorted(texts):
-        edges += [min(max(edges[-1], edge_s), end_s) for edge_s in text]
-    edges.append(end_s)
-    gaps = [
-        [
-            SpeechSpan(start_s=max(first_s, span.start_s), end_s=min(last_s, span.end_s))
-            for span in speech
-            if span.end_s > first_s and span.start_s < last_s
-        ]
-        for first_s, last_s in zip(edges[::2], edges[1::2], strict=True)
-    ]
-    return [gap for gap in gaps if seconds_of(gap) >= SHORTEST_GAP_S]
-
-
-def seconds_of(spans: Iterable[SpeechSpan]) -> float:
-    """Return the total duration of spans."""
-    return sum(span.end_s - span.start_s for span in spans)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

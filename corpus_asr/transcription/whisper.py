@@ -12,7 +12,7 @@ from corpus_asr.config.decoding import DecodingSettings, Hotword
 from corpus_asr.decoding.jobs import Gather, Search, Steps
 from corpus_asr.decoding.phrases import HotwordTries, PhraseTrie, as_prompt
 from corpus_asr.errors import ConfigError, ItemError
-from corpus_asr.segments import PartTranscript, Segment, Word, speech_without_text
+from corpus_asr.segments import PartTranscript, Segment, Word
 from corpus_asr.text.words import AFTER_A_WORD, BEFORE_A_WORD
 from corpus_asr.transcription.fallback import Attempt, OpenAIRules, without_last_token
 from corpus_asr.transcription.long_form import Clock, LongFormRules, TokenSpan, ends_closed
@@ -33,6 +33,7 @@ from corpus_asr.transcription.windows import (
     clip_ranges,
     frames_to_encode,
     holds_the_beginning,
+    speech_without_text,
 )
 from corpus_asr.transcription.words import (
     DraftSegment,

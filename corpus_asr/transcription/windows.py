@@ -8,7 +8,7 @@ one is cut at its last whole frame and padded with 0.0, a value that digital sil
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -17,7 +17,7 @@ import numpy as np
 from corpus_asr.array_types import Float, Float16
 from corpus_asr.config.decoding import DecodingSettings, Hotword
 from corpus_asr.families.registry import PartFeatures
-from corpus_asr.segments import Segment, SpeechSpan, seconds_of, speech_without_text
+from corpus_asr.segments import Segment, SpeechSpan
 from corpus_asr.units import (
     FRAMES_PER_SECOND,
     HOP_SAMPLES,
@@ -319,6 +319,37 @@ def clip_ranges(part: PartRequest, clip_timestamps: Sequence[float]) -> list[tup
     if len(frames) % 2:
         frames.append(part.num_frames)
     return [(start, end) for start, end in list(pairwise(frames))[::2] if end > start]
+
+
+SHORTEST_GAP_S = 2.0
+"""Minimum detected speech without text, in seconds: shorter spans are mostly padding."""
+
+
+def speech_without_text(
+    speech: Sequence[SpeechSpan], texts: Iterable[tuple[float, float]], start_s: float, end_s: float
+) -> list[list[SpeechSpan]]:
+    """Return the detected speech in each gap between texts with at least `SHORTEST_GAP_S` of it.
+
+    Gaps lie between `start_s` and `end_s`; `speech` is sorted, and its spans do not overlap.
+    """
+    edges = [start_s]
+    for text in sorted(texts):
+        edges += [min(max(edges[-1], edge_s), end_s) for edge_s in text]
+    edges.append(end_s)
+    gaps = [
+        [
+            SpeechSpan(start_s=max(first_s, span.start_s), end_s=min(last_s, span.end_s))
+            for span in speech
+            if span.end_s > first_s and span.start_s < last_s
+        ]
+        for first_s, last_s in zip(edges[::2], edges[1::2], strict=True)
+    ]
+    return [gap for gap in gaps if seconds_of(gap) >= SHORTEST_GAP_S]
+
+
+def seconds_of(spans: Iterable[SpeechSpan]) -> float:
+    """Return the total duration of spans."""
+    return sum(span.end_s - span.start_s for span in spans)
 
 
 def speech_without_text_s(

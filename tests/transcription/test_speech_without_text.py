@@ -18,9 +18,14 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.jobs import WindowJob, WindowResult
 from corpus_asr.report.scoring import normalized
 from corpus_asr.runtime.transcriber import Transcriber
-from corpus_asr.segments import Segment, SpeechSpan, seconds_of, speech_without_text
+from corpus_asr.segments import Segment, SpeechSpan
 from corpus_asr.transcription.whisper import WhisperTranscriber
-from corpus_asr.transcription.windows import KnownText, speech_without_text_s
+from corpus_asr.transcription.windows import (
+    KnownText,
+    seconds_of,
+    speech_without_text,
+    speech_without_text_s,
+)
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import read_clip, read_manifest
 from tests.support.prompt_formats import BEGIN, END, ENGLISH, NO_SPEECH, START, part, prompt_format
