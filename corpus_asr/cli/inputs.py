@@ -16,10 +16,10 @@ from corpus_asr.storage.listing import (
     first_magic,
     probably_meant,
 )
-from corpus_asr.storage.stores.members import is_archive
 from corpus_asr.storage.stores.uri import (
     LOCAL,
     escaped_path,
+    is_archive,
     local_path,
     normalize,
     parent,

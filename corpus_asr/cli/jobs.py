@@ -113,7 +113,7 @@ def _model_line(pipeline: Job) -> str:
 
 def _source_keys(source: str) -> dict[str, str]:
     from corpus_asr.storage.manifest import is_manifest
-    from corpus_asr.storage.stores.members import is_table
+    from corpus_asr.storage.stores.uri import is_table
 
     if not is_manifest(source):
         return {"source.uri": source}

@@ -20,9 +20,8 @@ from corpus_asr.config.decoding import AUTO_TRACK
 from corpus_asr.errors import DecodeError
 from corpus_asr.stages.messages import CHANGED, CUT_SHORT, Clip, ClipRange, CutRequest
 from corpus_asr.storage.stores.filesystem import RangeFile, StoreOptions, open_binary
-from corpus_asr.storage.stores.members import located
 from corpus_asr.storage.stores.store import may_be_same
-from corpus_asr.storage.stores.uri import redact_uri
+from corpus_asr.storage.stores.uri import located, redact_uri
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 # Timestamps are in steps of 20 ms and may lie slightly after the end.

@@ -37,8 +37,7 @@ from corpus_asr.stages.parts import (
 from corpus_asr.storage.manifest import aligned_text, expected_bytes
 from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.storage.stores.filesystem import BLOCK_BYTES, StoreOptions
-from corpus_asr.storage.stores.members import located
-from corpus_asr.storage.stores.uri import redact_uri
+from corpus_asr.storage.stores.uri import located, redact_uri
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 
 _LOG = logging.getLogger(__name__)

@@ -28,12 +28,14 @@ from corpus_asr.storage.stores.filesystem import (
     list_pages,
 )
 from corpus_asr.storage.stores.host_allowlist import WEB
-from corpus_asr.storage.stores.members import is_archive, is_table, member_address
 from corpus_asr.storage.stores.store import Page
 from corpus_asr.storage.stores.uri import (
     LOCAL,
     expanded,
+    is_archive,
+    is_table,
     local_path,
+    member_address,
     normalize,
     recording_id,
     redact_uri,

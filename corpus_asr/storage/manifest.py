@@ -40,8 +40,17 @@ from corpus_asr.failure_kinds import UNSUPPORTED_SCHEME
 from corpus_asr.storage.parquet import UnfoldedError, bounded_rows, parquet_metadata
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions, open_binary
 from corpus_asr.storage.stores.host_allowlist import may_name
-from corpus_asr.storage.stores.members import member_address, plain_member, told_bytes
-from corpus_asr.storage.stores.uri import LOCAL, normalize, parent, redact_uri, resolve, scheme_of
+from corpus_asr.storage.stores.members import plain_member
+from corpus_asr.storage.stores.uri import (
+    LOCAL,
+    member_address,
+    normalize,
+    parent,
+    redact_uri,
+    resolve,
+    scheme_of,
+    told_bytes,
+)
 from corpus_asr.units import MEBIBYTE
 
 if TYPE_CHECKING:  # imports pydantic

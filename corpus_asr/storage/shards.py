@@ -23,19 +23,17 @@ from corpus_asr.storage.stores.filesystem import (
     open_container,
     read_ahead,
 )
-from corpus_asr.storage.stores.members import (
-    HEADER_BLOCK_BYTES,
-    REST,
-    TarMember,
+from corpus_asr.storage.stores.members import HEADER_BLOCK_BYTES, REST, TarMember, tar_members
+from corpus_asr.storage.stores.store import ObjectInfo, Page, StoreError
+from corpus_asr.storage.stores.uri import (
+    SIZE,
     is_archive,
     is_table,
     member_address,
     member_uri,
     member_version,
-    tar_members,
+    redact_uri,
 )
-from corpus_asr.storage.stores.store import SIZE, ObjectInfo, Page, StoreError
-from corpus_asr.storage.stores.uri import redact_uri
 
 _LOG = logging.getLogger(__name__)
 

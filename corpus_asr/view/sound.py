@@ -25,8 +25,8 @@ from corpus_asr.storage.run_state.own_sources import source_options
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import RangeFile
-from corpus_asr.storage.stores.members import located
 from corpus_asr.storage.stores.store import RetryPolicy, may_be_same
+from corpus_asr.storage.stores.uri import located
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 # By name, so that native decoders are imported in the child process alone.

@@ -18,7 +18,7 @@ from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.manifest import expected_bytes
 from corpus_asr.storage.stores import cells
 from corpus_asr.storage.stores.filesystem import StoreOptions, describe, open_binary, read_bytes
-from corpus_asr.storage.stores.members import located
+from corpus_asr.storage.stores.uri import located
 from tests.support.stores import S3Server
 
 COLUMN = StoreOptions(audio_column="audio")

@@ -28,8 +28,7 @@ from corpus_asr.storage.stores.filesystem import (
     write_atomic,
 )
 from corpus_asr.storage.stores.host_allowlist import FileRules
-from corpus_asr.storage.stores.members import located, member_address
-from corpus_asr.storage.stores.uri import public, recording_id
+from corpus_asr.storage.stores.uri import located, member_address, public, recording_id
 from tests.support.stores import S3Server, web_server
 
 GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "manifests.md"

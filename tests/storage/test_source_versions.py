@@ -10,7 +10,7 @@ import pytest
 from corpus_asr.config.run import SourceSettings
 from corpus_asr.storage.run_state.forget import find_recordings, forget
 from corpus_asr.storage.stores.filesystem import read_bytes
-from corpus_asr.storage.stores.members import located
+from corpus_asr.storage.stores.uri import located
 from tests.storage.test_members import tar_bytes
 from tests.storage.test_redo import ENGLISH, NAMES, Folder
 from tests.support.runs import ManualRun, planned_files

@@ -27,9 +27,8 @@ from corpus_asr.storage.stores.filesystem import (
     exists,
     open_binary,
 )
-from corpus_asr.storage.stores.members import located
 from corpus_asr.storage.stores.store import content_version
-from corpus_asr.storage.stores.uri import public
+from corpus_asr.storage.stores.uri import located, public
 
 _READERS = 16  # of some samples each: waiting for disks and stores
 _ARRIVED = projected(FILES, ("recording_id", "uri", "etag", "size_bytes"))

@@ -25,8 +25,15 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.host_allowlist import WEB, FileRules, HostRules, host_of
-from corpus_asr.storage.stores.members import member_address
-from corpus_asr.storage.stores.uri import LOCAL, expanded, normalize, parent, public, scheme_of
+from corpus_asr.storage.stores.uri import (
+    LOCAL,
+    expanded,
+    member_address,
+    normalize,
+    parent,
+    public,
+    scheme_of,
+)
 
 _LOG = logging.getLogger(__name__)
 

@@ -64,8 +64,7 @@ from corpus_asr.storage.run_state.tables import (
 )
 from corpus_asr.storage.run_state.what_counts import RemainingReason
 from corpus_asr.storage.stores.filesystem import StoreOptions
-from corpus_asr.storage.stores.members import located
-from corpus_asr.storage.stores.uri import redact_uri
+from corpus_asr.storage.stores.uri import located, redact_uri
 from corpus_asr.units import MEBIBYTE, counted
 
 # Tiny files: seconds of work, so that the latency of opening the first file is negligible ...

@@ -19,7 +19,7 @@ from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.failure_kinds import NOT_FOUND
 from corpus_asr.schemas import RECORDINGS
 from corpus_asr.storage.run_state.tables import RECORDINGS_FOLDER, OutputStore, projected
-from corpus_asr.storage.stores.store import SIZE
+from corpus_asr.storage.stores.uri import SIZE
 
 logger = logging.getLogger(__name__)
 

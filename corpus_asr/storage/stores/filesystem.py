@@ -30,12 +30,7 @@ from corpus_asr.failure_kinds import (
 )
 from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, WEB, FileRules, HostRules
 from corpus_asr.storage.stores.local import LocalStore
-from corpus_asr.storage.stores.members import (
-    HEADER_BLOCK_BYTES,
-    MemberStore,
-    is_table,
-    member_address,
-)
+from corpus_asr.storage.stores.members import HEADER_BLOCK_BYTES, MemberStore
 from corpus_asr.storage.stores.store import (
     DEFAULT_POLICY,
     FEW_ATTEMPTS,
@@ -49,7 +44,7 @@ from corpus_asr.storage.stores.store import (
     fetch_error,
     with_retries,
 )
-from corpus_asr.storage.stores.uri import LOCAL, normalize, scheme_of
+from corpus_asr.storage.stores.uri import LOCAL, is_table, member_address, normalize, scheme_of
 from corpus_asr.units import MEBIBYTE
 
 if TYPE_CHECKING:  # importing takes 0.1 s in each process that reads audio

@@ -1,58 +1,31 @@
-"""Recordings within larger files, read by ranges: their addresses, and members of tar archives.
+"""Members of tar archives: found by the archive's headers, read by ranges of the archive."""
 
-    shard.tar#talks/a.flac          a member, by its name
-    clips.parquet#17                a row of a table (cells.py), counted from 0
-
-The address alone is enough: the member is looked for, which reads the archive's headers. A listing
-knows where it lies and says so in its version, `ETAG@PLACE`; `located` makes of both an address
-that is opened at once. Names within an archive are names, never paths of this machine.
-"""
-
-import hashlib
-import re
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import IO, NamedTuple, Protocol
 
-from corpus_asr.config.storage_options import TABLE, TAR
+from corpus_asr.config.storage_options import TAR
 from corpus_asr.failure_kinds import BAD_ARCHIVE, CHANGED, NOT_FOUND
-from corpus_asr.storage.stores.store import ObjectInfo, Store, StoreError, is_by_size
-from corpus_asr.storage.stores.uri import escaped_path
+from corpus_asr.storage.stores.store import ObjectInfo, Store, StoreError
+from corpus_asr.storage.stores.uri import (
+    MemberAddress,
+    escaped_path,
+    is_table,
+    member_address,
+    member_uri,
+    member_version,
+    path_of,
+    version_digest,
+)
 from corpus_asr.units import MEBIBYTE
 
-_PACKED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
-_SUFFIXES = "|".join(re.escape(suffix) for suffix in (*_PACKED_TARS, TAR, TABLE))
-# A web address may have a query, such as a signature, in front of the member.
-_MEMBER = re.compile(
-    rf"(.+?(?:{_SUFFIXES})(?:\?[^#]*)?)#(?:!([0-9+.~]+)!(~?)([0-9a-f]+)#)?(.+)",
-    re.IGNORECASE | re.DOTALL,
-)
-_VERSION = re.compile(r"(.+)@([0-9]+\+[0-9]+|[0-9]+\.[0-9]+~([0-9]+))", re.DOTALL)
 REST = "*"
 """The member that stands for what cannot be read of an archive."""
 HEADER_BLOCK_BYTES = 64 * 1024  # headers lie apart by what is between them
 # Long names and pax headers are a few kilobytes; what claims more must not fill the memory.
 _MOST_HEADER_BYTES = MEBIBYTE
-
-
-class MemberAddress(NamedTuple):
-    """Parsed address of an archive's member."""
-
-    container: str
-    name: str
-    place: str | None
-    """Position of the member, if the listing has it ..."""
-    of: str | None
-    """... of a container with this digest of its version."""
-    may_move: bool = False
-    """Whether it is looked for by its name in a container of another version."""
-
-    @property
-    def uri(self) -> str:
-        """The URI as stored in tables."""
-        return f"{self.container}#{self.name}"
 
 
 class TarMember(NamedTuple):
@@ -85,78 +58,13 @@ class ContainerFile(Protocol):
         """Close it."""
 
 
-def is_archive(uri: str) -> bool:
-    """Return whether a name is that of an archive with recordings as members."""
-    return _path_of(uri).lower().endswith((TAR, *_PACKED_TARS))
-
-
-def is_table(uri: str) -> bool:
-    """Return whether a name is that of a table whose rows may be recordings."""
-    return _path_of(uri).lower().endswith(TABLE)
-
-
-def told_bytes(version: str | None) -> int | None:
-    """Return the approximate audio size of a row in bytes, from its version; None for others."""
-    match = _VERSION.fullmatch(version) if version and "~" in version else None
-    return int(match[3]) if match and match[3] else None
-
-
-def member_address(uri: str) -> MemberAddress | None:
-    """Return the components of a member's URI; None for other URIs."""
-    match = _MEMBER.fullmatch(uri) if "#" in uri else None  # skips most of millions of URIs
-    if match is None:
-        return None
-    container, place, may_move, of, name = match.groups()
-    return MemberAddress(container, name, place, of, may_move=bool(may_move))
-
-
-def member_uri(container: str, name: str) -> str:
-    """Return the URI of a member as stored in tables."""
-    return f"{container}#{name}"
-
-
-def member_version(container: str | None, place: str | None, told: str | None = None) -> str | None:
-    """Return the version of a member: that of its container, and its position there.
-
-    Args:
-        told: a version of the member itself, by its size.
-    """
-    place_version = f"{container}@{place}" if container and place else container
-    return f"{told}@{place_version}" if told and place_version else told or place_version
-
-
-def located(uri: str, version: str | None) -> str:
-    """Return a URI that opens a listed member without searching for it.
-
-    Other URIs are returned unchanged. Valid within one process; never stored in a table.
-    """
-    match = _VERSION.fullmatch(version) if version and "#" in uri else None
-    member = member_address(uri) if match else None
-    if match is None or member is None or member.place is not None:
-        return uri
-    listed = match[1]
-    # A member with a version of its own may have moved: then it is located by name.
-    may_move = is_by_size(listed)
-    digest = version_digest(listed.partition("@")[2] if may_move else listed)
-    return f"{member.container}#!{match[2]}!{'~' if may_move else ''}{digest}#{member.name}"
-
-
-def version_digest(version: str | None) -> str:
-    """Return a short digest of a version, as used in URIs of members."""
-    return hashlib.blake2b((version or "").encode(), digest_size=8).hexdigest()
-
-
-def _path_of(uri: str) -> str:
-    return uri.partition("?")[0] if uri.startswith(("http://", "https://")) else uri
-
-
 def tar_members(file: ContainerFile, container: str) -> Iterator[TarMember]:
     """Yield the regular files of an open tar archive in order, reading only headers.
 
     Raises:
         StoreError: kind `bad_archive`; members yielded before it are complete.
     """
-    if not _path_of(container).lower().endswith(TAR):
+    if not path_of(container).lower().endswith(TAR):
         raise _bad(
             "found a compressed tar archive, which cannot be read by ranges",
             "an uncompressed one",

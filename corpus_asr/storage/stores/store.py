@@ -25,7 +25,7 @@ from corpus_asr.failure_kinds import (
     TIMEOUT,
 )
 from corpus_asr.logs import event
-from corpus_asr.storage.stores.uri import redact_uri, scheme_of, without_secrets
+from corpus_asr.storage.stores.uri import is_by_size, redact_uri, scheme_of, without_secrets
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -79,8 +79,6 @@ class ObjectInfo:
 
 # MD5 ETag of a single or multipart upload; some servers return zeros for objects not hashed.
 _MD5 = re.compile(r"(?!0{32})[0-9a-f]{32}(-\d+)?", re.IGNORECASE)
-SIZE = "size:"
-"""Prefix of versions of archive members that are a size, not an ETag: `size:9@ETAG@PLACE`."""
 
 
 def may_be_same(version: str | None, present: str | None) -> bool:
@@ -90,11 +88,6 @@ def may_be_same(version: str | None, present: str | None) -> bool:
     if is_by_size(version):
         return version.partition("@")[0] == present.partition("@")[0]
     return version == present
-
-
-def is_by_size(version: str) -> bool:
-    """Return whether a version is a size, whatever the ETag and the member's position."""
-    return version.startswith(SIZE)
 
 
 def content_version(uri: str, version: str | None) -> str | None:

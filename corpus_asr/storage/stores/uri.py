@@ -1,4 +1,13 @@
-"""URIs of objects: normal form, identity, the form that is safe to display, and braces.
+"""URIs of objects: normal form, identity, what is safe to display, archive members, and braces.
+
+A recording within a larger file has an address of its own, and is read by ranges:
+
+    shard.tar#talks/a.flac          a member, by its name
+    clips.parquet#17                a row of a table (cells.py), counted from 0
+
+The address alone is enough: the member is looked for, which reads the archive's headers. A listing
+knows where it lies and says so in its version, `ETAG@PLACE`; `located` makes of both an address
+that is opened at once. Names within an archive are names, never paths of this machine.
 
 Braces stand for several URIs, as in `train-{000..099}.tar` and `{a,b}.tar`. Other brackets of NeMo
 are refused with advice on what to write instead.
@@ -9,7 +18,9 @@ import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
+from corpus_asr.config.storage_options import TABLE, TAR
 from corpus_asr.errors import ConfigError, CorpusAsrError, encodable
 
 LOCAL = "file"
@@ -51,6 +62,17 @@ _SECRET_IN_TEXT = re.compile(
       |xox[a-z]-[\w-]{10,}|A[KS]IA[0-9A-Z]{12,}|eyJ[\w-]{8,}\.[\w-]{4,}\.[\w-]*))""",
     re.IGNORECASE | re.VERBOSE,
 )
+
+_PACKED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+_SUFFIXES = "|".join(re.escape(suffix) for suffix in (*_PACKED_TARS, TAR, TABLE))
+# A web address may have a query, such as a signature, in front of the member.
+_MEMBER = re.compile(
+    rf"(.+?(?:{_SUFFIXES})(?:\?[^#]*)?)#(?:!([0-9+.~]+)!(~?)([0-9a-f]+)#)?(.+)",
+    re.IGNORECASE | re.DOTALL,
+)
+_VERSION = re.compile(r"(.+)@([0-9]+\+[0-9]+|[0-9]+\.[0-9]+~([0-9]+))", re.DOTALL)
+SIZE = "size:"
+"""Prefix of versions of archive members that are a size, not an ETag: `size:9@ETAG@PLACE`."""
 
 
 def scheme_of(uri: str) -> str:
@@ -228,6 +250,95 @@ _NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")
 _LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])(?:\.\.-?(\d+))?")
 # NeMo expands these as braces; here they are a glob, or part of a name.
 _OTHER_BRACKETS = re.compile(r"(?:[\[(<]|_OP_)(\w+?\.\.\w+?)(?:[\])>]|_CL_)")
+
+
+class MemberAddress(NamedTuple):
+    """Parsed address of an archive's member."""
+
+    container: str
+    name: str
+    place: str | None
+    """Position of the member, if the listing has it ..."""
+    of: str | None
+    """... of a container with this digest of its version."""
+    may_move: bool = False
+    """Whether it is looked for by its name in a container of another version."""
+
+    @property
+    def uri(self) -> str:
+        """The URI as stored in tables."""
+        return f"{self.container}#{self.name}"
+
+
+def is_archive(uri: str) -> bool:
+    """Return whether a name is that of an archive with recordings as members."""
+    return path_of(uri).lower().endswith((TAR, *_PACKED_TARS))
+
+
+def is_table(uri: str) -> bool:
+    """Return whether a name is that of a table whose rows may be recordings."""
+    return path_of(uri).lower().endswith(TABLE)
+
+
+def told_bytes(version: str | None) -> int | None:
+    """Return the approximate audio size of a row in bytes, from its version; None for others."""
+    match = _VERSION.fullmatch(version) if version and "~" in version else None
+    return int(match[3]) if match and match[3] else None
+
+
+def member_address(uri: str) -> MemberAddress | None:
+    """Return the components of a member's URI; None for other URIs."""
+    match = _MEMBER.fullmatch(uri) if "#" in uri else None  # skips most of millions of URIs
+    if match is None:
+        return None
+    container, place, may_move, of, name = match.groups()
+    return MemberAddress(container, name, place, of, may_move=bool(may_move))
+
+
+def member_uri(container: str, name: str) -> str:
+    """Return the URI of a member as stored in tables."""
+    return f"{container}#{name}"
+
+
+def member_version(container: str | None, place: str | None, told: str | None = None) -> str | None:
+    """Return the version of a member: that of its container, and its position there.
+
+    Args:
+        told: a version of the member itself, by its size.
+    """
+    place_version = f"{container}@{place}" if container and place else container
+    return f"{told}@{place_version}" if told and place_version else told or place_version
+
+
+def located(uri: str, version: str | None) -> str:
+    """Return a URI that opens a listed member without searching for it.
+
+    Other URIs are returned unchanged. Valid within one process; never stored in a table.
+    """
+    match = _VERSION.fullmatch(version) if version and "#" in uri else None
+    member = member_address(uri) if match else None
+    if match is None or member is None or member.place is not None:
+        return uri
+    listed = match[1]
+    # A member with a version of its own may have moved: then it is located by name.
+    may_move = is_by_size(listed)
+    digest = version_digest(listed.partition("@")[2] if may_move else listed)
+    return f"{member.container}#!{match[2]}!{'~' if may_move else ''}{digest}#{member.name}"
+
+
+def version_digest(version: str | None) -> str:
+    """Return a short digest of a version, as used in URIs of members."""
+    return hashlib.blake2b((version or "").encode(), digest_size=8).hexdigest()
+
+
+def path_of(uri: str) -> str:
+    """Return a URI without the query of a web address, such as a signature."""
+    return uri.partition("?")[0] if uri.startswith(_HTTP) else uri
+
+
+def is_by_size(version: str) -> bool:
+    """Return whether a version is a size, whatever the ETag and the member's position."""
+    return version.startswith(SIZE)
 
 
 def expanded(uris: Iterable[str], setting: str) -> Iterator[str]:
