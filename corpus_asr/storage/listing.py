@@ -3,7 +3,6 @@
 import difflib
 import errno
 import fnmatch
-import functools
 import itertools
 import os
 import re
@@ -95,8 +94,8 @@ class FileListing:
         self._shards = ShardLister(
             store=self._store,
             by_size=source.version == "size",
-            is_ignored=functools.partial(_matched, self._ignored),
-            is_excluded=functools.partial(_matched, self._excluded),
+            ignored=self._ignored,
+            excluded=self._excluded,
         )
         if source.manifest:
             # URIs in manifests follow stricter access rules, and an unreadable archive is a failed
@@ -244,11 +243,11 @@ class FileListing:
                     continue
                 *folders, name = uri.removeprefix(named).split("/")
                 named_table = self._source.audio_column is not None and is_table(name)
-                if (_matched(self._ignored, name) and not named_table) or any(
-                    _matched(self._ignored_folders, folder) for folder in folders
+                if (self._ignored.match(name) and not named_table) or any(
+                    map(self._ignored_folders.match, folders)
                 ):
                     self.num_ignored += 1
-                elif _matched(self._excluded, name):
+                elif self._excluded.match(name):
                     self.num_excluded += 1
                 elif page.sizes[index] is None and _leads_nowhere(uri):
                     self.num_dangling += 1
@@ -386,14 +385,9 @@ def _is_of_folders(pattern: str) -> bool:
     return pattern.startswith((".", "_")) or pattern.endswith("/")
 
 
-def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str] | None:
-    if not patterns:
-        return None
-    return re.compile("|".join(map(fnmatch.translate, patterns)), re.IGNORECASE)
-
-
-def _matched(pattern: re.Pattern[str] | None, name: str) -> bool:
-    return pattern is not None and pattern.match(name) is not None
+def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    alternatives = "|".join(map(fnmatch.translate, patterns)) if patterns else "(?!)"
+    return re.compile(alternatives, re.IGNORECASE)
 
 
 class _IdSet:

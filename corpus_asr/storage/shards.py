@@ -6,8 +6,9 @@ its `.json`, `.txt` and `.cls` their metadata. Several archives are read at once
 
 import json
 import logging
+import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,8 +85,8 @@ class ShardLister:
     store: StoreOptions
     by_size: bool
     """Whether members of equal size are of one version (`source.version: size`)."""
-    is_ignored: Callable[[str], bool]
-    is_excluded: Callable[[str], bool]
+    ignored: re.Pattern[str]
+    excluded: re.Pattern[str]
     is_strict: bool = True
     """Whether a store that does not answer ends the listing, instead of being one failure."""
 
@@ -149,9 +150,9 @@ class _Listing:
                     (sample.columns, columns) if ending in _COLUMNS else (columns, sample.columns)
                 )
                 sample.columns = both[0] | both[1]
-        elif ending in _NO_AUDIO or self.lister.is_ignored(name):
+        elif ending in _NO_AUDIO or self.lister.ignored.match(name):
             found.num_ignored += 1
-        elif self.lister.is_excluded(name):
+        elif self.lister.excluded.match(name):
             found.num_excluded += 1
         else:
             sample.audio.append(member)
