@@ -167,7 +167,6 @@ def digest_content(file: io.BufferedIOBase) -> str | None:
 
 def _open(uri: str, options: StoreOptions, *, block_bytes: int | None = None) -> io.BufferedReader:
     store, uri = _read_from(normalize(uri), options)
-    block_bytes = block_bytes or options.storage.values().get("default_block_size")
     raw = RangeFile(store, uri, policy=options.policy, block_bytes=block_bytes)
     return io.BufferedReader(raw, READ_BUFFER_BYTES)
 
@@ -372,7 +371,7 @@ class RangeFile(io.RawIOBase):
     ) -> None:
         super().__init__()
         self._store, self._uri, self._policy = store, uri, policy
-        self._block_bytes = block_bytes or BLOCK_BYTES
+        self._block_bytes = block_bytes or store.block_bytes or BLOCK_BYTES
         self._position = 0
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
         self._ahead: tuple[int, Future[bytes]] | None = None

@@ -72,6 +72,7 @@ class FsspecStore(Store):
             self._class = fsspec.get_filesystem_class(self._scheme)
             # Not `url_to_fs`, which parses "::" within a name as chained stores.
             self._options = storage.values() | self._class._get_kwargs_from_urls(uri)
+            self.block_bytes = self._options.get("default_block_size")
             if self._scheme in _GOOGLE | _AZURE:
                 self._check_names(storage.values())
 

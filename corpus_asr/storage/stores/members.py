@@ -168,6 +168,7 @@ class MemberStore(Store):
         self, store: Store, address: MemberAddress, open_container: Callable[[], ContainerFile]
     ) -> None:
         self._store, self._address, self._open = store, address, open_container
+        self.block_bytes = store.block_bytes
         self._found: _MemberPosition | None = None
 
     def translate(self, error: Exception) -> StoreError | None:

@@ -104,6 +104,7 @@ class S3Store(Store):
             if self._added:
                 _check_parameters(self._added)
         self._parts_at_once = options.get("max_concurrency", PARTS_AT_ONCE)
+        self.block_bytes = options.get("default_block_size")
 
     def translate(self, error: Exception) -> StoreError:
         failure = from_exception(error)

@@ -107,6 +107,9 @@ class Page(NamedTuple):
 class Store:
     """Interface of all stores; `translate` maps the errors of a store's library."""
 
+    block_bytes: int | None = None
+    """Size of the blocks in which objects are read, by its options; None: the default."""
+
     def translate(self, error: Exception) -> StoreError | None:
         """Return the `StoreError` of an exception; None if the store did not fail."""
         return from_os_error(error) if isinstance(error, OSError) else None
