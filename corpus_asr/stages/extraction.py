@@ -154,7 +154,7 @@ class PartExtractor:
         self._speakers = speakers
         # By class, with options; created here for the same reason.
         self._measures: dict[str, tuple[Mapping[str, Any], Measure]] = {}
-        self._measures_for(settings, speakers)
+        self._usual_measures = self._measures_for(settings, speakers)
         self._prefetcher = FilePrefetcher(self._open, threads=PREFETCH_THREADS)
 
     def __call__(self, request: ExtractRequest) -> Iterator[ExtractedPart]:
@@ -167,7 +167,9 @@ class PartExtractor:
         """Yield the parts, and decoding progress at the start and then every second."""
         settings = request.settings or self._settings
         uri = redact_uri(request.name or request.uri)  # used only in messages from here on
-        measures = self._measures_for(settings, request.speakers or self._speakers)
+        measures = self._usual_measures
+        if request.settings is not None or request.speakers is not None:
+            measures = self._measures_for(settings, request.speakers or self._speakers)
         work = _ExtractionState(settings, request.done_parts, measures, uri=uri)
         if request.upcoming:
             self._prefetcher.expect((request.uri, *request.upcoming))
