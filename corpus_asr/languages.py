@@ -1,4 +1,4 @@
-"""Whisper's languages by code and by their names, and the windows used for language detection.
+"""Whisper's languages by code and by their names.
 
 Names are English, native, or codes of other standards; case, accents and apostrophes are ignored in
 those. Source: CLDR 47 for native names, ISO 639-2 and 639-3 for three-letter codes.
@@ -8,10 +8,9 @@ import difflib
 import functools
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.units import LONG_SILENCE_S, WINDOW_S
 
 # The order is that of the tokens after <|startoftranscript|>; large-v3 appended Cantonese.
 # Source: openai/whisper, tokenizer.py, LANGUAGES and TO_LANGUAGE_CODE.
@@ -159,43 +158,6 @@ def check_known(wanted: Iterable[str], known: Collection[str]) -> None:
         f"decoding.language: this checkpoint does not know {', '.join(unknown)}; {hint}it knows "
         f"{', '.join(sorted(known))}"
     )
-
-
-# One window may contain a jingle, an advertisement or a quotation; with three, the majority
-# language is chosen.
-_MOST_WINDOWS = 3
-# In a short span the first window covers most of it.
-_S_PER_WINDOW = 90.0
-
-
-def language_window_starts(
-    speech: Sequence[tuple[float, float]] | None, *, start_s: float, end_s: float
-) -> list[float]:
-    """Return up to three window starts in a span, the first where its decoding starts.
-
-    All but the first window lie inside the span; none overlap. Features are cut and decoded there.
-    """
-    first_s = _next_speech(speech, start_s)
-    starts = [start_s if first_s is None else first_s]
-    count = min(_MOST_WINDOWS, 1 + int((end_s - starts[0]) // _S_PER_WINDOW))
-    apart_s = (end_s - starts[0]) / count
-    for number in range(1, count):
-        wanted_s = max(starts[0] + number * apart_s, starts[-1] + WINDOW_S)
-        found_s = _next_speech(speech, wanted_s)
-        if found_s is None or found_s + WINDOW_S > end_s:
-            break
-        starts.append(found_s)
-    return starts
-
-
-def _next_speech(speech: Sequence[tuple[float, float]] | None, time_s: float) -> float | None:
-    # A short silence is not skipped, as in the seek loop.
-    if speech is None:
-        return time_s
-    for span_start_s, span_end_s in speech:
-        if span_end_s > time_s:
-            return time_s if span_start_s - time_s <= LONG_SILENCE_S else span_start_s
-    return None
 
 
 def _plain(text: str) -> str:

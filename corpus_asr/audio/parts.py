@@ -1,6 +1,6 @@
-"""Splits a streamed recording into parts."""
+"""Splits a streamed recording into parts, and chooses windows of these to detect a language in."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from corpus_asr.audio.vad import (
     speech_spans,
     true_runs,
 )
-from corpus_asr.units import SAMPLE_RATE_HZ
+from corpus_asr.units import LONG_SILENCE_S, SAMPLE_RATE_HZ, WINDOW_S
 
 # Fraction of a part's end in which the cut is searched.
 MAX_SEARCH_S = 60.0
@@ -175,3 +175,40 @@ def _step_power(samples: Samples) -> Probabilities:
     power = np.square(samples.reshape(-1, STEP_SAMPLES)).mean(axis=1)
     padded = np.pad(power, POWER_STEPS // 2, mode="edge")
     return np.convolve(padded, np.full(POWER_STEPS, 1 / POWER_STEPS, np.float32), mode="valid")
+
+
+# One window may contain a jingle, an advertisement or a quotation; with three, the majority
+# language is chosen.
+_MOST_WINDOWS = 3
+# In a short span the first window covers most of it.
+_S_PER_WINDOW = 90.0
+
+
+def language_window_starts(
+    speech: Sequence[tuple[float, float]] | None, *, start_s: float, end_s: float
+) -> list[float]:
+    """Return up to three window starts in a span, the first where its decoding starts.
+
+    All but the first window lie inside the span; none overlap. Features are cut and decoded there.
+    """
+    first_s = _next_speech(speech, start_s)
+    starts = [start_s if first_s is None else first_s]
+    count = min(_MOST_WINDOWS, 1 + int((end_s - starts[0]) // _S_PER_WINDOW))
+    apart_s = (end_s - starts[0]) / count
+    for number in range(1, count):
+        wanted_s = max(starts[0] + number * apart_s, starts[-1] + WINDOW_S)
+        found_s = _next_speech(speech, wanted_s)
+        if found_s is None or found_s + WINDOW_S > end_s:
+            break
+        starts.append(found_s)
+    return starts
+
+
+def _next_speech(speech: Sequence[tuple[float, float]] | None, time_s: float) -> float | None:
+    # A short silence is not skipped, as in the seek loop.
+    if speech is None:
+        return time_s
+    for span_start_s, span_end_s in speech:
+        if span_end_s > time_s:
+            return time_s if span_start_s - time_s <= LONG_SILENCE_S else span_start_s
+    return None

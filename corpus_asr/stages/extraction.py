@@ -26,7 +26,7 @@ import numpy as np
 
 from corpus_asr.array_types import Float16
 from corpus_asr.audio.decode import DAMAGED, AudioDecoder, open_audio
-from corpus_asr.audio.parts import AudioPart, PartCutter
+from corpus_asr.audio.parts import AudioPart, PartCutter, language_window_starts
 from corpus_asr.audio.vad import SileroDetector, SpeechCriteria
 from corpus_asr.config.decoding import ALL_TRACKS
 from corpus_asr.config.extraction import NO_SPEAKERS, ExtractSettings, SpeakerSettings
@@ -38,7 +38,6 @@ from corpus_asr.families.registry import (
     resolve,
     users_family,
 )
-from corpus_asr.languages import language_window_starts
 from corpus_asr.stages.measures import Measure, measure_part, new_measure, wanted_measures
 from corpus_asr.stages.parts import DecodeProgress, ExtractedPart, ExtractRequest, check_size
 from corpus_asr.storage.stores.filesystem import (

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from corpus_asr.array_types import Float
+from corpus_asr.audio.parts import language_window_starts
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.run import ClassificationSettings
 from corpus_asr.decoding.device import set_threads
 from corpus_asr.decoding.jobs import Gather, Search, Steps, TokenRules, WindowJob
 from corpus_asr.families.loading import load_classifier, load_slot_model
 from corpus_asr.families.registry import family_of, resolve
-from corpus_asr.languages import language_window_starts
 from corpus_asr.segments import Label, LabelledWindow, PartLabels, PartTranscript
 from corpus_asr.threads import run_apart
 from corpus_asr.transcription.engine import Engine

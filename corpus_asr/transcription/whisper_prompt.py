@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from corpus_asr.array_types import Float16
+from corpus_asr.audio.parts import language_window_starts
 from corpus_asr.config.decoding import DecodingSettings, check_english_only
 from corpus_asr.decoding.jobs import Search, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.phrases import as_prompt, check_hotwords, forms
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.registry import family_of, resolve
-from corpus_asr.languages import check_known, language_window_starts
+from corpus_asr.languages import check_known
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.windows import Language, PartRequest, frames_to_encode
 from corpus_asr.transcription.words import AlignmentSpec, split_words, upper_half
