@@ -160,13 +160,15 @@ class AudioSettings:
 
 
 QUALITIES: Mapping[str, Mapping[str, Any]] = {
-    "fast": {"beam_size": 1, "padding_s": 10.0},
+    "fast": {"beam_size": 1},
     "balanced": {},
     "accurate": {"beam_size": 5},
 }
 """Values of `decoding` keys set by each `quality`; measured in docs/how-to/decoding.md."""
 AUTO_BEAMS = 5
 """Number of beams of `beam_size` auto, the default of openai-whisper and faster-whisper."""
+AUTO_PADDING_S = 5.0
+"""First padding of `padding_s` auto; measured in docs/benchmarks/README.md#short-clips."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,9 +194,8 @@ class DecodingSettings:
     """Clips to transcribe, as start, end, start, end ... in seconds of the recording; without the
     last end, up to the end. A list, or text such as `10,20`. Default: everything."""
     window_s: float | None = field(default=None, metadata={"ge": 1, "le": 3600})
-    """Maximum window length in seconds of Speech2Text, of a `chunked` Whisper (faster only with
-    padding_s), or of models that read each window once; null: 30 for Whisper, 15 for Speech2Text,
-    120 for Parakeet."""
+    """Maximum window length in seconds of Speech2Text, of a `chunked` Whisper, or of models that
+    read each window once; null: 30 for Whisper, 15 for Speech2Text, 120 for Parakeet."""
     temperature: tuple[float, ...] = field(
         default=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0), metadata={"min_length": 1}
     )
@@ -236,10 +237,9 @@ class DecodingSettings:
     before each window, which takes some dozens, whatever their weights (Whisper only)."""
     prefix: str | None = None
     """Text that the first window starts with; the model continues it."""
-    padding_s: float | None = field(default=None, metadata={"ge": 0})
+    padding_s: float | Literal["auto"] | None = "auto"
     """Seconds of silent padding after a window shorter than 30 s; null pads to 30 s, as in
-    training. Lower is faster for short clips but can change the text: on a CPU 10
-    doubles the speed at about the same word error rate, with 2 errors more than double."""
+    training. auto: null if `sequential`, else 5, and 30 s where the text fails a threshold."""
     word_timestamps: bool = False
     """Compute start time, end time and probability of each word."""
     align: bool = False
@@ -262,6 +262,13 @@ class DecodingSettings:
         if self.strategy == "auto":
             return not self.condition_on_prev_tokens
         return self.strategy == "chunked"
+
+    @property
+    def first_padding_s(self) -> float | None:
+        """Padding in seconds of a window when it is first decoded; None pads to 30 s."""
+        if self.padding_s == "auto":
+            return AUTO_PADDING_S if self.in_chunks else None
+        return self.padding_s
 
     @property
     def most_beams(self) -> int:

@@ -56,7 +56,7 @@ class TranscriptionOptions(TypedDict, total=False):
     hotwords: str | Sequence[str | Hotword | Mapping[str, Any]] | Mapping[str, float] | None
     hotwords_mode: Literal["boost", "prompt"]
     prefix: str | None
-    padding_s: float | None
+    padding_s: float | Literal["auto"] | None
     word_timestamps: bool
     hallucination_silence_threshold: float | None
     drop_nonspeech: bool

@@ -157,6 +157,7 @@ else:
         clip_timestamps=tuple[Annotated[float, Field(ge=0.0)], ...],
         temperature=tuple[Annotated[float, Field(ge=0.0, le=2.0)], ...],
         beam_size=Annotated[int, Field(ge=1, le=64)] | Auto,
+        padding_s=Annotated[float, Field(ge=0.0)] | Auto | None,
     )
 
 
@@ -169,8 +170,8 @@ class DecodingSection(_DecodingKeys, Settings):  # type: ignore[misc]  # both ar
     """Settings that change the text."""
 
     quality: Literal["fast", "balanced", "accurate"] = Field(default="balanced", exclude=True)
-    """Preset of keys below that are not set: `fast` has beam_size 1 and padding_s 10,
-    `accurate` beam_size 5, `balanced` the defaults."""
+    """Preset of keys below that are not set: `fast` has beam_size 1, `accurate` beam_size 5,
+    `balanced` the defaults."""
 
     @model_validator(mode="before")
     @classmethod

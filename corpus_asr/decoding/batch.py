@@ -475,7 +475,15 @@ def _encode(
 ) -> Float[Tensor, "batch pos width"]:
     num_frames = frames_encoded(jobs)
     if batch_size is not None and num_frames is not None:
-        return torch.cat([_encode(model, [job], None) for job in jobs])
+        # Of one size are batches of whole windows alone.
+        whole = [row for row, job in enumerate(jobs) if frames_encoded([job]) is None]
+        rows = {row: _encode(model, [job], None)[0] for row, job in enumerate(jobs)
+                if row not in whole}  # fmt: skip
+        if whole:
+            rows |= zip(
+                whole, _encode(model, [jobs[row] for row in whole], batch_size), strict=True
+            )
+        return torch.stack([rows[row] for row in range(len(jobs))])
     wanted = batch_size or len(jobs)
     features = [torch.from_numpy(job.features) for job in jobs]
     # In the original type, usually half as wide, until they are on the device.

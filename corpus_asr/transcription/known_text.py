@@ -298,7 +298,7 @@ class _ForcedWindow:
             end=end,
             content_frames=end - start,
             features=part.window_in_silence(start, end),
-            num_frames=frames_to_encode(end - start, self.settings.padding_s),
+            num_frames=frames_to_encode(end - start, self.settings.first_padding_s),
             language=self.language,
             prompt=(),
             max_new_tokens=0,

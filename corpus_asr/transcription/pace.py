@@ -73,8 +73,10 @@ def _rtfx(
     said_s = speech.chunk_s if decoding.in_chunks else speech.step_s
     said_s = recording_s * share / math.ceil(recording_s * share / said_s)
     read_s: float = WINDOW_S
-    if decoding.padding_s is not None and decoding.in_chunks:
-        read_s = min(WINDOW_S, said_s + decoding.padding_s)
+    if decoding.first_padding_s is not None and decoding.in_chunks:
+        read_s = min(WINDOW_S, said_s + decoding.first_padding_s)
+    if decoding.padding_s == "auto" and read_s < WINDOW_S:
+        read_s += speech.failed * WINDOW_S
     token_s = (1 + speech.failed) * pace.token_s
     if decoding.beam_size == "auto":
         token_s += speech.uncertain * pace.beam_token_s
@@ -87,13 +89,13 @@ def _rtfx(
 
 def searched_words(decoding: DecodingSettings) -> str:
     """Name the settings that the speed depends on."""
-    beams = decoding.beam_size
+    beams, padding_s = decoding.beam_size, decoding.padding_s
     return ", ".join(
         (
             "windows in chunks" if decoding.in_chunks else "sequential windows",
             f"{AUTO_BEAMS} beams where uncertain" if beams == "auto" else counted(beams, "beam"),
             *(["word times"] if decoding.word_timestamps else []),
-            *([] if decoding.padding_s is None else [f"padding of {decoding.padding_s:g} s"]),
+            *([f"padding of {padding_s:g} s"] if isinstance(padding_s, float) else []),
         )
     )
 

@@ -257,7 +257,7 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         self._or_else = or_else
         self.temperatures = self.settings.temperature[: None if or_else is None else 1]
 
-    def wider(self, attempt: Attempt, search: Search) -> Search | None:
+    def wider(self, attempt: Attempt, search: Search) -> tuple[Window, Search] | None:
         """As in the base class, but without a second search of repeated windows."""
         return None if self._or_else is not None else super().wider(attempt, search)
 
@@ -296,8 +296,8 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         return cut(seek, end)
 
     def frames_encoded(self, content_frames: int) -> int | None:
-        """Encode the content and `padding_s` of padding."""
-        return frames_to_encode(content_frames, self.settings.padding_s)
+        """Encode the content and the padding of a first try."""
+        return frames_to_encode(content_frames, self.settings.first_padding_s)
 
     def language(
         self,

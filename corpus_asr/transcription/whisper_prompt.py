@@ -266,7 +266,7 @@ def find_language(
         clips = carried.reshape(-1, WINDOW_FRAMES, carried.shape[1])
         windows = [((-1, number), window.T, None) for number, window in enumerate(clips)]
     else:
-        windows = _own_windows(part, settings.padding_s)
+        windows = _own_windows(part, settings.first_padding_s)
     return (yield from ask_language(windows, prompt_format, settings))
 
 

@@ -375,9 +375,12 @@ def holds_the_beginning(part: PartRequest, clip_timestamps: Sequence[float]) -> 
     return part.start_s <= first_s < part.end_s
 
 
-# Maximum distance of a cut from a window's end, at most a third of the window. With 5 s, the WER of
-# whisper-base was 0.2 points higher on 12 and 39 min of English than with 10 s.
-_SEARCH_FRAMES = 10 * FRAMES_PER_SECOND
+# What a window costs, in ranks of loudness: one more is worth a cut that is quieter by so much.
+_WINDOW_COST = 0.3
+# What a cut between spans gains, at most, that lie a second and more apart: the longest are chosen.
+_PAUSE_GAIN = 0.1
+# Of so many frames the quietest is a candidate for a cut, at least four in a window.
+_CUT_FRAMES = 50
 # Frames over which loudness is averaged: longer than the closure of a stop consonant.
 _PAUSE_FRAMES = 30
 
@@ -404,12 +407,12 @@ def chunk_ranges(
 ) -> list[tuple[int, int]]:
     """Split frame ranges of a part into ranges of at most one window, without long pauses.
 
-    Longer ranges are cut near the window's end: between speech spans, else at minimum loudness.
-    Without speech detection each range is one span. The first and the last range of a clip keep up
-    to `silence_frames` of silence if they fit the window.
+    Longer ranges are cut into the fewest windows that do, between speech spans, else where it is
+    quiet. Without speech detection each range is one span. The first and the last range of a clip
+    keep up to `silence_frames` of silence if they fit the window.
 
-    Source: WhisperX's "cut and merge" (Bain et al. 2023, section 3), which however leaves a window
-    half empty rather than cut a span that would fit into the next one.
+    Source: WhisperX's "cut and merge" (Bain et al. 2023, section 3), which however fills windows
+    one after the other, and leaves one half empty rather than cut a span that would fit the next.
     """
     return [
         chunk
@@ -437,24 +440,79 @@ def _full_windows(
     pause_frames: int,
     loudness: Loudness,
 ) -> list[tuple[int, int]]:
-    search_frames = min(_SEARCH_FRAMES, window_frames // 3)
-    chunks: list[tuple[int, int]] = []
+    groups: list[list[tuple[int, int]]] = []
     for start, end in spans:
         if end <= start:
             continue
-        if chunks and start - chunks[-1][1] <= pause_frames:
-            first = chunks[-1][0]
-            fits = end - first <= window_frames
-            # Prefer to cut at a pause near the window's end.
-            if fits or start - first < window_frames - search_frames:
-                start, _ = chunks.pop()
-        while end - start > window_frames:
-            latest = start + window_frames
-            cut = _least_loud(part, latest - search_frames, latest, loudness)
-            chunks.append((start, cut))
-            start = cut
-        chunks.append((start, end))
-    return chunks
+        if groups and start - groups[-1][-1][1] <= pause_frames:
+            groups[-1].append((start, end))
+        else:
+            groups.append([(start, end)])
+    return [chunk for group in groups for chunk in _cut(part, group, window_frames, loudness)]
+
+
+def _cut(
+    part: PartRequest,
+    spans: Sequence[tuple[int, int]],
+    window_frames: int,
+    loudness: Loudness,
+) -> list[tuple[int, int]]:
+    """Cut speech spans into ranges of at most a window, at the least cost of windows and cuts."""
+    first, last = spans[0][0], spans[-1][1]
+    if last - first <= window_frames:
+        return [(first, last)]
+    ends, starts, costs = _cuts(part, spans, window_frames, loudness)
+    # Least cost of what is before each candidate, and the candidate before it of which that is.
+    least, before = np.zeros(len(ends)), np.zeros(len(ends), np.int64)
+    earliest = np.searchsorted(starts, ends - window_frames)
+    for cut in range(1, len(ends)):
+        chosen = earliest[cut] + int(least[earliest[cut] : cut].argmin())
+        before[cut] = chosen
+        least[cut] = least[chosen] + costs[cut] + _WINDOW_COST
+    chunks: list[tuple[int, int]] = []
+    cut = len(ends) - 1
+    while cut:
+        chunks.append((int(starts[before[cut]]), int(ends[cut])))
+        cut = int(before[cut])
+    return chunks[::-1]
+
+
+def _cuts(
+    part: PartRequest,
+    spans: Sequence[tuple[int, int]],
+    window_frames: int,
+    loudness: Loudness,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return candidates: where a range ends, where the next one starts, and what a cut costs.
+
+    A cut within speech costs the share of its frames that are quieter; one between spans less
+    than nothing. The first candidate is the start of the spans, the last one their end.
+    """
+    first, last = spans[0][0], spans[-1][1]
+    mean = np.full(_PAUSE_FRAMES, 1 / _PAUSE_FRAMES, dtype=np.float32)
+    levels = loudness(part.features[first:last])
+    after = last - first - len(levels)  # features may end before the last frame
+    padded = np.pad(levels, (_PAUSE_FRAMES // 2, _PAUSE_FRAMES // 2 + after), mode="edge")
+    around = np.convolve(padded, mean, mode="valid")[:-1]
+    frames = np.concatenate([np.arange(start, end) for start, end in spans])
+    quiet = np.sort(around[frames - first])
+    block_frames = min(_CUT_FRAMES, max(1, window_frames // 4))
+    ends, starts = [first], [first]
+    for (start, end), (following, _) in zip(spans, [*spans[1:], (last, last)], strict=True):
+        for block in range(start, end, block_frames):
+            values = around[block - first : min(block + block_frames, end) - first]
+            frame = block + int(values.argmin())
+            if frame > start:
+                ends.append(frame)
+                starts.append(frame)
+        ends.append(end)
+        starts.append(following)
+    end_frames, start_frames = np.array(ends), np.array(starts)
+    costs = np.searchsorted(quiet, around[np.minimum(end_frames, last - 1) - first]) / len(quiet)
+    pauses_s = (start_frames - end_frames) / FRAMES_PER_SECOND
+    costs = np.where(pauses_s > 0, -_PAUSE_GAIN * np.minimum(1.0, pauses_s), costs)
+    costs[-1] = 0.0
+    return end_frames, start_frames, costs
 
 
 def _with_silence(
@@ -471,12 +529,6 @@ def _with_silence(
         start, end = widened[-1]
         widened[-1] = start, min(clip[1], end + silence_frames, start + window_frames)
     return widened
-
-
-def _least_loud(part: PartRequest, first: int, last: int, loudness: Loudness) -> int:
-    around = np.pad(loudness(part.features[first:last]), _PAUSE_FRAMES // 2, mode="edge")
-    weights = np.full(_PAUSE_FRAMES, 1 / _PAUSE_FRAMES, dtype=np.float32)
-    return first + int(np.convolve(around, weights, mode="valid")[:-1].argmin())
 
 
 class SpansInOrder:

@@ -69,15 +69,15 @@ def test_options_that_do_not_fit_are_refused_by_name(options: dict[str, Any], wo
 @pytest.mark.parametrize(
     ("given", "beams", "padding_s"),
     [
-        ({}, "auto", None),
-        ({"quality": "balanced"}, "auto", None),
-        ({"quality": "fast"}, 1, 10.0),
-        ({"quality": "accurate"}, 5, None),
+        ({}, "auto", "auto"),
+        ({"quality": "balanced"}, "auto", "auto"),
+        ({"quality": "fast"}, 1, "auto"),
+        ({"quality": "accurate"}, 5, "auto"),
         ({"quality": "fast", "beam_size": 3, "padding_s": None}, 3, None),
     ],
 )
 def test_a_preset_sets_keys_that_are_not_given(
-    given: dict[str, Any], beams: int | str, padding_s: float | None
+    given: dict[str, Any], beams: int | str, padding_s: float | str | None
 ) -> None:
     settings = decoding_from(given)
     assert (settings.beam_size, settings.padding_s) == (beams, padding_s)

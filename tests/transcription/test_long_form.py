@@ -319,7 +319,7 @@ def chunked(own: PartRequest, **settings: Any) -> tuple[Any, list[Any]]:
 def test_chunks_are_as_long_as_asked_for() -> None:
     own = part(60, [(0.0, 4.0), (5.0, 9.0), (10.0, 14.0), (20.0, 24.0)])
     _, chunks = chunked(own, window_s=10)
-    assert [next(one).window for one in chunks] == [(0, 900), (1000, 1400), (2000, 2500)]
+    assert [next(one).window for one in chunks] == [(0, 400), (500, 1400), (2000, 2500)]
     _, chunks = chunked(own)
     assert [next(one).window for one in chunks] == [(0, 2500)]
 
@@ -407,28 +407,41 @@ def searched(
     results: list[WindowResult], *, text: str = "plain words", **settings: Any
 ) -> tuple[Attempt, list[Search]]:
     """Feed results to a window; returns what it took and how it was searched."""
+    taken, jobs = decoded(results, text=text, **settings)
+    return taken, [job.search for job in jobs]
+
+
+def decoded(
+    results: list[WindowResult],
+    *,
+    num_frames: int | None = None,
+    text: str = "plain words",
+    **settings: Any,
+) -> tuple[Attempt, list[WindowJob]]:
+    """Feed results to a window; returns what it took, and the jobs for it."""
     window = Window(
         seek=0,
         end=1,
         content_frames=1,
         features=np.zeros((2, 4), np.float16),
-        num_frames=None,
+        num_frames=num_frames,
         language=Language(code=None, probability=None),
         prompt=(1,),
         max_new_tokens=9,
     )
     steps: Generator[Any, Any, Attempt] = rules(text, **settings).decode(window)
-    asked = [next(steps).search]
+    jobs = [next(steps)]
     for one in results:
         try:
-            asked.append(steps.send(one).search)
+            jobs.append(steps.send(one))
         except StopIteration as stop:
-            return stop.value, asked
+            return stop.value, jobs
     raise AssertionError("it asked for more results than there are")
 
 
 GREEDY, BEAMS, SAMPLED = (0.0, 1), (0.0, 5), (LADDER[1], 1)
 CERTAIN, UNCERTAIN, POOR = result(-0.2), result(-0.6), result(-1.5)
+TWICE = 2 * " French transferred to Springfield Commonwealth Academy following his freshman year."
 
 
 @pytest.mark.parametrize(
@@ -453,6 +466,28 @@ def test_beams_are_followed_where_the_likeliest_text_is_uncertain(
     taken, searches = searched(results, **{"beam_size": "auto"} | settings)
     assert [(one.temperature, one.num_beams) for one in searches] == asked
     assert taken.result is results[-1] or taken.result == results[-1]
+
+
+@pytest.mark.parametrize(
+    ("results", "settings", "asked"),
+    [
+        ([CERTAIN], {}, [600]),
+        ([POOR, CERTAIN], {}, [600, None]),
+        # All that follows is decoded whole, too.
+        ([POOR, POOR, CERTAIN], {}, [600, None, None]),
+        ([UNCERTAIN, CERTAIN], {"beam_size": "auto"}, [600, 600]),
+        ([POOR, CERTAIN], {"beam_size": "auto"}, [600, None]),
+        ([POOR, CERTAIN], {"beam_size": 5}, [600, None]),
+        ([POOR, CERTAIN], {"padding_s": 5.0}, [600, 600]),
+        ([CERTAIN, CERTAIN], {"text": TWICE}, [600, None]),
+    ],
+)
+def test_a_short_window_that_fails_or_says_all_twice_is_decoded_with_all_its_padding(
+    results: list[WindowResult], settings: dict[str, Any], asked: list[int | None]
+) -> None:
+    taken, jobs = decoded(results, num_frames=600, **settings)
+    assert [job.num_frames for job in jobs] == asked
+    assert taken.window.num_frames == asked[-1]
 
 
 def test_beams_that_fail_give_way_to_the_likeliest_text() -> None:

@@ -24,9 +24,13 @@ def test_the_speed_follows_from_what_is_decoded() -> None:
     assert speed(beam_size=1, padding_s=10.0) > greedy
     assert speed(beam_size=1, word_timestamps=True) < 0.9 * greedy
     assert speed(beam_size=1, strategy="sequential") > greedy
-    # A clip of five seconds takes a window of its own, which is encoded whole.
-    assert speed(beam_size=1, recording_s=5.0) < greedy / 2
-    assert speed(beam_size=1, recording_s=5.0, padding_s=10.0) > speed(recording_s=5.0)
+    # A clip of five seconds takes a window of its own, of 30 s where it is padded to them.
+    whole, padded, auto = (
+        speed(beam_size=1, recording_s=5.0, padding_s=padding_s)
+        for padding_s in (None, 10.0, "auto")
+    )
+    assert whole < greedy / 2
+    assert whole < padded < auto
     low, high = rtfx_range(PACE, DecodingSettings(), vad=False, recording_s=600.0)
     _, without_silence = rtfx_range(PACE, DecodingSettings(), recording_s=600.0)
     assert 0 < low < high < without_silence, "silence is read too"

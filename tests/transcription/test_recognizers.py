@@ -95,8 +95,8 @@ def test_windows_are_cut_at_silences_and_no_longer_than_the_model_takes() -> Non
 
 def test_windows_share_what_lies_around_a_cut_and_no_word_is_lost_or_doubled() -> None:
     seconds = np.repeat(np.arange(1, 56), SAMPLE_RATE_HZ) / LEVELS_PER_ONE
-    # Cuts lie in the middle of a second: the window before begins half a second earlier.
-    part = part_of(seconds[SAMPLE_RATE_HZ // 2 :].astype(np.float32), start_s=10.0)
+    # Cuts lie within a second: a quarter of one comes before the first word.
+    part = part_of(seconds[3 * SAMPLE_RATE_HZ // 4 :].astype(np.float32), start_s=10.0)
     told: list[str] = []
     part = replace(part, listener=lambda _, segments: told.extend(one.text for one in segments))
     found = said(part, f"{LEVELS}:Levels", word_timestamps=True)
@@ -104,7 +104,7 @@ def test_windows_share_what_lies_around_a_cut_and_no_word_is_lost_or_doubled() -
     assert [int(word.word) for word in words] == list(range(2, 56))
     assert told == [segment.text for segment in found]
     starts = [word.start_s for word in words]
-    assert starts == pytest.approx([10.5 + at for at in range(54)], abs=0.51)
+    assert starts == pytest.approx([10.25 + at for at in range(54)], abs=0.51)
     assert all(a.end_s <= b.start_s for a, b in pairwise(words))
     lost = said(part, f"{LEVELS}:WithoutOverlap", word_timestamps=True)
     assert sum(len(segment.words) for segment in lost) < len(words)

@@ -134,19 +134,35 @@ def test_without_detection_chunks_cover_everything_and_cut_at_quiet_moments() ->
     assert all(left[1] == right[0] for left, right in pairwise(chunks))
 
 
-def test_windows_are_filled_and_cut_at_pauses_near_their_ends() -> None:
-    own = part(60, [(0.0, 20.0), (21.0, 35.0), (36.0, 50.0)])
-    assert chunk_ranges(own, [(0, own.num_frames)]) == [(0, 2000), (2100, 5000)]
-    # The pause would leave more than a third of the window empty: the next span begins in it.
-    own = part(60, [(0.0, 12.0), (13.0, 40.0)])
-    own.features[2500:2540] = -9.0
-    (first, second) = chunk_ranges(own, [(0, own.num_frames)])
-    assert first[0] == 0
+def test_windows_are_full_and_cut_at_pauses_or_where_it_is_quiet() -> None:
+    thirds = part(60, [(0.0, 20.0), (21.0, 35.0), (36.0, 50.0)])
+    assert chunk_ranges(thirds, [(0, thirds.num_frames)]) == [(0, 2000), (2100, 5000)]
+    # As few windows as the next, without a cut in speech, though the first one is half empty.
+    halves = part(60, [(0.0, 12.0), (13.0, 40.0)])
+    assert chunk_ranges(halves, [(0, halves.num_frames)]) == [(0, 1200), (1300, 4000)]
+    # Two windows need a cut in speech that grows loud: three have none, until there is a dip.
+    rising = part(60, [(0.0, 16.0), (17.0, 33.0), (34.0, 50.0)])
+    rising.features[:] = np.linspace(-1.0, 0.0, len(rising.features))[:, None]
+    assert chunk_ranges(rising, [(0, rising.num_frames)]) == [
+        (0, 1600), (1700, 3300), (3400, 5000)
+    ]  # fmt: skip
+    rising.features[2500:2540] = -9.0
+    (first, second) = chunk_ranges(rising, [(0, rising.num_frames)])
+    assert (first[0], second[1]) == (0, 5000)
     assert 2510 <= first[1] == second[0] <= 2530
-    assert second[1] == 4000
     # Long pauses are left out all the same.
-    found = chunk_ranges(own, [(0, own.num_frames)], pause_frames=50)
-    assert found == [(0, 1200), (1300, 4000)]
+    ranges = chunk_ranges(halves, [(0, halves.num_frames)], pause_frames=50)
+    assert ranges == [(0, 1200), (1300, 4000)]
+
+
+def test_speech_without_a_pause_is_cut_into_full_windows() -> None:
+    speech = part(600, [(0.0, 600.0)])
+    noise = np.random.default_rng(0).normal(size=(len(speech.features), 1))
+    speech.features[:] = noise
+    ranges = chunk_ranges(speech, [(0, speech.num_frames)])
+    assert all(earlier[1] == later[0] for earlier, later in pairwise(ranges))
+    assert (ranges[0][0], ranges[-1][1]) == (0, speech.num_frames)
+    assert len(ranges) <= 22  # 20 that are full to the frame
 
 
 def test_chunks_of_clips_stay_inside_them() -> None:
@@ -278,8 +294,13 @@ def test_windows_that_parts_must_agree_on_are_heard_whole() -> None:
     assert next(find_language(later, prompt_format(), settings)).num_frames is None
     carried = replace(later, language_features=np.zeros((WINDOW_FRAMES, 80), np.float16))
     assert next(find_language(carried, prompt_format(), settings)).num_frames is None
-    unset = next(find_language(part(5.0, mels=80), prompt_format(), DecodingSettings()))
-    assert unset.num_frames is None
+    for settings, frames in (
+        (DecodingSettings(), 1000),
+        (DecodingSettings(padding_s=None), None),
+        (DecodingSettings(strategy="sequential"), None),
+    ):
+        job = next(find_language(part(5.0, mels=80), prompt_format(), settings))
+        assert job.num_frames == frames
 
 
 @given(lengths=st.lists(st.integers(1, 4), min_size=1, max_size=6), order=st.randoms())
