@@ -239,7 +239,7 @@ class DecodingSettings:
     """Text that the first window starts with; the model continues it."""
     padding_s: float | Literal["auto"] | None = "auto"
     """Seconds of silent padding after a window shorter than 30 s; null pads to 30 s, as in
-    training. auto: null if `sequential`, else 5, and 30 s where the text fails a threshold."""
+    training. auto: null if `sequential`, else 5, and up to 30 s where the text is uncertain."""
     word_timestamps: bool = False
     """Compute start time, end time and probability of each word."""
     align: bool = False

@@ -202,12 +202,11 @@ def _with_prefix(result: WindowResult, window: Window) -> WindowResult:
 _NONSPEECH_FRACTION = 0.1
 
 
-UNCERTAIN_LOGPROB = -0.5
-"""Mean log-probability below which `beam_size` auto uses beam search: on 185 clips, the words that
-beams make good with -0.3 they do with -0.5, on a third of the windows."""
-# A text that is said twice, which short windows have models do, compresses by more: of 185 clips
-# with whisper-tiny.en, those that are by 1.9 and more, others by 1.6 at most.
-_SAID_TWICE_RATIO = 1.7
+UNCERTAIN_LOGPROB = -0.4
+"""Mean log-probability below which `beam_size` auto uses beam search: on 185 clips with base, beams
+make as many words good as with -0.3, on two thirds of these windows."""
+# Models may say a sentence twice, at usual probabilities: some five words.
+_REPEATED_LETTERS = 24
 
 
 class OpenAIRules(DecodingRules):
@@ -240,23 +239,25 @@ class OpenAIRules(DecodingRules):
         )
 
     def wider(self, attempt: Attempt, search: Search) -> tuple[Window, Search] | None:
-        """Search uncertain windows with beams, and short ones that fail at whole length, if auto.
+        """Search uncertain windows with beams and at whole length, where these are auto.
 
-        Windows that fail a threshold then rarely need sampling. Others keep their encoding.
+        Without beams, windows that fail or say something twice are decoded at whole length.
         """
         settings, window = self.settings, attempt.window
         if attempt.temperature:
             return None
-        fails = self.fails(attempt)
-        if settings.padding_s == "auto" and not window.resumes:
-            said_twice = attempt.compression_ratio > _SAID_TWICE_RATIO
-            window = replace(window, num_frames=None) if fails or said_twice else window
+        # A user who lets texts repeat sets no threshold.
+        may_repeat = settings.compression_ratio_threshold is None
+        is_repeated = not may_repeat and says_twice(self.text(attempt.result.tokens))
+        is_bad = self.fails(attempt) or is_repeated
         uncertain = attempt.mean_logprob < UNCERTAIN_LOGPROB and not self.lacks_speech(attempt)
         wider = search
-        if settings.beam_size == "auto" and (fails or uncertain):
+        if settings.beam_size == "auto" and (is_bad or uncertain):
             wider = replace(
                 search, num_beams=settings.most_beams, length_penalty=settings.length_penalty
             )
+        if settings.padding_s == "auto" and not window.resumes and (is_bad or wider is not search):
+            window = replace(window, num_frames=None)
         if window.num_frames == attempt.window.num_frames and wider is search:
             return None
         return window, wider
@@ -307,6 +308,13 @@ class OpenAIRules(DecodingRules):
             temperature=attempt.temperature or 0.0,
             no_speech_prob=no_speech_prob,
         )
+
+
+def says_twice(text: str) -> bool:
+    """Whether a run of `_REPEATED_LETTERS` letters and digits occurs more than once."""
+    letters = "".join(letter for letter in text.casefold() if letter.isalnum())
+    ends = range(_REPEATED_LETTERS, len(letters) + 1)
+    return len({letters[end - _REPEATED_LETTERS : end] for end in ends}) < len(ends)
 
 
 def compression_ratio(text: str) -> float:

@@ -475,7 +475,8 @@ def test_beams_are_followed_where_the_likeliest_text_is_uncertain(
         ([POOR, CERTAIN], {}, [600, None]),
         # All that follows is decoded whole, too.
         ([POOR, POOR, CERTAIN], {}, [600, None, None]),
-        ([UNCERTAIN, CERTAIN], {"beam_size": "auto"}, [600, 600]),
+        ([UNCERTAIN], {}, [600]),
+        ([UNCERTAIN, CERTAIN], {"beam_size": "auto"}, [600, None]),
         ([POOR, CERTAIN], {"beam_size": "auto"}, [600, None]),
         ([POOR, CERTAIN], {"beam_size": 5}, [600, None]),
         ([POOR, CERTAIN], {"padding_s": 5.0}, [600, 600]),
