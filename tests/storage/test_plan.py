@@ -255,7 +255,7 @@ def test_a_finish_removes_plans_and_raw_addresses_also_where_something_is_left(
     assert listed[0]["uri"] == "https://host/0.mp3"
     assert "s3cr3t" not in str(listed)
     for name in store.all_names(""):
-        if younger.name not in name:
+        if not name.startswith(f"{younger.name}/packs/"):
             assert b"s3cr3t" not in filesystem.read_bytes(store.address(name))
 
 
@@ -312,9 +312,9 @@ def test_what_may_hold_signed_addresses_is_its_owner_s_alone_on_local_disks(
         store = lock.store
         plan = make_plan(job, store)
         run = begin_run(store, job, fingerprint(job, "weights"))
-        assert modes(output / plan.name) == {0o600}
+        assert modes(output / plan.name / "packs") == {0o600}
         # What others need to look at a run or to continue it.
-        assert modes(output / "_run") - modes(output / plan.name) == {0o644}
+        assert modes(output / "_run") - modes(output / plan.name / "packs") == {0o644}
         assert (output / LOCK_NAME).stat().st_mode & 0o777 == 0o644
         commit(store, results(part("a", 0, texts=["x"], uri=str(source / "a.mp3"))))
         finish(

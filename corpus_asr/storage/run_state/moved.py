@@ -58,14 +58,14 @@ Moves = Mapping[str, Move]
 """By `recording_id`."""
 
 _MAY_BE_GONE = """
-select recording_id from settled anti join listed using (recording_id)
+select recording_id from settled anti join seen using (recording_id)
 where size_bytes in (select size_bytes from arrived)
 """
 # Versions of recordings that are gone, and new files that may be of one of their contents.
 _GONE = """
 create or replace table gone as
 select distinct recording_id, plain(outcomes.etag) as etag, outcomes.size_bytes, content_digest
-from outcomes semi join live using (id) anti join listed using (recording_id)
+from outcomes semi join live using (id) anti join seen using (recording_id)
 where outcomes.size_bytes in (select size_bytes from arrived)
 """
 _CANDIDATES = """
@@ -88,7 +88,7 @@ class Arrivals:
 
     def add(self, files: pa.Table, new: pa.Table) -> None:
         """Add listed FILES rows; `new` are those that seem to have no commits."""
-        self._tables.list_also(files)
+        self._tables.note_listed(files)
         self._tables.execute(
             "insert into arrived from arriving anti join committed using (recording_id) "
             "where size_bytes is not null",

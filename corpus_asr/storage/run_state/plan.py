@@ -1,7 +1,7 @@
 """Work of a run: the listing without committed files, packed, largest first.
 
-Only sizes and IDs of all files are held in memory; rows pass through in bounded batches. Packs and
-listing hold original URIs, including signatures, until the run is finished.
+Only sizes and IDs of all files are held in memory; rows pass through in bounded batches. Packs hold
+original URIs, including signatures, until the run is finished; the listing has none.
 """
 
 import heapq
@@ -75,7 +75,7 @@ MIN_FULL_PACK = 64  # a pack of this many files is never split
 MIN_PACK_BYTES = MEBIBYTE
 # Fraction of a pack that a file of unknown size counts as.
 UNKNOWN_SHARE = 1 / 8
-SHARD_ROWS = 100_000  # rows sorted, packed and written at a time
+SHARD_ROWS = 250_000  # rows sorted, packed and written at a time: some hundred MiB
 # Headers of this many recordings predict a corpus's hours to about 10 %.
 SAMPLE_FILES = 64
 
@@ -305,13 +305,15 @@ def make_plan(
             plan.moves, plan.num_moved = moves, len(moves)
             plan.identities.move(moves)
             tables.place(plan.identities)
-            tables.list_also(pa.table({"recording_id": [*moves]}))
-            shards = _listed_again(plan, target)
+            tables.note_listed(pa.table({"recording_id": [*moves]}))
+            _name_again(plan, target)
+            shards = (_named(plan, files) for files in parquet_batches(scratch))
+            scratch = str(folder / "unmoved.parquet")
             sizes, ids, retried = _left(plan, shards, config, tables, options, scratch)
         plan.source_change = describe_change(store, config.source)
         if arrivals is not None:
             [(plan.num_unlisted,)] = tables.rows(
-                "select count(distinct recording_id) from committed anti join listed "
+                "select count(distinct recording_id) from committed anti join seen "
                 "using (recording_id)"
             )
         plan.num_remaining = len(sizes)
@@ -353,33 +355,19 @@ def retire_plans(store: OutputStore, finished: str, others: Collection[str] = ()
 
     `others` are plans of other sources whose listings are kept.
     """
+    kept = {finished, *others}
     for name in list(store.all_names(PLANS_FOLDER)):
         plan = _plan_of(name)
+        if plan in kept and name == f"{plan}/packs/{0:05d}{SUFFIX}":
+            # The presence of packs marks the listing as complete.
+            store.write_table(name, PACKS.empty_table())
         # Names begin with their creation time; newer plans may be in use.
-        if plan < finished and plan not in others:
+        elif name.startswith(f"{plan}/packs/") if plan in kept else plan < finished:
             store.remove(name)
     noted = read_listings(store)
-    kept = {plan: entry for plan, entry in noted.items() if plan >= finished or plan in others}
-    for plan in {finished, *others}:
-        if not kept.get(plan, {}).get("retired"):
-            _retire(store, plan)
-    kept |= {plan: {**kept[plan], "retired": True} for plan in kept if plan <= finished}
-    if kept != noted:
-        store.write_json(LISTINGS_NAME, kept)
-
-
-def _retire(store: OutputStore, plan: str) -> None:
-    for index, name in enumerate(store.names(f"{plan}/packs")):
-        if index == 0:  # empty: the presence of packs marks the listing as complete
-            store.write_table(name, PACKS.empty_table())
-        else:
-            store.remove(name)
-    # The listing stays for reports, with public URIs only.
-    for name in store.names(f"{plan}/listing"):
-        files = store.read_table(name, FILES)
-        safe = without_credentials(files)
-        if safe is not files or store.is_local:  # readable by others from here on
-            store.write_table(name, safe)
+    in_use = {plan: entry for plan, entry in noted.items() if plan >= finished or plan in others}
+    if in_use != noted:
+        store.write_json(LISTINGS_NAME, in_use)
 
 
 def plans_of(store: OutputStore) -> set[str]:
@@ -395,19 +383,22 @@ def _plan_of(name: str) -> str:
 def _list_source(plan: Plan, store: OutputStore, shards: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """Yield a source's listing while writing it."""
     for shard, files in enumerate(shards):
-        store.private().write_table(f"{plan.name}/listing/{shard:05d}{SUFFIX}", files)
+        name = f"{plan.name}/listing/{shard:05d}{SUFFIX}"
+        store.write_table(name, without_credentials(files))
         plan.num_files += files.num_rows
         plan.num_bytes += pc.sum(files["size_bytes"]).as_py() or 0
         plan.num_unknown_sizes += files["size_bytes"].null_count
         yield files
 
 
-def _listed_again(plan: Plan, store: OutputStore) -> Iterator[pa.Table]:
-    """Yield the listing, once moves are known."""
+def _name_again(plan: Plan, store: OutputStore) -> None:
+    """Write the listing with the IDs of recordings that moved."""
     for name in store.names(f"{plan.name}/listing"):
-        files = plan.identities.name_files(store.read_table(name, FILES).combine_chunks())
-        store.private().write_table(name, files)
-        yield files
+        store.write_table(name, _named(plan, store.read_table(name, FILES)))
+
+
+def _named(plan: Plan, files: pa.RecordBatch | pa.Table) -> pa.Table:
+    return plan.identities.name_files(pa.table(files.select(FILES.names)).combine_chunks())
 
 
 def _left(

@@ -14,6 +14,8 @@ Relations, for `RunTables.sql`:
 - `versions`: of recordings, with `rank` and whether they are `listed` and `fresh` (the listed one);
 - `settled`: recordings whose outcomes are left out, since their row in the recordings table stands
   for them (`what_counts`); `committed`: the versions of all;
+- `listed`: the listing at the opening, and `listing`: of it, what outcomes may not be settled of;
+  `seen`: what a listing has that arrives later (`note_listed`);
 - `redo`: REDO rows, and `generations`: the newest generation of the recordings that have any;
 - `winners`: of each version the rows that count if it does;
 - `standing`: whether the row `counts`, is `failing`, and its `place` after a finish;
@@ -53,7 +55,6 @@ from corpus_asr.storage.run_state.tables import (
     beside,
     is_commit,
     projected,
-    without_credentials,
 )
 from corpus_asr.storage.run_state.what_counts import (
     AGAIN,
@@ -64,10 +65,12 @@ from corpus_asr.storage.run_state.what_counts import (
     FIRST,
     FITS,
     GONE,
+    HELD,
     LEFT,
     LISTED,
     RANKS,
     RECORDED,
+    SETTLED,
     SETTLED_COLUMNS,
     SMALL_TABLES,
     SUM,
@@ -191,7 +194,7 @@ class RunTables:
             # Addresses tell only what may be in archives that could not be read.
             columns += ("uri",) if self.rows("from unread limit 1") else ()
         self.base, rows = read_settled(store, columns)  # how many rows each object had
-        self.add("settled", rows)
+        self.execute(SETTLED, rows)
 
     @property
     def _has_parts(self) -> bool:
@@ -275,21 +278,18 @@ class RunTables:
             held.append(pa.table(columns, schema=_HELD))
         self._num_rows |= starts
         rows = pa.concat_tables(held)
-        # In Arrow: as a table of the database, a million rows take three times as long.
-        settled_ids = self.table("select recording_id from settled")["recording_id"]
-        is_settled = pc.is_in(rows["recording_id"], value_set=settled_ids)
-        num_held = pc.sum(is_settled).as_py() or 0
+        # From Arrow: once a table of the database, a million rows take three times as long.
+        self.execute(HELD, rows)
+        [(num_open,)] = self.rows("select count(*) from held")
         [(num_settled,)] = self.rows("select coalesce(sum(parts), 0) from settled")
-        if num_held == num_settled:
-            rows = rows.filter(pc.invert(is_settled))
-        else:
+        if len(rows) - num_open != num_settled:
             logger.warning(
-                "recordings folded again: found=%d parts of them, expected=%d", num_held,
-                num_settled,
+                "recordings folded again: found=%d parts of them, expected=%d",
+                len(rows) - num_open, num_settled,
             )  # fmt: skip
             self.base = {}
             self.execute("delete from settled")
-        self.add("held", rows)
+            self.add("held", rows)
         open_rows = self.rows(
             """select name, list(row order by row) from held anti join outcomes using (object, row)
                join objects using (object) group by name order by name"""
@@ -355,26 +355,25 @@ class RunTables:
             )  # fmt: skip
         self._count()
 
-    def list_also(self, files: pa.RecordBatch | pa.Table) -> None:
-        """Add FILES rows to `listed` without changing which rows are current."""
+    def note_listed(self, files: pa.Table) -> None:
+        """Add FILES rows to `seen`, as a listing arrives; which rows are current stays."""
+        self._insert("seen", files.select(["recording_id"]))
+        self._note_unread(files)
+
+    def _list(self, listing: Iterable[pa.RecordBatch]) -> None:
+        self.execute(LISTED)
         schema = projected(FILES, ("recording_id", "etag", "size_bytes", "metadata"))
-        names = [name for name in schema.names if name in files.schema.names]
-        self._insert("listed", without_credentials(conform(files.select(names), schema)))
+        for batch in listing:
+            names = [name for name in schema.names if name in batch.schema.names]
+            self._insert("listed", conform(batch.select(names), schema))
+            self._note_unread(batch)
+
+    def _note_unread(self, files: pa.RecordBatch | pa.Table) -> None:
         if "uri" in files.schema.names:
             # Recordings in the unreadable rest of an archive are unknown.
             rest = files["uri"].filter(pc.ends_with(files["uri"], f"#{REST}"))
             prefixes = pc.utf8_slice_codeunits(rest, 0, -len(REST))
             self._insert("unread", pa.table({"prefix": prefixes}))
-
-    def _list(self, listing: Iterable[pa.RecordBatch]) -> None:
-        self.execute(LISTED)
-        for batch in listing:
-            self.list_also(batch)
-        self.execute(
-            "create table listing as select recording_id, max(etag) as etag, "
-            "max(size_bytes) as size_bytes, any_value(metadata) as metadata from listed "
-            "group by recording_id"
-        )
 
     def sort_on_disk(self) -> None:
         """Limit memory to little more than the tables so far, since sorting takes all it may."""
@@ -519,7 +518,7 @@ class RunTables:
         Failed parts count as committed unless `retry` is for them; what `leave_alone` names is
         tried again only for what the environment did to it.
         """
-        positions = pa.array(range(files.num_rows), pa.int64())
+        positions = pa.array(np.arange(files.num_rows))
         db = self._db.cursor()
         db.register("files", files.append_column("position", positions))
         tried = [str(origin) for origin in Origin if retry is not None and retry.includes(origin)]

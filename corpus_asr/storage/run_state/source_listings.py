@@ -18,7 +18,7 @@ from corpus_asr.storage.stores.uri import normalize, public
 from corpus_asr.units import shortened
 
 LISTINGS_NAME: Final = "_run/listings.json"
-"""Source settings and whether the plan is retired, by the plan of the listing."""
+"""Source settings, by the plan of the listing."""
 _ADDRESSES = ("uri", "manifest")
 _MAGIC = re.compile(r"[*?\[{]")
 _MOST_CHARS = 200  # of a source, in a message
@@ -52,7 +52,7 @@ def note_listing(store: OutputStore, plan_name: str, source: SourceSettings) -> 
     settings = listing_settings(source)
     noted = {name: entry for name, entry in read_listings(store).items()
              if entry["source"] != settings}  # fmt: skip
-    store.write_json(LISTINGS_NAME, {**noted, plan_name: {"source": settings, "retired": False}})
+    store.write_json(LISTINGS_NAME, {**noted, plan_name: {"source": settings}})
 
 
 def describe_change(store: OutputStore, source: SourceSettings) -> str | None:

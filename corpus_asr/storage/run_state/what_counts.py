@@ -53,6 +53,7 @@ SUM = "create macro exact_sum(x) as sum(try_cast(x as decimal(38, 9)))::double"
 # Runs are named by the time that they began, also where rows were put into another object.
 LISTED = """
 create table listed (recording_id varchar, etag varchar, size_bytes bigint, metadata varchar);
+create table seen (recording_id varchar);
 create table unread (prefix varchar);
 create table elsewhere (recording_id varchar, plan varchar);
 """
@@ -91,6 +92,11 @@ where (live.etag is null or live.etag = known.etag)
   and (live.size_bytes is null or live.size_bytes = known.size_bytes)
 qualify row_number() over (partition by version, part
                            order by failed, if(failed, -id, id)) = 1;
+
+create or replace table listing as
+select recording_id, max(etag) as etag, max(size_bytes) as size_bytes,
+       any_value(metadata) as metadata
+from listed semi join known using (recording_id) group by recording_id;
 """
 
 # Complete: all parts up to the first that was a last one; parts may lie beyond it, where that one
@@ -239,14 +245,13 @@ where gone or elsewhere order by uri, recording_id
 # What a run is to do of some files: the best of the versions that fit each, without what is tried
 # again. A failure that ended an incomplete recording may come again: its place has to be free.
 LEFT = """
-with settled_files as (
-  select position from files join settled using (recording_id)
-  where case when settled.etag is not distinct from files.etag then true
-             else fits(settled.etag, files.etag) end
-    and coalesce(settled.size_bytes = files.size_bytes, true)),
-open_files as (from files anti join settled_files using (position)),
-known_files as (
-  select position, true as is_known from open_files semi join committed using (recording_id)),
+with open_files as (
+  select files.*, settled.recording_id is not null as is_settled
+  from files left join settled using (recording_id)
+  where settled.recording_id is null
+     or not (case when settled.etag is not distinct from files.etag then true
+                  else fits(settled.etag, files.etag) end
+             and coalesce(settled.size_bytes = files.size_bytes, true))),
 asked as (
   select position, recording_id, version
   from open_files files join versions using (recording_id)
@@ -268,13 +273,14 @@ state as (
          list(part order by part) filter (not again and not (failed and last_part)) as kept,
          coalesce(count(*) filter (part <= until) = any_value(until) + 1, false) as whole
   from reach group by position)
-select files.* exclude (position), coalesce(kept, []) as done_parts,
+select open_files.* exclude (position, is_settled), coalesce(kept, []) as done_parts,
        case when due then {retried} when state.position is not null then {continued}
             when recording_id in (
               select recording_id from generations
               anti join versions using (recording_id, generation)) then {redone}
-            when is_known then {changed} else {new} end as reason
-from open_files files left join state using (position) left join known_files using (position)
+            when is_settled or recording_id in (select recording_id from known) then {changed}
+            else {new} end as reason
+from open_files left join state using (position)
 where state.position is null or due or not whole
 order by position
 """.format(**{reason.name: int(reason) for reason in RemainingReason})
@@ -295,16 +301,26 @@ _NUMBER = pa.field("number", pa.int32())
 _GONE_SINCE = pa.field("gone_since", pa.timestamp("ms"))
 _ROWS = RECORDINGS.set(RECORDINGS.get_field_index("gone_since"), _GONE_SINCE)
 
-# What something was committed of, is asked to be done again, moved (`arriving`), or is to adopt the
-# version of the listing (`finish`).
+# Without those that are to adopt the version of the listing (`finish`). What the listing has twice
+# is here twice, too, and then found to have more parts than there are.
+SETTLED = """
+create or replace table settled as
+select arriving.*, listed.recording_id is not null as listed, listed.metadata as listed_metadata,
+  (listed.etag is null or arriving.etag = listed.etag)
+  and coalesce(arriving.size_bytes = listed.size_bytes, true) as current
+from arriving left join listed using (recording_id)
+where case when arriving.etag is not distinct from listed.etag or listed.etag is null then true
+           else not fits(arriving.etag, listed.etag) end
+"""
+# What something was committed of, is asked to be done again, or moved (`arriving`).
 UNSETTLED = """
 delete from settled where recording_id in (
   select recording_id from outcomes union all select recording_id from redo
-  union all select recording_id from arriving
-  union all select recording_id from settled join listing using (recording_id)
-  where case when settled.etag is not distinct from listing.etag or listing.etag is null
-        then false else fits(settled.etag, listing.etag) end)
+  union all select recording_id from arriving)
 """
+
+# Rows of tables, of recordings that are not settled.
+HELD = "create or replace table held as from arriving anti join settled using (recording_id)"
 
 # Recordings of which a finish leaves one version, whole and without a failure, that never moved.
 SETTLING = """
@@ -319,20 +335,11 @@ group by recording_id having bool_and(counts) and count(distinct (etag, size_byt
 
 # A settled recording has one version: it is the present one, or another is listed.
 COUNTED = """
-create or replace table resting as
-with placed as (
-  select settled.*, listing.recording_id is not null as listed,
-    listing.metadata as listed_metadata,
-    case when listing.recording_id is null or settled.etag is not distinct from listing.etag
-         then true
-         else fits(settled.etag, listing.etag) end
-      and coalesce(listing.recording_id is null or settled.size_bytes = listing.size_bytes, true)
-      as current
-  from settled left join listing using (recording_id))
-select placed.*, true as complete, false as failed_since, listed and not current as earlier,
+create or replace view resting as
+select settled.*, true as complete, false as failed_since, listed and not current as earlier,
   not listed and elsewhere_id is not null as elsewhere,
   not listed and elsewhere_id is null and not {unread} as gone
-from placed left join (select distinct recording_id as elsewhere_id from elsewhere)
+from settled left join (select distinct recording_id as elsewhere_id from elsewhere)
   on elsewhere_id = recording_id;
 
 create or replace view counted as
