@@ -30,7 +30,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.config.run import DatasetSettings, OutputSettings
-from corpus_asr.errors import ConfigError, CorpusAsrError, EngineError
+from corpus_asr.errors import ConfigError, CorpusAsrError, EngineError, FetchError
+from corpus_asr.failure_kinds import NOT_FOUND
 from corpus_asr.json_values import load
 from corpus_asr.schemas import LABELS, OUTCOMES, RECORDINGS, SEGMENTS
 from corpus_asr.storage.parquet import (
@@ -246,10 +247,9 @@ class OutputStore:
         self.remove_all([*sorted(commits), *sorted(gone)])
 
     def _names(self) -> _Names:
-        uri = self.address(TABLES_NAME)
-        if not self.exists(TABLES_NAME):
+        uri, content = self.address(TABLES_NAME), self._read(TABLES_NAME)
+        if content is None:
             return _Names()
-        content = filesystem.read_bytes(uri, self.options)
         try:
             noted = load(content)
             if isinstance(noted, list) or not noted.keys() >= _NOTED:
@@ -487,16 +487,23 @@ class OutputStore:
 
     def read_json(self, name: str) -> Any:
         """Return the value of a JSON object; None if it does not exist."""
-        if not self.exists(name):
-            return None
-        data = filesystem.read_bytes(self.address(name), self.options)
+        data = self._read(name)
         try:
-            return json.loads(data)
+            return None if data is None else json.loads(data)
         except (ValueError, RecursionError) as error:
             raise CorpusAsrError(
                 f"reading {redact_uri(self.address(name))}: found no valid JSON ({error}), "
                 "expected JSON; restore the file, or choose another output.uri"
             ) from error
+
+    def _read(self, name: str) -> bytes | None:
+        # In one request: most of these objects exist.
+        try:
+            return filesystem.read_bytes(self.address(name), self.options)
+        except FetchError as error:
+            if error.kind == NOT_FOUND:
+                return None
+            raise
 
     def exists(self, name: str) -> bool:
         """Return whether an object exists."""
