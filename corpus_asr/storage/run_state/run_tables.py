@@ -100,7 +100,7 @@ PART_COLUMNS = tuple(name for name in OUTCOMES.names if name not in _LARGE)
 NOTED = pa.schema([
     ("recording_id", pa.string()), ("gone_since", pa.timestamp("ms")), ("metadata", pa.string()),
 ])  # fmt: skip
-_INSERTED_ROWS = 65_536  # at once; commits have some hundreds
+_INSERTED_ROWS = 122_880  # at once, a row group of the database; commits have some hundreds
 _PARTS_AT_ONCE = 100_000  # some hundred MB while they are folded
 REDO_NAME = "_run/redo.parquet"
 REDO = pa.schema([("recording_id", pa.string()), ("earlier_runs", pa.list_(pa.string()))])
@@ -211,7 +211,7 @@ class RunTables:
         self._num_rows = dict.fromkeys(names, 0)
         placed = self._schema.append(_ID).append(_OBJECT).append(_ROW)
         self.add("outcomes", placed.empty_table())
-        self.add("redo", read_redo(store))
+        self._insert("redo", read_redo(store))
         identities = Identities.read(store)
         _check_whole(store, {name for name in names if not is_commit(name)})
         if self.base:
@@ -230,7 +230,6 @@ class RunTables:
                 query = RECORDED.format(first=FIRST, slices=slices, index=index)
                 begin = "insert into" if index else "create or replace table"
                 self.execute(f"{begin} recordings {'' if index else 'as'} {query}")
-            self.add("noted", NOTED.empty_table())
             unread = "exists (from unread where starts_with(uri, prefix))"
             has_unread = self.base and self.rows("from unread limit 1")
             self.execute(COUNTED.format(unread=unread if has_unread else "false"))
@@ -442,7 +441,7 @@ class RunTables:
 
     def note(self, noted: Iterable[pa.Table]) -> None:
         """Add NOTED rows of the existing recordings table, of what is no longer settled."""
-        self.add("noted", NOTED.empty_table())
+        self.execute("delete from noted")
         for table in noted:
             self.execute(
                 "insert into noted from arriving semi join recordings using (recording_id)", table

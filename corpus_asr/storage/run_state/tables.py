@@ -307,11 +307,10 @@ class OutputStore:
         """Return the objects of tables that do not count, and files of killed local writes."""
         names, leftovers = self._names(), set[str]()
         for folder in TABLES_OF_RUNS:
-            listed = {name for name, _ in self._listed(folder)}
-            leftovers |= {name for name in listed if _is_table(name)} - {
-                *self._counting(folder, names)
-            }
-            leftovers |= {name for name in listed if _is_temporary(name)}
+            listed = dict(self._listed(folder))
+            counting = self._counting_of(folder, listed, names)
+            leftovers |= {*filter(_is_table, listed)}.difference(counting)
+            leftovers.update(filter(_is_temporary, listed))
         return sorted(leftovers)
 
     @classmethod
@@ -406,7 +405,12 @@ class OutputStore:
         return self._names() if of_runs else _Names()
 
     def _counting(self, folder: str, names: _Names) -> dict[str, int]:
-        sizes = {name: size or 0 for name, size in self._listed(folder) if _is_table(name)}
+        return self._counting_of(folder, dict(self._listed(folder)), names)
+
+    def _counting_of(
+        self, folder: str, listed: Mapping[str, int | None], names: _Names
+    ) -> dict[str, int]:
+        sizes = {name: size or 0 for name, size in listed.items() if _is_table(name)}
         if folder in (*FINISHED_FOLDERS, RECORDINGS_FOLDER) and names.content is not None:
             named = {name for name in names.tables if name.startswith(f"{folder}/")}
             hidden = named - sizes.keys()

@@ -60,6 +60,8 @@ create table elsewhere (recording_id varchar, plan varchar);
 SMALL_TABLES = """
 create or replace table objects (object integer, name varchar, is_commit boolean);
 create or replace table origins (error_kind varchar, retryable boolean, origin varchar);
+create or replace table redo (recording_id varchar, earlier_runs varchar[]);
+create or replace table noted (recording_id varchar, gone_since timestamp_ms, metadata varchar);
 """
 VERSIONS = """
 create or replace table generations as
