@@ -186,7 +186,7 @@ class Archive:
     def _commit(self, run: Any, first: int, stop: int, rows: int) -> None:
         """Commit the recordings at these places of the listing."""
         chance, at = np.random.default_rng(first), 0
-        for batch in read_listing(run.store, run.plan):
+        for batch in read_listing(run.store, run.plan.name):
             start = max(0, first - at)
             some = pa.Table.from_batches([batch]).slice(start, max(0, stop - at - start))
             at += batch.num_rows

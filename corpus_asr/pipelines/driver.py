@@ -263,7 +263,7 @@ class CorpusRun:
             run_id=self.lock.run_id,
             redo=self.options.redo is not None,
             started=self._started,
-            listing=read_listing(store, self.plan),
+            listing=read_listing(store, self.plan.name, ["uri"]),
             family=self.checkpoint.family_name,
         )
         note_listing(store, self.plan.name, config.source)
@@ -435,7 +435,7 @@ class CorpusRun:
             begun,
             self.config,
             model_revision=self.checkpoint.fingerprint,
-            listing=read_listing(self.store, plan),
+            listing=read_listing(self.store, plan.name),
             num_listed=plan.num_files,
             plan_name=plan.name,
             idle=not plan.num_remaining,

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import chain
 from typing import Any
 
 from corpus_asr.config.run import CLASSIFY_AUDIO
@@ -24,7 +23,7 @@ from corpus_asr.report.status import activity_values
 from corpus_asr.report.text import duration, text_template
 from corpus_asr.storage.run_state.current_rows import CONFIDENCE_BINS, read_confidences
 from corpus_asr.storage.run_state.lock import SUCCESS_NAME
-from corpus_asr.storage.run_state.plan import latest_plan
+from corpus_asr.storage.run_state.plan import latest_plan, read_listing
 from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,
     FINGERPRINT_NAME,
@@ -149,13 +148,10 @@ def counted_run(
     finished = store.exists(SUCCESS_NAME)
     run = store.read_json(RUN_NAME)  # missing after `transcribe -o`
     plan = latest_plan(store)
-    listing = () if plan is None else store.names(f"{plan}/listing")
-    files = map(partial(store.batches, columns=_LISTING_COLUMNS), listing)
+    listing = () if plan is None else read_listing(store, plan, _LISTING_COLUMNS)
     rows = LABEL_ROWS if config.get("pipeline") == CLASSIFY_AUDIO else SEGMENT_ROWS
     listings = other_listings(store, plan)
-    with RunTables(
-        store, names=names, listing=chain.from_iterable(files), elsewhere=listings
-    ) as tables:
+    with RunTables(store, names=names, listing=listing, elsewhere=listings) as tables:
         if sampler is None:
             read_confidences(store, tables, rows)
         else:

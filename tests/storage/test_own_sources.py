@@ -41,7 +41,7 @@ def audio_folder(tmp_path: Path) -> Path:
 def begun(config: RunConfig) -> OutputStore:
     store = OutputStore(config.output.uri)
     plan = make_plan(config, store)
-    begin_run(store, config, "settings", listing=read_listing(store, plan))
+    begin_run(store, config, "settings", listing=read_listing(store, plan.name))
     return store
 
 

@@ -96,7 +96,7 @@ def test_keys_of_any_character_and_of_full_length_go_through_a_run(
             same = {"etag": file["etag"], "size_bytes": file["size_bytes"]}
             commit(store, results(part("", 0, texts=["x"], uri=file["uri"], **same)))
     finish(store, run, job, model_revision="revision", num_listed=plan.num_files,
-           listing=read_listing(store, plan), plan_name=plan.name)  # fmt: skip
+           listing=read_listing(store, plan.name), plan_name=plan.name)  # fmt: skip
     for rows in (stored_segments(store), store.outcomes(), store.recordings()):
         assert sorted(row["uri"] for row in rows_of(rows)) == uris
     assert make_plan(job, store, model_revision="revision").num_remaining == 0
@@ -124,7 +124,7 @@ def test_long_files_come_first_and_alone(
 def test_what_failed_before_comes_last(source: Path, memory: str) -> None:
     store, job = OutputStore(memory), config(source, memory)
     uri = next(name for files in planned(store, make_plan(job, store)) for name, _ in files)
-    [listed] = [row for row in rows_of(read_listing(store, make_plan(job, store)))
+    [listed] = [row for row in rows_of(read_listing(store, make_plan(job, store).name))
                 if row["uri"].endswith(uri)]  # fmt: skip
     version = {name: listed[name] for name in ("uri", "size_bytes", "etag")}
     commit(
@@ -161,10 +161,8 @@ def test_what_is_done_is_left_out_and_half_done_files_say_which_parts(
     source: Path, memory: str
 ) -> None:
     store = OutputStore(memory)
-    versions = {
-        row["uri"]: row for batch in read_listing(store, make_plan(config(source, memory), store))
-        for row in batch.to_pylist()
-    }  # fmt: skip
+    plan = make_plan(config(source, memory), store)
+    versions = {row["uri"]: row for row in rows_of(read_listing(store, plan.name))}
 
     def row(name: str, index: int, *, last: bool) -> dict:
         uri = f"{source}/{name}.mp3"
@@ -184,7 +182,7 @@ def test_what_is_done_is_left_out_and_half_done_files_say_which_parts(
 
 def test_nothing_to_do_is_an_empty_plan(source: Path, memory: str) -> None:
     store = OutputStore(memory)
-    listing = read_listing(store, make_plan(config(source, memory), store))
+    listing = read_listing(store, make_plan(config(source, memory), store).name)
     for row in rows_of(listing):
         done = part("x", 0, texts=["x"], uri=row["uri"])
         commit(store, results(done | {key: row[key] for key in ("etag", "size_bytes")}))
@@ -237,20 +235,20 @@ def test_a_finish_removes_plans_and_raw_addresses_also_where_something_is_left(
     old, mine = make_plan(job, store), make_plan(job, store)
     run = begin_run(store, job, fingerprint(job, "weights"))
     younger = make_plan(job, store)
-    identities = [row["recording_id"] for batch in read_listing(store, mine)
+    identities = [row["recording_id"] for batch in read_listing(store, mine.name)
                   for row in batch.to_pylist()]  # fmt: skip
     for index in range(20 if done else 19):
         commit(store, results(part("x", 0, texts=["x"], uri=address.format(index))))
     for _ in range(2):  # may be repeated
         counts = finish(
-            store, run, job, model_revision="weights", listing=read_listing(store, mine),
+            store, run, job, model_revision="weights", listing=read_listing(store, mine.name),
             num_listed=mine.num_files, plan_name=mine.name,
         )  # fmt: skip
         assert (counts.listed, counts.remaining) == (20, 0 if done else 1)
     assert old.name not in plans_of(store)
     assert plans_of(store) == {mine.name, younger.name}
     assert list(read_packs(store, mine)) == []
-    listed = rows_of(read_listing(store, mine))
+    listed = rows_of(read_listing(store, mine.name))
     assert [row["recording_id"] for row in listed] == identities
     assert listed[0]["uri"] == "https://host/0.mp3"
     assert "s3cr3t" not in str(listed)
@@ -318,7 +316,7 @@ def test_what_may_hold_signed_addresses_is_its_owner_s_alone_on_local_disks(
         assert (output / LOCK_NAME).stat().st_mode & 0o777 == 0o644
         commit(store, results(part("a", 0, texts=["x"], uri=str(source / "a.mp3"))))
         finish(
-            store, run, job, model_revision="weights", listing=read_listing(store, plan),
+            store, run, job, model_revision="weights", listing=read_listing(store, plan.name),
             num_listed=plan.num_files, plan_name=plan.name,
         )  # fmt: skip
     # By then it holds addresses without signatures.

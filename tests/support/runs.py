@@ -226,7 +226,7 @@ class ManualRun:
 def finish_plan(store: OutputStore, run: RunRecord, config: RunConfig, plan: Plan) -> OutcomeCounts:
     """End a run that was to do a plan."""
     return finish_run(
-        store, run, config, model_revision=REVISION, listing=read_listing(store, plan),
+        store, run, config, model_revision=REVISION, listing=read_listing(store, plan.name),
         num_listed=plan.num_files, plan_name=plan.name,
     )  # fmt: skip
 

@@ -332,10 +332,12 @@ def read_packs(store: OutputStore, plan: Plan) -> Iterator[pa.Table]:
                 yield table.slice(row, 1)
 
 
-def read_listing(store: OutputStore, plan: Plan) -> Iterator[pa.RecordBatch]:
-    """Yield the FILES rows from which the plan was made, in listing order."""
-    for name in store.names(f"{plan.name}/listing"):
-        yield from store.batches(name, batch_rows=SHARD_ROWS)
+def read_listing(
+    store: OutputStore, plan_name: str, columns: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Yield the FILES rows, or some columns, from which a plan was made, in listing order."""
+    for name in store.names(f"{plan_name}/listing"):
+        yield from store.batches(name, columns=columns, batch_rows=SHARD_ROWS)
 
 
 def latest_plan(store: OutputStore) -> str | None:

@@ -11,7 +11,7 @@ from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER
 from corpus_asr.storage.run_state.finish import OutcomeCounts
 from corpus_asr.storage.run_state.identities import forget_addresses
 from corpus_asr.storage.run_state.lock import AtTheEnd, changing
-from corpus_asr.storage.run_state.plan import SHARD_ROWS, latest_plan
+from corpus_asr.storage.run_state.plan import latest_plan, read_listing
 from corpus_asr.storage.run_state.rewriting import remove_recordings
 from corpus_asr.storage.run_state.run_files import RUN_NAME
 from corpus_asr.storage.run_state.run_tables import NOTED, RunTables
@@ -133,6 +133,5 @@ def _listed_tables(store: OutputStore) -> RunTables:
             f"looking for what is gone in {redact_uri(store.uri)}: found no listing, expected "
             "that of a run; check the URI, or run its job first (for transcribe -o use --uri)"
         )
-    files = (batch for name in store.names(f"{plan}/listing")
-             for batch in store.batches(name, batch_rows=SHARD_ROWS))  # fmt: skip
-    return RunTables(store, listing=files, elsewhere=other_listings(store, plan))
+    listing = read_listing(store, plan)
+    return RunTables(store, listing=listing, elsewhere=other_listings(store, plan))

@@ -65,7 +65,6 @@ from corpus_asr.storage.run_state.what_counts import (
     FIRST,
     FITS,
     GONE,
-    HELD,
     LEFT,
     LISTED,
     RANKS,
@@ -278,7 +277,10 @@ class RunTables:
         self._num_rows |= starts
         rows = pa.concat_tables(held)
         # From Arrow: once a table of the database, a million rows take three times as long.
-        self.execute(HELD, rows)
+        self.execute(
+            "create or replace table held as from arriving anti join settled using (recording_id)",
+            rows,
+        )
         [(num_open,)] = self.rows("select count(*) from held")
         [(num_settled,)] = self.rows("select coalesce(sum(parts), 0) from settled")
         if len(rows) - num_open != num_settled:

@@ -321,9 +321,6 @@ delete from settled where recording_id in (
   union all select recording_id from arriving)
 """
 
-# Rows of tables, of recordings that are not settled.
-HELD = "create or replace table held as from arriving anti join settled using (recording_id)"
-
 # Recordings of which a finish leaves one version, whole and without a failure, that never moved.
 SETTLING = """
 create or replace table settling as
