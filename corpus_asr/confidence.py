@@ -1,6 +1,6 @@
-"""Estimates the fraction of correct words in a segment from decoding scores.
+"""Estimates the fraction of correct words in a segment, and whether a word is correct.
 
-Fitted in `report/calibration.py`.
+From decoding scores; fitted in `report/calibration.py`.
 """
 
 import math
@@ -10,10 +10,12 @@ from typing import Any
 
 from corpus_asr.segments import Segment
 
-# Thresholds for reports, pages, summaries and examples; of segments and of words. The fraction of
-# segments with errors in each band is listed in corpus_asr/transcription/README.md.
+# Thresholds for reports, pages, summaries and examples. The fraction of segments with errors in
+# each band, and of marked words, is listed in corpus_asr/transcription/README.md.
 LOW_CONFIDENCE = 0.7
 HIGH_CONFIDENCE = 0.9
+# Words below it are marked.
+LOW_WORD_CONFIDENCE = 0.55
 # Edges of confidence bands in tables of recordings and segments.
 CONFIDENCE_EDGES = (0.3, 0.5, LOW_CONFIDENCE, 0.8, HIGH_CONFIDENCE, 0.95)
 
@@ -23,6 +25,8 @@ _LOGPROB_FLOOR = 0.02
 _LOWEST_LOGPROB = -20.0
 # Ordinary speech compresses by less than this; above 2.4 Whisper considers a window repetitive.
 _USUAL_COMPRESSION_RATIO = 2.0
+# Bound of shares, so that their logits are finite.
+_LEAST_DOUBT = 0.001
 # Loops compress by ten and more; higher ratios add no information.
 _MOST_REPETITION = 2.0
 
@@ -45,13 +49,11 @@ FEATURES = ("likelihood", "repetition", "no_speech", "speech")
 
 def features_of(evidence: SegmentEvidence) -> tuple[float, ...]:
     """Return the values of `FEATURES`: always finite, of the order of 1."""
-    mean = max(_LOWEST_LOGPROB, min(0.0, evidence.text_logprob))
     ratio = evidence.compression_ratio
     excess = 0.0 if ratio is None else ratio - _USUAL_COMPRESSION_RATIO
     spoken = evidence.speech_fraction
     return (
-        # Logarithmic: the odds of an error are roughly proportional to the mean surprisal.
-        -math.log(_LOGPROB_FLOOR - mean),
+        _likelihood(evidence.text_logprob),
         -min(_MOST_REPETITION, max(0.0, excess)),
         -(evidence.no_speech_prob or 0.0),
         0.0 if spoken is None else spoken - 1.0,
@@ -73,17 +75,74 @@ class ConfidenceModel:
 
     def confidence(self, evidence: SegmentEvidence) -> float:
         """Return the estimated fraction of correct words in a segment, 0 to 1."""
-        terms = zip(self.weights, features_of(evidence), strict=True)
-        logit = self.offset + math.fsum(weight * value for weight, value in terms)
-        if logit >= 0:
-            return 1.0 / (1.0 + math.exp(-logit))
-        # The same function; the other form would overflow.
-        odds = math.exp(logit)
-        return odds / (1.0 + odds)
+        return _logistic(self.offset, self.weights, features_of(evidence))
 
 
 # Fitted as described in corpus_asr/transcription/README.md.
 DEFAULT_MODEL = ConfidenceModel(name="default", offset=-0.19, weights=(1.72, 3.30, 0.75, 0.27))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WordEvidence:
+    """Scores of a word and of its segment."""
+
+    probability: float
+    """Mean probability of the word's tokens."""
+    segment_confidence: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WordModel:
+    """A logistic regression of a word's correctness on the features of `word_features`."""
+
+    offset: float
+    weights: tuple[float, ...]
+
+    def confidence(self, evidence: WordEvidence) -> float:
+        """Return the estimated probability that a word is correct."""
+        return _logistic(self.offset, self.weights, word_features(evidence))
+
+
+# Fitted as described in corpus_asr/transcription/README.md.
+WHISPER_WORDS = WordModel(offset=-0.99, weights=(1.17, 0.56))
+WORD_EVIDENCE_COLUMNS = ("words", "confidence", "no_speech_prob")
+
+
+def word_features(evidence: WordEvidence) -> tuple[float, ...]:
+    """Return the word's likelihood and the logit of its segment's confidence, always finite."""
+    logprob = math.log(evidence.probability) if evidence.probability > 0 else _LOWEST_LOGPROB
+    share = min(1 - _LEAST_DOUBT, max(_LEAST_DOUBT, evidence.segment_confidence))
+    return (_likelihood(logprob), math.log(share / (1 - share)))
+
+
+def word_confidences(row: Mapping[str, Any]) -> list[float]:
+    """Return the confidence of each word in a row of the segments table, 0 to 1."""
+    # Only Whisper estimates the no-speech probability. Its curve does not apply to the words of
+    # other models and of aligned or rewritten text: their confidence is the probability.
+    is_fitted = None not in (row["no_speech_prob"], row["confidence"])
+    confidences = []
+    for word in row["words"] or ():
+        probability = word["probability"] or 0.0
+        if is_fitted:
+            evidence = WordEvidence(probability=probability, segment_confidence=row["confidence"])
+            probability = WHISPER_WORDS.confidence(evidence)
+        confidences.append(probability)
+    return confidences
+
+
+def _likelihood(logprob: float) -> float:
+    # Logarithmic: the odds of an error are roughly proportional to the mean surprisal.
+    return -math.log(_LOGPROB_FLOOR - max(_LOWEST_LOGPROB, min(0.0, logprob)))
+
+
+def _logistic(offset: float, weights: Sequence[float], values: Sequence[float]) -> float:
+    terms = (weight * value for weight, value in zip(weights, values, strict=True))
+    logit = offset + math.fsum(terms)
+    if logit >= 0:
+        return 1.0 / (1.0 + math.exp(-logit))
+    # The same function; the other form would overflow.
+    odds = math.exp(logit)
+    return odds / (1.0 + odds)
 
 
 def mean_logprob_of(logprobs: Sequence[float]) -> float | None:

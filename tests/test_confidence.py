@@ -1,4 +1,4 @@
-"""A segment's confidence is a share, follows its evidence, and knows nothing else."""
+"""Confidences of segments and words are shares, follow their evidence, and know nothing else."""
 
 import math
 from dataclasses import replace
@@ -14,13 +14,18 @@ from corpus_asr.confidence import (
     FEATURES,
     HIGH_CONFIDENCE,
     LOW_CONFIDENCE,
+    LOW_WORD_CONFIDENCE,
+    WHISPER_WORDS,
     ConfidenceModel,
     SegmentEvidence,
+    WordEvidence,
     evidence_of,
     features_of,
     mean_logprob_of,
     segment_evidence,
     with_confidence,
+    word_confidences,
+    word_features,
 )
 from tests.support.tables import segment
 
@@ -98,3 +103,47 @@ def test_a_row_and_a_segment_hold_the_same_evidence() -> None:
 def test_the_mean_is_over_all_tokens() -> None:
     assert mean_logprob_of([-0.2, -0.4, -0.6]) == pytest.approx(-0.4)
     assert mean_logprob_of([]) is None
+
+
+SHARES = st.floats(0, 1)
+
+
+def row_of(*probabilities: float | None, **values: object) -> dict[str, object]:
+    words = [{"word": " a", "probability": probability} for probability in probabilities]
+    return {"words": words, "confidence": 0.9, "no_speech_prob": 0.01} | values
+
+
+@given(SHARES, SHARES, SHARES)
+def test_a_words_confidence_is_a_share_that_follows_its_probability_and_its_segment(
+    probability: float, other: float, confidence: float
+) -> None:
+    low, high = sorted((probability, other))
+    evidence = WordEvidence(probability=low, segment_confidence=confidence)
+    assert all(math.isfinite(value) for value in word_features(evidence))
+    found = [
+        WHISPER_WORDS.confidence(each)
+        for each in (
+            evidence,
+            replace(evidence, probability=high),
+            replace(evidence, probability=high, segment_confidence=max(high, confidence)),
+        )
+    ]
+    assert 0.0 < found[0] <= found[1] <= found[2] < 1.0
+    assert word_confidences(row_of(low, high, confidence=confidence)) == found[:2]
+
+
+def test_a_likely_word_of_a_clean_segment_is_high_and_an_unlikely_word_is_marked() -> None:
+    unlikely, middling, likely = word_confidences(row_of(0.1, 0.5, 1.0, confidence=0.97))
+    # A probability of 0.5 is usually right where its segment is clean.
+    assert unlikely < LOW_WORD_CONFIDENCE < middling < HIGH_CONFIDENCE < 0.98 < likely
+    assert word_confidences(row_of(0.5, confidence=0.6)) < [LOW_WORD_CONFIDENCE]
+    # What a person checked has the probability and the confidence 1.
+    assert word_confidences(row_of(1.0, confidence=1.0)) > [0.99]
+
+
+def test_words_of_other_models_and_of_unknown_segments_keep_their_probability() -> None:
+    assert word_confidences(row_of(0.2, 1.0, no_speech_prob=None)) == [0.2, 1.0]
+    assert word_confidences(row_of(0.2, confidence=None)) == [0.2]
+    assert word_confidences(row_of(None, no_speech_prob=None)) == [0.0]
+    assert word_confidences(row_of(None)) == word_confidences(row_of(0.0))
+    assert word_confidences(row_of() | {"words": None}) == []

@@ -82,14 +82,14 @@ def link(uri: str, *, folder: str | None) -> tuple[str, str | None]:
 
 
 def sample_words(sample: Sample) -> tuple[list[tuple[str, float]], int]:
-    """Return the first words of a sample with probabilities, and the number omitted."""
+    """Return the first words of a sample with confidences, and the number omitted."""
     words: list[tuple[str, float]] = []
     length = 0
-    for word, probability in sample.words:
+    for word, confidence in sample.words:
         length += max(len(word), _LEAST_OF_A_WORD)
         if words and length > MOST_OF_A_TEXT:
             break
-        words.append((cut(word), probability))
+        words.append((cut(word), confidence))
     return words, len(sample.words) - len(words)
 
 

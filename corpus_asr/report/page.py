@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
+from corpus_asr.confidence import LOW_WORD_CONFIDENCE
 from corpus_asr.config.document import hide_secrets
 from corpus_asr.config.run import CLASSIFY_AUDIO, ReportSettings
 from corpus_asr.config.storage_options import NO_OPTIONS, StorageOptions
@@ -184,8 +184,7 @@ def environment() -> Environment:
         "unquoted": unquote,
     }
     templates.globals |= {
-        "HIGH_CONFIDENCE": HIGH_CONFIDENCE,
-        "LOW_CONFIDENCE": LOW_CONFIDENCE,
+        "LOW_WORD_CONFIDENCE": LOW_WORD_CONFIDENCE,
         "MAX_CLIP_S": MAX_CLIP_S,
         "MOST_KINDS": MOST_KINDS,
         "MOST_OF_A_ROW": 240,  # characters of a message in long tables

@@ -16,6 +16,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from corpus_asr import failure_kinds
+from corpus_asr.confidence import WORD_EVIDENCE_COLUMNS, word_confidences
 from corpus_asr.errors import EngineError, ItemError
 from corpus_asr.logs import event
 from corpus_asr.segments import place_of
@@ -77,7 +78,7 @@ _MOST_OF_A_RECORDING = 2
 _ALTERNATIVES = 3
 
 _PLACE = ("recording_id", "uri", "channel", "start_s", "end_s")
-_SAMPLE = (*_PLACE, "text", "language", "confidence", "words")
+_SAMPLE = (*_PLACE, "text", "language", "confidence")
 _WINDOW = (*_PLACE, "part", "window", "rank", "label", "probability")
 # Lists with the order of their rows: a draw that the same segments give again, wherever they lie.
 _KEYS = {"unsure": "confidence", "random": "hash(recording_id, part, start_s)"}
@@ -109,7 +110,7 @@ class Sample:
     language: str | None
     confidence: float
     words: tuple[tuple[str, float], ...] = ()
-    """With their probabilities; empty without word times."""
+    """With their confidences; empty without word times."""
     labels: tuple[tuple[str, float], ...] = ()
     """The likeliest labels of a window, with their probabilities."""
 
@@ -165,7 +166,7 @@ class Sampler:
     def _read(self, chosen: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Sample]:
         kind, columns, width, made = (
             (LABEL_ROWS, _WINDOW, _ALTERNATIVES, _window) if self._labels else
-            (SEGMENT_ROWS, _SAMPLE, 1, _segment)
+            (SEGMENT_ROWS, tuple({*_SAMPLE, *WORD_EVIDENCE_COLUMNS}), 1, _segment)
         )  # fmt: skip
         samples = {}
         for name, places in groupby(sorted(chosen), itemgetter(0)):
@@ -177,8 +178,10 @@ class Sampler:
 
 
 def _segment(rows: Sequence[dict[str, Any]]) -> Sample:
-    words = tuple((word["word"], word["probability"]) for word in rows[0]["words"] or ())
-    return Sample(**rows[0] | {"words": words})
+    row = rows[0]
+    spelled = (word["word"] for word in row["words"] or ())
+    words = tuple(zip(spelled, word_confidences(row), strict=True))
+    return Sample(**{name: row[name] for name in _SAMPLE}, words=words)
 
 
 def _window(rows: Sequence[dict[str, Any]]) -> Sample:

@@ -10,7 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
+from corpus_asr.confidence import (
+    HIGH_CONFIDENCE,
+    LOW_CONFIDENCE,
+    LOW_WORD_CONFIDENCE,
+    word_confidences,
+)
 from corpus_asr.errors import ConfigError, FetchError, ItemError
 from corpus_asr.export.write import distinct_names
 from corpus_asr.failure_kinds import REFUSED_FILE, REFUSED_HOST, failure_kind
@@ -142,6 +147,7 @@ class Answers:
             "block_rows": BLOCK_ROWS,
             "block_starts_s": transcript.block_starts_s,
             "has_words": transcript.has_words,
+            "low_word_confidence": LOW_WORD_CONFIDENCE,
             "low_confidence": LOW_CONFIDENCE,
             "high_confidence": HIGH_CONFIDENCE,
             "apart": transcript.channels,
@@ -181,9 +187,8 @@ class Answers:
         transcript = self.transcripts.read(*self._named(request.id))
         if request.unchecked:
             return {"at_s": transcript.next_unchecked(request.from_s)}
-        at_s = transcript.low_confidence(
-            request.from_s, below=LOW_CONFIDENCE, forward=not request.back
-        )
+        below = LOW_WORD_CONFIDENCE if transcript.has_words else LOW_CONFIDENCE
+        at_s = transcript.low_confidence(request.from_s, below=below, forward=not request.back)
         return {"at_s": at_s}
 
     def sound(self, request: Request) -> dict[str, Any]:
@@ -450,18 +455,19 @@ def _segment(
     values["said_by"] = made.segment.speaker if made else None
     values["speaker"] = visible(values["said_by"] or "") or by_turns
     if row["words"] is not None:
-        values["words"] = list(_words(row["words"], pieces))
+        values["words"] = list(_words(row, pieces))
     return values
 
 
-def _words(words: list[dict[str, Any]], pieces: list[tuple[str, bool]]) -> Iterator[list[Any]]:
-    # Word, start, end, probability, and whether it is part of a match.
+def _words(row: Mapping[str, Any], pieces: list[tuple[str, bool]]) -> Iterator[list[Any]]:
+    # Word, start, end, confidence, and whether it is part of a match.
+    words = row["words"]
     marked = "".join(("x" if matches else " ") * len(piece) for piece, matches in pieces)
     # Concatenated words equal the segment's text; in tables where they do not, none is marked.
     fits = sum(len(word["word"]) for word in words) == len(marked)
     at = 0
-    for word in words:
+    for word, confidence in zip(words, word_confidences(row), strict=True):
         end = at + len(word["word"])
         matches = fits and "x" in marked[at:end]
-        yield [visible(word["word"]), word["start_s"], word["end_s"], word["probability"], matches]
+        yield [visible(word["word"]), word["start_s"], word["end_s"], confidence, matches]
         at = end

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from corpus_asr.confidence import WORD_EVIDENCE_COLUMNS, word_confidences
 from corpus_asr.errors import CorpusAsrError
 from corpus_asr.export.recordings import Recording, found_labels
 from corpus_asr.export.speakers import SpeakerNames, name_speaker, named, read_names, with_voices
@@ -421,13 +422,14 @@ class Transcript:
 
     @cached_property
     def _scores(self) -> tuple[np.ndarray, np.ndarray]:
-        # Start and probability of each word, by time; of each segment if there are no word times.
+        # Start and confidence of each word, by time; of each segment if there are no word times.
         if self.has_words:
             words = pc.list_flatten(self.rows["words"].combine_chunks())
-            columns = [pc.struct_field(words, name) for name in ("start_s", "probability")]
+            starts = np.asarray(pc.struct_field(words, "start_s"))
+            rows = self.rows.select(WORD_EVIDENCE_COLUMNS).to_pylist()
+            scores = np.array([score for row in rows for score in word_confidences(row)])
         else:
-            columns = [self.rows[name] for name in ("start_s", "confidence")]
-        starts, scores = map(np.asarray, columns)
+            starts, scores = (np.asarray(self.rows[name]) for name in ("start_s", "confidence"))
         order = np.argsort(starts, kind="stable")
         return starts[order], scores[order]
 

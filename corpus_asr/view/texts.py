@@ -98,7 +98,7 @@ _BY_TIME = [(name, "ascending") for name in ("start_s", "channel", "part", "segm
 
 def segments_at(store: OutputStore, places: Places) -> pa.Table:
     """Return the segments of a recording, as the model has them, in order of time."""
-    columns = (*WORD_COLUMNS, "model")
+    columns = (*WORD_COLUMNS, "no_speech_prob", "model")
     spans: dict[str, list[tuple[int, int]]] = {}
     for name, start, stop in places:
         held = spans.setdefault(name, [])

@@ -13,9 +13,12 @@ import pytest
 from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
+from corpus_asr.confidence import LOW_WORD_CONFIDENCE, WHISPER_WORDS
 from corpus_asr.config.run import PseudoLabelConfig
+from corpus_asr.export.recordings import segment_from
 from corpus_asr.pipelines.evaluate import evaluate
 from corpus_asr.pipelines.pseudo_label import label
+from corpus_asr.report.calibration import timed_word_outcomes
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.logs import logging_put_back
 from tests.support.spoken import NAMES, REFERENCES, REPOSITORY, Sentence, error_rate, spoken
@@ -96,6 +99,30 @@ def test_words_are_timed(transcribed: Heard, output: Path) -> None:
     # Measured: 0.135 and 0.136. Whisper's word times precede those of forced aligners.
     assert times.start_median_s <= 0.2
     assert times.end_median_s <= 0.2
+
+
+def test_marked_words_are_few_and_often_wrong(transcribed: Heard, output: Path) -> None:
+    rows = sorted(
+        rows_of(stored_segments(OutputStore(str(output)))), key=lambda row: row["start_s"]
+    )
+    outcomes = [
+        outcome
+        for name in NAMES
+        for outcome in timed_word_outcomes(
+            [segment_from(row) for row in rows if Path(row["uri"]).name == name],
+            SPOKEN[name].text,
+            "en",
+        )
+    ]
+    marked = [
+        outcome.right
+        for outcome in outcomes
+        if WHISPER_WORDS.confidence(outcome.evidence) < LOW_WORD_CONFIDENCE
+    ]
+    # Measured: 5 of 585 words, 3 of them wrong, of 8 that are; of 48 below a probability of 0.7, 5.
+    assert len(outcomes) > 550
+    assert len(marked) <= 0.02 * len(outcomes)
+    assert marked.count(False) >= 0.4 * len(marked)
 
 
 def call(*arguments: str) -> str:

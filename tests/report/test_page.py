@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from corpus_asr.cli.main import app
+from corpus_asr.confidence import word_confidences
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.report import page as page_module
 from corpus_asr.report.formatting import cut, link, message, sample_words, visible
@@ -58,7 +59,9 @@ def page_of(job: ManualRun, path: Path) -> Element:
 
 
 def test_a_finished_run(job: ManualRun, tmp_path: Path) -> None:
-    said = segment(" Hello wrld", 0.55, words=words((" Hello", 0.95), (" wrld", 0.2)))
+    said = segment(
+        " Hello wrld", 0.55, words=words((" Hello", 0.95), (" wrld", 0.2)), no_speech_prob=0.01
+    )
     job.commit("a.wav", segments=[said], decode_s=2.0)
     job.commit("b.wav", status="no_speech", segments=None, language=None)
     job.fail("c.wav")
@@ -96,7 +99,7 @@ def test_a_finished_run(job: ManualRun, tmp_path: Path) -> None:
     assert sample.all("blockquote")[0].attributes == {"lang": "en", "dir": "ltr"}
     [mark] = sample.all("mark")
     assert (mark.text, mark.attributes["class"], mark.attributes["title"]) == (
-        "wrld", "doubtful", "20% probable",
+        "wrld", "doubtful", f"confidence {word_confidences(said)[1]:.0%}",
     )  # fmt: skip
     assert "1:05\u20131:10 · English (en) · confidence 55%" in sample.text
     assert sample.all("a")[0].attributes["href"] == "./../source/a.wav#t=65.50"

@@ -61,7 +61,12 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     odd.write_bytes(encode(samples, rate_hz=16_000, **options))
     hostile.write_bytes(wav_bytes(tone(4.0), rate_hz=16_000))
     messages = [
-        passage(at, f"This is passage{at} peace", probabilities=(0.9, 0.95, sure, 1.0))
+        passage(
+            at,
+            f"This is passage{at} peace",
+            probabilities=(0.9, 0.95, sure, 1.0),
+            no_speech_prob=0.01,
+        )
         for at, sure in enumerate([0.9] * 7 + [0.3] + [0.9] * (PASSAGES - 8))
     ]
     failure: dict[str, Any] = {

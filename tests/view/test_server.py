@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
+from corpus_asr.confidence import (
+    HIGH_CONFIDENCE,
+    LOW_CONFIDENCE,
+    LOW_WORD_CONFIDENCE,
+    WHISPER_WORDS,
+    WordEvidence,
+)
 from corpus_asr.errors import FetchError
 from corpus_asr.view.search import MAX_QUERY_CHARS
 from corpus_asr.view.server import _PAGES
@@ -137,16 +143,17 @@ def test_a_recording_is_told_with_its_segments_and_words(shown: Shown) -> None:
     )
     assert messages["name"] == "plain.wav"
     # The page marks words and segments by these.
-    assert (messages["low_confidence"], messages["high_confidence"]) == (
-        LOW_CONFIDENCE,
-        HIGH_CONFIDENCE,
-    )
+    bounds = [messages[f"{name}_confidence"] for name in ("low_word", "low", "high")]
+    assert bounds == [LOW_WORD_CONFIDENCE, LOW_CONFIDENCE, HIGH_CONFIDENCE]
     segments = answer(shown, "segments", id=messages["id"], block=0, q="passage7 peace")["segments"]
     assert len(segments) == PASSAGES
     words = segments[7]["words"]
     assert [word[0] for word in words] == [" This", " is", " passage7", " peace"]
     assert [word[4] for word in words] == [False, False, True, True]
     assert [word[1] for word in words] == [14.0, 14.5, 15.0, 15.5]
+    for word, probability in zip(words, (0.9, 0.95, 0.3, 1.0), strict=True):
+        evidence = WordEvidence(probability=probability, segment_confidence=0.9)
+        assert word[3] == pytest.approx(WHISPER_WORDS.confidence(evidence))
     assert answer(shown, "segments", id=messages["id"], block=9)["segments"] == []
     assert answer(shown, "unsure", id=messages["id"])["at_s"] == 15.0
     assert answer(shown, "unsure", id=messages["id"], **{"from": 15.0})["at_s"] is None

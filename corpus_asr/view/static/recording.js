@@ -330,7 +330,10 @@ function describe() {
     byId("failure-message").textContent = info.error.message;
   }
   if (!info.has_words) byId("unit").textContent = "segment";
-  for (const bound of ["low", "high"]) byId(bound).textContent = Math.round(info[`${bound}_confidence`] * 100);
+  // Words have one mark, whole segments two.
+  byId("unsure").hidden = info.has_words;
+  byId("low").textContent = Math.round((info.has_words ? info.low_word_confidence : info.low_confidence) * 100);
+  byId("high").textContent = Math.round(info.high_confidence * 100);
   byId("form").hidden = byId("legend").hidden = player.controls.hidden = !info.segments;
   for (const one of document.querySelectorAll(".editing")) one.hidden = !info.editable;
   if (!info.segments && !info.error) {

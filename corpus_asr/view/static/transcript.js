@@ -167,7 +167,7 @@ export class Transcript {
     }
   }
 
-  // Mark a word by its probability, or a whole segment by its confidence.
+  // Mark a whole segment by its confidence.
   mark(made, sure) {
     if (sure < this.info.low_confidence) made.classList.add("doubtful");
     else if (sure < this.info.high_confidence) made.classList.add("unsure");
@@ -178,11 +178,12 @@ export class Transcript {
     const text = element("p", { className: "said", dir: "auto" });
     if (told.language) text.lang = told.language;
     if (told.words) {
-      for (const [index, [word, start_s, end_s, probability, found]] of told.words.entries()) {
+      for (const [index, [word, start_s, end_s, sure, found]] of told.words.entries()) {
         const bare = word.trimStart();
         text.append(word.slice(0, word.length - bare.length));
-        const made = element(probability < this.info.high_confidence ? "mark" : "span", { className: "word", title: `${clock(start_s, 2)} · ${Math.round(probability * 100)}% probable` }, bare);
-        this.mark(made, probability);
+        const doubtful = sure < this.info.low_word_confidence;
+        const title = `${clock(start_s, 2)} · confidence ${Math.round(sure * 100)}%`;
+        const made = element(doubtful ? "mark" : "span", { className: doubtful ? "word doubtful" : "word", title }, bare);
         if (found) made.classList.add("found");
         made.dataset.word = index;
         text.append(made);
