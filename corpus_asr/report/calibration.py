@@ -135,7 +135,7 @@ def timed_word_outcomes(
 ) -> list[TimedWordOutcome]:
     """Compare the words of a recording's segments with its reference.
 
-    A word is right if all units of the normalized text that it spells are; signs alone are omitted.
+    A word is right if all normalized units that it spells are; words without units are omitted.
     """
     outcomes = []
     rights, _ = word_outcomes([segment.text for segment in segments], reference, language)

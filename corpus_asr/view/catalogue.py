@@ -349,7 +349,7 @@ class Transcript:
     """The segments of a recording."""
 
     rows: pa.Table
-    """start_s, end_s, text, language, confidence, channel, words (or null); sorted by time."""
+    """The columns of `segments_at`, words may be null; sorted by time."""
     made: Mapping[int, Made] = field(default_factory=dict)
     """By row: what people made."""
     blocks: Mapping[str, Block] = field(default_factory=dict)
