@@ -87,7 +87,7 @@ class DecodingRules(ABC):
     def resume(self, attempt: Attempt) -> Steps[Attempt]:
         """Continue an unfinished text in its window, whose encoding is reused.
 
-        The attempt is returned unchanged if the continuation fails a threshold.
+        The attempt is returned unchanged if the continuation fails a threshold or repeats it.
         """
         result, window = attempt.result, attempt.window
         if len(window.prompt) + len(result.tokens) >= window.max_new_tokens:
@@ -107,7 +107,8 @@ class DecodingRules(ABC):
                 more, tokens=result.tokens + more.tokens, logprobs=result.logprobs + more.logprobs
             ),
         )
-        return attempt if self.fails(following) or self.fails(whole) else whole
+        is_bad = self.fails(following) or self.fails(whole) or self.repeats(whole)
+        return attempt if is_bad else whole
 
     def _searched(self, window: Window, number: int, temperature: float | None) -> Steps[Attempt]:
         search = self.search(window, temperature)
@@ -160,6 +161,10 @@ class DecodingRules(ABC):
             compression_ratio=self.compression_ratio(result),
         )
 
+    def repeats(self, attempt: Attempt) -> bool:
+        """Whether a text says something twice, though it fails no threshold."""
+        return False
+
     def fails(self, attempt: Attempt) -> bool:
         """Whether a threshold requires the next temperature."""
         limits = self.thresholds
@@ -202,9 +207,10 @@ def _with_prefix(result: WindowResult, window: Window) -> WindowResult:
 _NONSPEECH_FRACTION = 0.1
 
 
-UNCERTAIN_LOGPROB = -0.4
-"""Mean log-probability below which `beam_size` auto uses beam search: on 185 clips with base, beams
-make as many words good as with -0.3, on two thirds of these windows."""
+# A text is uncertain whose log-probability is below this for each token, and this for its two ends:
+# what begins and ends a text is less certain, which short texts consist of.
+_UNCERTAIN_LOGPROB = -0.27
+_UNCERTAIN_ENDS = -3.0
 # Models may say a sentence twice, at usual probabilities: some five words.
 _REPEATED_LETTERS = 24
 
@@ -246,11 +252,9 @@ class OpenAIRules(DecodingRules):
         settings, window = self.settings, attempt.window
         if attempt.temperature:
             return None
-        # A user who lets texts repeat sets no threshold.
-        may_repeat = settings.compression_ratio_threshold is None
-        is_repeated = not may_repeat and says_twice(self.text(attempt.result.tokens))
-        is_bad = self.fails(attempt) or is_repeated
-        uncertain = attempt.mean_logprob < UNCERTAIN_LOGPROB and not self.lacks_speech(attempt)
+        is_bad = self.fails(attempt) or self.repeats(attempt)
+        limit = _UNCERTAIN_LOGPROB + _UNCERTAIN_ENDS / (len(attempt.result.tokens) + 1)
+        uncertain = attempt.mean_logprob < limit and not self.lacks_speech(attempt)
         wider = search
         if settings.beam_size == "auto" and (is_bad or uncertain):
             wider = replace(
@@ -261,6 +265,11 @@ class OpenAIRules(DecodingRules):
         if window.num_frames == attempt.window.num_frames and wider is search:
             return None
         return window, wider
+
+    def repeats(self, attempt: Attempt) -> bool:
+        """As in the base class; a user who lets texts repeat sets no threshold."""
+        may_repeat = self.settings.compression_ratio_threshold is None
+        return not may_repeat and says_twice(self.text(attempt.result.tokens))
 
     def seed(self, window: Window, temperature: float | None) -> int:
         """Derive the seed from the recording or `seed`, the window and the temperature only."""

@@ -390,7 +390,9 @@ LADDER = (0.0, 0.4, 0.8)
 
 
 def result(logprob: float, *, score: float = 0.0) -> WindowResult:
-    return WindowResult(tokens=(1, 2, 3), logprobs=(logprob,) * 3, end_logprob=logprob, score=score)
+    tokens = (1, 2, 3) * 10
+    logprobs = (logprob,) * len(tokens)
+    return WindowResult(tokens=tokens, logprobs=logprobs, end_logprob=logprob, score=score)
 
 
 def rules(text: str = "plain words", **settings: Any) -> WhisperLongForm:

@@ -210,8 +210,8 @@ def test_an_end_whose_text_is_doubtful_is_decoded_alone(doubtful: WindowResult) 
 
 
 def test_an_uncertain_end_is_searched_with_beams() -> None:
-    uncertain = following(2, 19.8, logprob=-0.6)
-    texts, jobs = chunk(UNFINISHED, uncertain, following(3, 19.8))
+    uncertain = following(2, 19.8, logprob=-1.4)
+    texts, jobs = chunk(UNFINISHED, uncertain, following(3, 19.8), logprob_threshold=None)
     assert texts[1] == ("w3", 12.0, 19.8)
     assert [job.search.num_beams for job in jobs] == [1, 1, 5]
     assert jobs[1].prompt == jobs[2].prompt
