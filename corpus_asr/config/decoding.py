@@ -239,7 +239,8 @@ class DecodingSettings:
     """Text that the first window starts with; the model continues it."""
     padding_s: float | Literal["auto"] | None = "auto"
     """Seconds of silent padding after a window shorter than 30 s; null pads to 30 s, as in
-    training. auto: null if `sequential`, else 5, and up to 30 s where the text is uncertain."""
+    training. auto: null if `sequential` and with a number of beams, else 5, and up to 30 s where
+    the text is uncertain."""
     word_timestamps: bool = False
     """Compute start time, end time and probability of each word."""
     align: bool = False
@@ -267,7 +268,9 @@ class DecodingSettings:
     def first_padding_s(self) -> float | None:
         """Padding in seconds of a window when it is first decoded; None pads to 30 s."""
         if self.padding_s == "auto":
-            return AUTO_PADDING_S if self.in_chunks else None
+            # Who asks for beams everywhere asks for exactness, not for speed.
+            is_short = self.in_chunks and self.beam_size in (1, "auto")
+            return AUTO_PADDING_S if is_short else None
         return self.padding_s
 
     @property

@@ -298,6 +298,7 @@ def test_windows_that_parts_must_agree_on_are_heard_whole() -> None:
         (DecodingSettings(), 1000),
         (DecodingSettings(padding_s=None), None),
         (DecodingSettings(strategy="sequential"), None),
+        (DecodingSettings(beam_size=5), None),
     ):
         job = next(find_language(part(5.0, mels=80), prompt_format(), settings))
         assert job.num_frames == frames
