@@ -266,7 +266,7 @@ def find_language(
         clips = carried.reshape(-1, WINDOW_FRAMES, carried.shape[1])
         windows = [((-1, number), window.T, None) for number, window in enumerate(clips)]
     else:
-        windows = _own_windows(part, settings.first_padding_s)
+        windows = _own_windows(part, settings)
     return (yield from ask_language(windows, prompt_format, settings))
 
 
@@ -323,8 +323,11 @@ def _choices(prompt_format: PromptFormat, settings: DecodingSettings) -> Sequenc
     return () if isinstance(settings.language, str) else settings.language
 
 
-def _own_windows(part: PartRequest, padding_s: float | None) -> list[LanguageWindow]:
+def _own_windows(part: PartRequest, settings: DecodingSettings) -> list[LanguageWindow]:
     speech = None if part.speech is None else [(span.start_s, span.end_s) for span in part.speech]
+    # Whole where no speech was detected: what silence is taken for does not depend on its length.
+    is_short = bool(speech) or settings.padding_s != "auto"
+    padding_s = settings.first_padding_s if is_short else None
     end = part.num_frames
     windows: list[LanguageWindow] = []
     for start_s in language_window_starts(speech, start_s=part.start_s, end_s=part.end_s):

@@ -300,8 +300,10 @@ def test_windows_that_parts_must_agree_on_are_heard_whole() -> None:
         (DecodingSettings(strategy="sequential"), None),
         (DecodingSettings(beam_size=5), None),
     ):
-        job = next(find_language(part(5.0, mels=80), prompt_format(), settings))
-        assert job.num_frames == frames
+        spoken = part(5.0, [(1.0, 4.0)], mels=80)
+        assert next(find_language(spoken, prompt_format(), settings)).num_frames == frames
+    silent = next(find_language(part(5.0, mels=80), prompt_format(), DecodingSettings()))
+    assert silent.num_frames is None
 
 
 @given(lengths=st.lists(st.integers(1, 4), min_size=1, max_size=6), order=st.randoms())
