@@ -239,8 +239,8 @@ class DecodingSettings:
     """Text that the first window starts with; the model continues it."""
     padding_s: float | Literal["auto"] | None = "auto"
     """Seconds of silent padding after a window shorter than 30 s; null pads to 30 s, as in
-    training. auto: null if `sequential` and with a number of beams, else 5, and up to 30 s where
-    the text is uncertain."""
+    training. auto: null with `sequential` or with two and more beams everywhere, else 5, and up to
+    30 s where the text is uncertain."""
     word_timestamps: bool = False
     """Compute start time, end time and probability of each word."""
     align: bool = False

@@ -76,7 +76,8 @@ def _rtfx(
     if decoding.first_padding_s is not None and decoding.in_chunks:
         read_s = min(WINDOW_S, said_s + decoding.first_padding_s)
     if decoding.padding_s == "auto" and read_s < WINDOW_S:
-        read_s += speech.failed * WINDOW_S
+        again = speech.uncertain if decoding.beam_size == "auto" else speech.failed
+        read_s += again * WINDOW_S
     token_s = (1 + speech.failed) * pace.token_s
     if decoding.beam_size == "auto":
         token_s += speech.uncertain * pace.beam_token_s
