@@ -468,9 +468,9 @@ class WhisperDecoderSlots(DecoderSlots):
 class WhisperSlotModel(WhisperDecoderSlots):
     """A `WhisperSeq2SeqLM` as a `SlotModel`.
 
-    Shares the encoder of `model`, on GPUs with fused queries, keys and values; on CPUs in bfloat16
-    and with `int8` it is a packed copy. With `consume`, each block of `model` is deleted as soon as
-    it is copied, and `model` cannot be used afterwards.
+    On CPUs its encoder is a packed copy; on GPUs it shares the encoder of `model`, with fused
+    queries, keys and values. With `consume`, each block of `model` is deleted as soon as it is
+    copied, and `model` cannot be used afterwards.
     """
 
     has_encoder = True
@@ -484,10 +484,8 @@ class WhisperSlotModel(WhisperDecoderSlots):
         self._encoder: WhisperEncoder | PackedWhisperEncoder
         if self.device.type != "cpu":
             self._encoder = fused_encoder(encoder)
-        elif int8 or self.dtype == torch.bfloat16:
-            self._encoder = PackedWhisperEncoder(encoder, int8=int8, consume=consume)
         else:
-            self._encoder = encoder
+            self._encoder = PackedWhisperEncoder(encoder, int8=int8, consume=consume)
 
     @torch.inference_mode()
     def encode(
