@@ -132,7 +132,8 @@ def test_a_row_is_the_same_alone_and_in_any_company(
 def test_pairs_of_the_largest_products_are_not_cut_off(kernel: Kernel) -> None:
     for sign in (1.0, -1.0):
         found = kernel(torch.full((40, 512), sign), None).by_row(torch.ones(9, 512))
-        torch.testing.assert_close(found, torch.full((9, 40), sign * 512), rtol=1e-5, atol=0.0)
+        # Within half a step of 63.5; sums that are cut off at 16 bits would be half as large.
+        torch.testing.assert_close(found, torch.full((9, 40), sign * 512), rtol=0.01, atol=0.0)
 
 
 @KERNELS
