@@ -77,10 +77,16 @@ class CachedDecoderBlock:
             target.copy_(split_heads(source, self._heads))
 
     def prefill(
-        self, cache: LayerCache, rows: slice | Tensor, hidden: Hidden, windows: WindowView
+        self,
+        cache: LayerCache,
+        rows: slice | Tensor,
+        hidden: Hidden,
+        windows: WindowView,
+        *,
+        used: int,
     ) -> Hidden:
         hidden, key, value = self._attend_causally(hidden)
-        cache.write_prompts(rows, key, value)
+        cache.write_prompts(rows, key, value, used=used)
         return self._attend_window_and_feed_forward(cache, hidden, windows)
 
     def extend(
@@ -299,9 +305,9 @@ class DecoderSlots(ABC):
                 f"{list(lengths)}, expected 1 to {tokens.shape[1]}"
             )
         hidden = self._embed_whole(tokens)
-        rows, windows = state.rows(slots), state.view_windows(slots)
+        rows, windows, used = state.rows(slots), state.view_windows(slots), state.used(slots)
         for block, layer in zip(self._blocks, state.layers, strict=True):
-            hidden = block.prefill(layer, rows, hidden, windows)
+            hidden = block.prefill(layer, rows, hidden, windows, used=used)
         state.note_prompts(slots, tokens.shape[1])
         normed: Tensor = self._layer_norm(hidden)
         return normed

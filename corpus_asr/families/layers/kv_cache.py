@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -331,14 +332,19 @@ class LayerCache:
         )
         return keys, values
 
-    def write_prompts(self, rows: slice | Tensor, keys: Heads, values: Heads) -> None:
-        """Restart slots with the keys and values of their prompts."""
+    def write_prompts(
+        self, rows: slice | Tensor, keys: Heads, values: Heads, *, used: int
+    ) -> None:
+        """Restart slots with the keys and values of their prompts.
+
+        Before, the slots had tokens at the first `used` positions.
+        """
         length = keys.shape[2]
         own_keys, own_values = self.text
         # Values at masked positions are multiplied by 0, which a NaN of the slot's last sequence
         # would survive.
         if isinstance(rows, slice):
-            own_values[rows, :, length:] = 0
+            own_values[rows, :, length:used] = 0
         else:
             # Assignment of a number by index would synchronize with the device.
             own_values.index_fill_(0, rows, 0)
@@ -385,10 +391,10 @@ class SlotCache:
             )
         # One tensor over all layers each, so that moving a slot takes three copies.
         text = (layers, 2, slots, heads, tokens, head_dim)
-        self._text = torch.zeros(text, dtype=dtype, device=device)
+        self._text = _zeros(text, dtype=dtype, device=device)
         window = (layers, slots // beams, heads, positions, head_dim)
         held = torch.uint8 if float8_windows else dtype
-        self._windows = tuple(torch.zeros(window, dtype=held, device=device) for _ in range(2))
+        self._windows = tuple(_zeros(window, dtype=held, device=device) for _ in range(2))
         # Empty windows are zero, and remain so with any scale.
         scales = torch.ones(layers, 2, slots // beams, heads, device=device)
         self._scales = scales if float8_windows else None
@@ -415,6 +421,13 @@ class SlotCache:
         self.layers = tuple(
             LayerCache(text, keys, values, scales, beams) for text, keys, values, scales in tensors
         )
+
+    def used(self, slots: Slots) -> int:
+        """Return the number of positions up to the last that has a token of one of `slots`."""
+        if self._written is None:
+            return self._text.shape[4]
+        seen = self._written[list(slots)].any(dim=0).nonzero()
+        return int(seen[-1]) + 1 if len(seen) else 0
 
     def note_prompts(self, slots: Slots, length: int) -> None:
         """Record that `slots` have only new prompts of this many tokens."""
@@ -531,6 +544,15 @@ class SlotCache:
                 span = slice(int(differs[0]), int(differs[-1]) + 1)
                 self._text[:, :, targets, :, span] = self._text[:, :, givers, :, span]
                 self._written[targets] = held
+
+
+def _zeros(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # Of numpy, whose zeros take memory only once they are written: most places for beams, and the
+    # positions after a text's end, never are.
+    held = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(held).view(dtype).view(*shape)
 
 
 def _looked_at(positions: Int[Tensor, "*batch"], *, max_positions: int) -> int:
