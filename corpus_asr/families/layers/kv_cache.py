@@ -332,9 +332,7 @@ class LayerCache:
         )
         return keys, values
 
-    def write_prompts(
-        self, rows: slice | Tensor, keys: Heads, values: Heads, *, used: int
-    ) -> None:
+    def write_prompts(self, rows: slice | Tensor, keys: Heads, values: Heads, *, used: int) -> None:
         """Restart slots with the keys and values of their prompts.
 
         Before, the slots had tokens at the first `used` positions.

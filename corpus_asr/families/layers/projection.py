@@ -253,6 +253,10 @@ class Projection:
                 kernel = Int8Weights if has_vnni() else PairedInt8Weights
                 self._int8 = kernel(weight, self._bias, input_factors=input_factors)
             self._packed = not int8 and _can_pack(weight)
+            # oneDNN's GELU without AVX-512 takes four times as long as a pass of its own.
+            self._fuses = self._packed and (
+                weight.dtype == torch.bfloat16 or torch.cpu._is_avx512_supported()
+            )
             if self._packed:
                 weight = _MKLDNN._reorder_linear_weight(weight, _PACKED_ROWS)
             # Not in addition to the integers, which are meant to save memory.
@@ -281,9 +285,10 @@ class Projection:
             target.add_(self._multiply(hidden))
 
     def _multiply(self, hidden: Tensor, after: Fused = "none") -> Tensor:
+        if after != "none" and not self._fuses:
+            return _FUSED[after](self._multiply(hidden))
         if not self._packed:
-            product = F.linear(hidden, self._weight, self._bias)
-            return product if after == "none" else _FUSED[after](product)
+            return F.linear(hidden, self._weight, self._bias)
         if hidden.numel() == hidden.shape[-1]:
             # oneDNN adds up a single row in another order than the rows of a batch, but a row's
             # result must not depend on the others.
