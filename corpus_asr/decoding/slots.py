@@ -493,11 +493,7 @@ class SlotScheduler:
         return self._queues[kind]
 
     def _batch(self, search: Search) -> SlotBatch | BeamBatch:
-        # On a GPU memory and time depend on a queue's rows, not on its places. On a CPU a step is
-        # mostly reading weights, whatever the number of rows: whisper-base with five beams takes
-        # 17.8 CPU s a window at a time, 11.1 with eight (307 s of speech, bfloat16; greedy 8.2).
-        on_cpu = self._model.device.type == "cpu"
-        places = self._slots if on_cpu else max(1, self._slots // search.num_beams)
+        places = places_of(self._slots, search.num_beams, self._model.device)
         if _kind(search) == _PLAIN:
             return SlotBatch(
                 self._model, self._slots, recorder=self._recorder, whole=self.reproducible
@@ -513,6 +509,14 @@ class SlotScheduler:
         from corpus_asr.decoding.speculative import SpeculativeBatch
 
         return SpeculativeBatch(self._model, search.assistant, places, search.num_draft_tokens)
+
+
+def places_of(slots: int, num_beams: int, device: torch.device) -> int:
+    """Return how many windows are decoded at the same time in `slots` with so many beams."""
+    # On a GPU memory and time depend on a queue's rows, not on its places. On a CPU a step is
+    # mostly reading weights, whatever the number of rows: whisper-base with five beams takes
+    # 17.8 CPU s a window at a time, 11.1 with eight (307 s of speech, bfloat16; greedy 8.2).
+    return slots if device.type == "cpu" else max(1, slots // num_beams)
 
 
 def _kind(search: Search) -> _Kind:

@@ -94,7 +94,10 @@ class Precision(NamedTuple):
 
 
 def resolve_precision(name: str, device: torch.device) -> Precision:
-    """Return the precision for `auto`, `int8`, `float16_fp8` or a type's name on a device."""
+    """Return the precision for `auto`, `int8`, `float16_fp8` or a type's name on a device.
+
+    `auto` is the type of `resolve_dtype`, but `int8` on CPUs without bfloat16 where it is fast.
+    """
     if name == FLOAT8_NAME:
         if device.type != "cuda":
             raise ConfigError(
@@ -102,6 +105,9 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
                 "compute_type to auto or int8"
             )
         return Precision(torch.float16, float8_windows=True)
+    if name == "auto" and device.type == "cpu":
+        dtype = _cpu_dtype()
+        return Precision(dtype, int8=dtype == torch.float32 and can_use_int8())
     if name != "int8":
         return Precision(resolve_dtype(name, device))
     if device.type != "cpu":
@@ -217,15 +223,16 @@ def load_slot_model(folder: Path, *, device: str, dtype: str) -> SlotModel:
 def load_classifier(folder: Path, *, device: str, dtype: str) -> SlotModel:
     """Load an audio classifier's checkpoint folder as a slot model that predicts a class."""
     where = resolve_device(device)
-    weights_dtype, int8, float8_windows = resolve_precision(dtype, where)
     family = family_of(folder)
-    if family.audio_classifier is None or int8 or float8_windows:
-        description = dtype if int8 or float8_windows else f"the family {family.model_type}"
+    in_8_bits = dtype in ("int8", FLOAT8_NAME)
+    if family.audio_classifier is None or in_8_bits:
+        description = dtype if in_8_bits else f"the family {family.model_type}"
         raise ConfigError(
             f"loading {folder.name} as a classifier: found {description}, expected a "
             "WhisperForAudioClassification in a floating-point type; set model.compute_type to "
             "auto, or use another checkpoint"
         )
+    weights_dtype = resolve_dtype(dtype, where)
     model: SlotModel = resolve(family.audio_classifier).from_pretrained(
         folder, dtype=weights_dtype, device=where
     )

@@ -164,7 +164,7 @@ def _time_layers(
     from corpus_asr.decoding.beam import BeamBatch
     from corpus_asr.decoding.device import CudaRecorder
     from corpus_asr.decoding.jobs import AlignJob, Search, TokenRules, TokenTiming, WindowJob
-    from corpus_asr.decoding.slots import encode_batch_on
+    from corpus_asr.decoding.slots import encode_batch_on, places_of
     from corpus_asr.families.loading import resolve_device, resolve_precision
     from corpus_asr.families.weights import without_weights
 
@@ -226,7 +226,7 @@ def _time_layers(
     beams = decoding.most_beams
     beam_token_s = words_s = 0.0
     if beams > 1:
-        batch = BeamBatch(model, max(1, slots // beams), beams, recorder=recorder)
+        batch = BeamBatch(model, places_of(slots, beams, where), beams, recorder=recorder)
         beam_token_s = searched(batch, beams)[1]
     if decoding.word_timestamps:
         timing = TokenTiming(first=1, count=_WORDS_TOKENS - 1, positions=1500, filter_width=7)
