@@ -125,10 +125,10 @@ class ModelSettings(Settings):
     """Calibration of `confidence`: the output folder of a run, or a .json file; null: that of
     output.uri if it exists, else the default."""
     compute_type: ComputeType = "auto"
-    """Data type of weights and computation. `auto`: float16 on CUDA; on CPUs bfloat16 if the
-    hardware computes in it, else int8 if it has AVX2, else float32, which is exact and takes 1.5
-    times as long. `float16_fp8` (GPUs only): float16 with keys and values of windows in 8
-    bits."""
+    """Data type of weights and computation. `auto`: on CUDA `float16_fp8` from compute capability
+    8.9, else float16; on CPUs bfloat16 if the hardware computes in it, else int8 if it has AVX2,
+    else float32, which is exact and takes 1.4 times as long. `float16_fp8` (GPUs only): float16
+    with keys and values of windows in 8 bits."""
     device: str = "auto"
     """Device: `auto` (a GPU if there is one), cpu, cuda or cuda:N."""
     reproducible: bool = False

@@ -332,7 +332,7 @@ def attend_one(
         *query.stride()[:2], *key.stride()[:3], *value.stride()[:3],
         *((0, 0) if unseen is None else (unseen.stride(0), unseen.stride(3))),
         0 if scales is None else scales.stride(0), positions, heads, width,
-        MASKED=unseen is not None, FLOAT8=scales is not None, NATIVE=_reads_float8(query.device),
+        MASKED=unseen is not None, FLOAT8=scales is not None, NATIVE=reads_float8(query.device),
         PART=_PART, AT_ONCE=_AT_ONCE, WIDTH=wide, STAGES=_STAGES, num_warps=_WARPS,
     )  # fmt: skip
     launch = _attend_whole[(programs,)]
@@ -344,7 +344,8 @@ def attend_one(
 
 
 @cache
-def _reads_float8(device: torch.device) -> bool:
+def reads_float8(device: torch.device) -> bool:
+    """Whether a GPU converts 8-bit floats in hardware."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _READS_FLOAT8
 
 

@@ -374,7 +374,8 @@ class Engine:
 
 
 _CPU_SLOTS = 8
-_MAX_CUDA_SLOTS = 64
+# On an H200 large-v3-turbo decodes 152.5 windows/s in 64 slots, 162.5 in 128.
+_MAX_CUDA_SLOTS = 128
 # Fraction of free memory reserved for cuBLAS and cuDNN workspaces and fragmentation.
 _RESERVED_SHARE = 0.2
 

@@ -109,6 +109,14 @@ def test_numbers_that_a_device_is_slow_in_are_refused(monkeypatch: pytest.Monkey
         resolve_dtype("bfloat16", CUDA)
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_keeps_windows_in_8_bits_where_a_gpu_reads_them(
+    monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
+    monkeypatch.setattr(loading, "reads_float8", lambda device: native)
+    assert resolve_precision("auto", CUDA) == (torch.float16, False, native)
+
+
 def test_types_are_taken_at_their_word_and_others_named() -> None:
     assert resolve_dtype("auto", CUDA) == torch.float16
     for name in ("float32", "float16", "bfloat16"):

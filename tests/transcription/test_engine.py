@@ -394,7 +394,7 @@ def test_speech2text_takes_what_is_predicted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("free_gib", "expected"), [(0.0, 1), (0.5, 1), (8.0, range(8, 20)), (70.0, 64)]
+    ("free_gib", "expected"), [(0.0, 1), (0.5, 1), (8.0, range(8, 20)), (120.0, 128)]
 )
 def test_as_many_slots_as_fit(free_gib: float, expected: int | range) -> None:
     found = fitting_slots(LARGE, free_bytes=int(free_gib * GIB), encode_batch=16)
