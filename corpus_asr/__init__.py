@@ -4,7 +4,7 @@ Importing this package is fast: `Transcriber` and its dependencies, such as torc
 
 >>> import corpus_asr
 >>> [name for name in dir(corpus_asr) if name.startswith("T")]
-['Transcriber', 'Transcript', 'TranscriptionProgress']
+['Transcribe', 'Transcriber', 'Transcript', 'TranscriptionProgress']
 """
 
 import importlib as _importlib
@@ -14,6 +14,7 @@ if _TYPE_CHECKING:
     from corpus_asr.decoding.recognizer import Recognized, RecognizedWord, Recognizer
     from corpus_asr.export.speakers import read_segments, register_segments
     from corpus_asr.formats.transcript import Transcript
+    from corpus_asr.runtime.batches import Transcribe
     from corpus_asr.runtime.in_flight import Cancellation, TranscriptionProgress
     from corpus_asr.runtime.transcriber import Transcriber
     from corpus_asr.segments import Segment, SpeakerTurn, Word
@@ -23,7 +24,7 @@ if _TYPE_CHECKING:
 
 __all__ = [
     "Cancellation", "Recognized", "RecognizedWord", "Recognizer", "Segment", "SpeakerTurn",
-    "Transcriber", "Transcript", "TranscriptionProgress", "Word",
+    "Transcribe", "Transcriber", "Transcript", "TranscriptionProgress", "Word",
     "__version__", "read_hook", "read_segments", "register_segments",
 ]  # fmt: skip
 
@@ -34,6 +35,7 @@ _MODULES = {
     "Recognizer": "corpus_asr.decoding.recognizer",
     "Segment": "corpus_asr.segments",
     "SpeakerTurn": "corpus_asr.segments",
+    "Transcribe": "corpus_asr.runtime.batches",
     "Transcriber": "corpus_asr.runtime.transcriber",
     "Transcript": "corpus_asr.formats.transcript",
     "TranscriptionProgress": "corpus_asr.runtime.in_flight",

@@ -4,7 +4,7 @@ From decoding scores; fitted in `report/calibration.py`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -148,6 +148,14 @@ def _logistic(offset: float, weights: Sequence[float], values: Sequence[float]) 
 def mean_logprob_of(logprobs: Sequence[float]) -> float | None:
     """Return the mean of a segment's log-probabilities; None if there are no tokens."""
     return math.fsum(logprobs) / len(logprobs) if logprobs else None
+
+
+def recording_confidence(segments: Iterable[Segment]) -> float | None:
+    """Return the mean confidence of a recording's segments over time; None without segments."""
+    # A segment may have no length, and still weighs something.
+    weighted = [(max(0.0, row.end_s - row.start_s) + 1e-3, row.confidence) for row in segments]
+    weight_s = math.fsum(weight for weight, _ in weighted)
+    return math.fsum(weight * value for weight, value in weighted) / weight_s if weighted else None
 
 
 def evidence_of(values: Mapping[str, Any]) -> SegmentEvidence | None:

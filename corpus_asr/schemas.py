@@ -458,3 +458,20 @@ EXAMPLES = _schema(
            "recording; else null"),
     *_MODEL,
 )  # fmt: skip
+
+_OF_PARTS = {"segment", "measures", *SOUND_COLUMNS}
+_SEGMENT_OF_TRANSCRIPT = pa.struct(
+    [*(field for field in SEGMENT_FIELDS if field.name not in _OF_PARTS), _CHANNEL,
+     pa.field("speaker", pa.string())]
+)  # fmt: skip
+TRANSCRIBED = _schema(
+    "transcribed",
+    _field("text", pa.string(), "transcribed text; empty without speech, null if it failed"),
+    _field("language", pa.string(), "language of most of it; null without speech"),
+    _field("confidence", pa.float32(), "mean of its segments over time; null without segments"),
+    _field("duration_s", pa.float64(), "audio decoded; null if it failed", unit="second"),
+    _field("segments", pa.list_(_SEGMENT_OF_TRANSCRIPT),
+           "segments by time, with channels and speakers where these were requested"),
+    _field("error_kind", pa.string(), "short stable name of the failure; null without one"),
+    _field("error", pa.string(), "what happened and what to do; null without a failure"),
+)  # fmt: skip

@@ -16,7 +16,12 @@ from corpus_asr.runtime.transcriber import Transcriber
 pytestmark = pytest.mark.long
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-WITH_EXAMPLES = ("corpus_asr", "corpus_asr.formats.transcript", "corpus_asr.runtime.transcriber")
+WITH_EXAMPLES = (
+    "corpus_asr",
+    "corpus_asr.formats.transcript",
+    "corpus_asr.runtime.batches",
+    "corpus_asr.runtime.transcriber",
+)
 
 
 def test_the_public_names_are_there_and_nothing_else_is_listed() -> None:
@@ -24,8 +29,8 @@ def test_the_public_names_are_there_and_nothing_else_is_listed() -> None:
     for name in corpus_asr.__all__:
         assert getattr(corpus_asr, name) is not None
     assert corpus_asr.__version__ == version("corpus-asr")
-    with pytest.raises(AttributeError, match="has no attribute 'Transcribe'"):
-        getattr(corpus_asr, "Transcribe")  # noqa: B009 - mypy knows that it is not there
+    with pytest.raises(AttributeError, match="has no attribute 'Transcribed'"):
+        getattr(corpus_asr, "Transcribed")  # noqa: B009 - mypy knows that it is not there
 
 
 def test_checkers_of_types_find_the_types() -> None:

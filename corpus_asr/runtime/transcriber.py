@@ -2,8 +2,8 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack
@@ -25,7 +25,7 @@ from corpus_asr.config.options import (
     translated,
 )
 from corpus_asr.config.run import ModelSettings
-from corpus_asr.errors import ConfigError, ItemError
+from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemError
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.runtime.checkpoints import (
     Checkpoint,
@@ -59,7 +59,7 @@ ITEM_TIMEOUT_S: float = ExtractSettings.model_fields["item_timeout_s"].default
 
 
 # Options that calls cannot change.
-_FIXED = (
+FIXED_OPTIONS = (
     "checkpoint", "revision", "device", "compute_type", "slots", "num_threads", "recognizer",
     "by_language", "align_model", "calibration", "item_timeout_s", "allow_hosts",
 )  # fmt: skip
@@ -127,7 +127,7 @@ class Transcriber:
         **options: Unpack[TranscriptionOptions],
     ) -> None:
         hosts = HostRules.of_call(allow_hosts)
-        settings = options_from(options, fixed=_FIXED)
+        settings = options_from(options, fixed=FIXED_OPTIONS)
         if checkpoint is None and recognizer is None:
             checkpoint = PACKAGED_CHECKPOINT
             _LOG.warning("%s", default_model_notice('Transcriber("small") or "large-v3"'))
@@ -448,7 +448,7 @@ class Transcriber:
         # Checked first: an invalid option costs no decoding.
         self._pool.check()
         call_options = {**self._options, **translated(options)}
-        settings = options_from(call_options, fixed=_FIXED)
+        settings = options_from(call_options, fixed=FIXED_OPTIONS)
         self._engine.check(settings.decoding)
         return settings
 
@@ -463,6 +463,24 @@ class Transcriber:
         cancellation: Cancellation | None = None,
     ) -> Iterator[Transcript]:
         recordings = _readable(audios, sampling_rate, on_error)
+        call = self.outcomes(recordings, settings, on_progress, on_segment, cancellation)
+        with closing(call):
+            for recording, outcome in call:
+                if isinstance(outcome, Transcript):
+                    yield outcome
+                else:
+                    _note(outcome, recording.name, on_error)
+
+    def outcomes(
+        self,
+        recordings: Iterable[tuple[GivenAudio, str | None]],
+        settings: CallSettings | None = None,
+        on_progress: OnProgress | None = None,
+        on_segment: OnSegment | None = None,
+        cancellation: Cancellation | None = None,
+    ) -> Generator[tuple[GivenAudio, Transcript | Exception]]:
+        """Yield recordings, given with texts to align or None, as they finish or fail."""
+        settings = settings or self._checked({})
         with CallInFlight(self._pool, self._engine, settings, on_progress, cancellation) as call:
             for recording, has_ended in call.run(recordings):
                 if on_segment is not None:
@@ -472,14 +490,17 @@ class Transcriber:
                             on_segment(recording.audio.name, self._calibrated(segment))
                 if not has_ended:
                     continue
+                outcome: Transcript | Exception
                 try:
-                    transcript = transcript_of(
+                    outcome = transcript_of(
                         recording, settings.speakers, self._model, self._calibrated
                     )
-                except ItemError as error:
-                    _note(error, recording.audio.name, on_error)
-                    continue
-                yield transcript
+                except (CheckpointError, ConfigError, EngineError):
+                    raise
+                except Exception as error:
+                    self._pool.check()  # errors caused by closing the pool are reported as such
+                    outcome = error
+                yield recording.audio, outcome
 
     def _calibrated(self, segment: Segment) -> Segment:
         """Return a segment with calibrated confidence."""
@@ -496,8 +517,8 @@ def _checked_text(text: object) -> str:
     return text
 
 
-def _note(error: ItemError, uri: str, on_error: OnError | None) -> None:
-    if on_error is None:
+def _note(error: Exception, uri: str, on_error: OnError | None) -> None:
+    if on_error is None or not isinstance(error, ItemError):
         raise error
     on_error(uri, error)
 

@@ -53,6 +53,7 @@ PYTHON = {
         "corpus_asr.runtime.transcriber.Transcriber",
         "corpus_asr.runtime.in_flight.Cancellation",
         "corpus_asr.runtime.in_flight.TranscriptionProgress",
+        "corpus_asr.runtime.batches.Transcribe",
     ),
     "Results": (
         "corpus_asr.formats.transcript.Transcript",

@@ -3,15 +3,18 @@
 One file, so that one process has the run that all of it reads.
 """
 
+import re
 from itertools import pairwise
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pysubs2
 import pytest
 from typer.testing import CliRunner
 
+from corpus_asr import Transcribe
 from corpus_asr.cli import main as cli
 from corpus_asr.confidence import LOW_WORD_CONFIDENCE, WHISPER_WORDS
 from corpus_asr.config.run import PseudoLabelConfig
@@ -62,6 +65,25 @@ def text(transcribed: Heard, name: str) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recording_is_understood(name: str, transcribed: Heard) -> None:
     assert error_rate([SPOKEN[name].text], [text(transcribed, name)]) <= MAX_WER
+
+
+def test_the_stage_of_other_pipelines_writes_the_same(transcribed: Heard, output: Path) -> None:
+    names = [name for name in NAMES if name != "readers.opus"]
+    stage = Transcribe(word_timestamps=True)
+    batch = stage(
+        {"path": [str(REPOSITORY / "tests" / "data" / "spoken" / name) for name in names]}
+    )
+    stage.close()
+    assert batch["text"] == [text(transcribed, name).strip() for name in names]
+    for name, segments in zip(names, batch["segments"], strict=True):
+        found = [Sentence(row["start_s"], row["end_s"], row["text"]) for row in segments]
+        assert found == transcribed[name]
+    guide = (REPOSITORY / "docs/reference/definitions.md").read_text(encoding="utf-8")
+    (query,) = re.findall(r"```sql\n-- low confidence\n(.*?)```", guide, re.DOTALL)
+    query = query.replace("output/demo", str(output)).replace("AND confidence < 0.7", "")
+    with duckdb.connect() as database:
+        of_run = {Path(uri).name: value for uri, value in database.execute(query).fetchall()}
+    assert batch["confidence"] == pytest.approx([of_run[name] for name in names], abs=1e-6)
 
 
 def test_all_are_understood_and_evaluate_says_the_same(transcribed: Heard, output: Path) -> None:

@@ -104,7 +104,7 @@ def test_wrong_options_are_refused_before_a_file_is_read(transcriber: Transcribe
 
 
 def test_what_only_the_class_takes_is_refused_in_calls() -> None:
-    assert {*transcribing._FIXED, "self", "options"} == {
+    assert {*transcribing.FIXED_OPTIONS, "self", "options"} == {
         *inspect.signature(Transcriber.__init__).parameters
     }
 
