@@ -104,9 +104,10 @@ def _attend_fused(
 
 def least_bytes(size: ModelSize, slots: int) -> int:
     """Bytes that any step of greedy search reads: windows' keys and values, weights."""
-    window = 2 * size.layers * size.positions * size.width
+    window = size.positions * size.position_values
     # Queries, keys, values and output of the text; query and output of the window; feed-forward.
-    weights = size.layers * (6 + 8) * size.width**2 + size.vocab_size * size.width
+    layers = size.token_values // (2 * size.width)
+    weights = layers * (6 + 8) * size.width**2 + size.vocab_size * size.width
     return (slots * window + weights) * size.element_bytes
 
 

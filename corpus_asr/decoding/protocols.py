@@ -14,11 +14,12 @@ Slots = Sequence[int] | Int[Tensor, " batch"]
 
 
 class SlotModel(Protocol):
-    """An encoder-decoder whose decoder keeps its caches in numbered slots.
+    """A decoder of encoded windows that keeps its caches in numbered slots.
 
     `state` is the return value of `new_state`: preallocated caches for self-attention
-    (slot, head, max_target_positions, head_dim) and cross-attention (slot, head, pos, head_dim).
-    Sizes are constant and slots are independent.
+    (slot, head, max_target_positions, head_dim) and what slots keep of their windows: keys and
+    values of cross-attention, or the encoded positions that a decoder-only model reads as a part
+    of its prompts. Sizes are constant and slots are independent.
     """
 
     @property
@@ -74,7 +75,7 @@ class SlotModel(Protocol):
         *,
         num_frames: Sequence[int] | None = None,
     ) -> None:
-        """Write the cross-attention keys and values of `encoded` into `slots`, one per window.
+        """Write `encoded` windows, or their keys and values, into `slots`, one per window.
 
         `num_frames` are those used for encoding. Recordings made before a state first had
         `num_frames` must not be replayed.
@@ -146,25 +147,27 @@ class SlotModel(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSize:
-    """Dimensions of an encoder-decoder, and the bytes of its weights."""
+    """Dimensions of a slot model, and the bytes of its weights."""
 
-    layers: int
-    """Number of decoder layers."""
     width: int
-    """Size of hidden states, in encoder and decoder."""
-    inner_width: int
-    """Inner size of the encoder's feed-forward layers."""
+    """Size of an encoded position."""
     vocab_size: int
     tokens: int
     """Maximum sequence length of the decoder."""
     positions: int
     """Encoder positions of a window."""
-    window_values: int
-    """Number of values of a window's features."""
+    token_values: int
+    """Values that a slot stores for a token: keys and values of all layers."""
+    position_values: int
+    """Values that a slot stores for an encoder position."""
+    fused_values: int
+    """Values of the fused copies of the decoder's linear maps."""
+    encoder_values: int
+    """Values of a window in the encoder at its peak, features included."""
     element_bytes: int
     """Bytes of a weight, a hidden state or a self-attention cache value."""
     window_element_bytes: int
-    """Bytes of a cross-attention cache value."""
+    """Bytes of a value that a slot stores for an encoder position."""
     weight_bytes: int
 
 

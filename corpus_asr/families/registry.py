@@ -13,7 +13,7 @@ import numpy as np
 from corpus_asr.array_types import Float16, Float32
 from corpus_asr.decoding.recognizer import Recognizer
 from corpus_asr.errors import CheckpointError, ConfigError
-from corpus_asr.families.saved_files import optional_object, read_json_object
+from corpus_asr.families.saved_files import checked, optional_object, read_json_object
 from corpus_asr.units import HOP_SAMPLES
 
 
@@ -36,11 +36,13 @@ class Family:
 
     Its `kind` names its features, equal for checkpoints that can share them; `num_mel_bins` is the
     number of values per row; `language_window_frames` the length of windows for language detection,
-    None without it. For a `recognizer` it also has `window(features, start, end)`, the model input,
-    and `loudness(features)`."""
+    None without it. For a `recognizer` or `prompts` it also has `window(features, start, end)`, the
+    model input, and `loudness(features)`."""
     slot_model: str | None = None
     """Class with `from_pretrained(folder, dtype=, device=)` and `slot_model(int8=, consume=)`;
     imports torch. None for models that process a window once."""
+    prompts: str | None = None
+    """`AudioPrompts` class of slot models that are decoder-only."""
     recognizer: str | None = None
     """`Recognizer` class of models that process a window once; may import torch."""
     word_aligner: str | None = None
@@ -112,6 +114,16 @@ def check_computed(
         )
 
 
+def check_front_end(folder: Path, computed: Mapping[str, Any], *, front_end: str) -> None:
+    """Raise CheckpointError if a folder's files of feature settings differ from `computed`."""
+    for name, key in SETTINGS_FILES.items():
+        path = folder / name
+        settings = optional_object(path)
+        if key is not None:
+            settings = checked(dict, settings.get(key, {}), key, path=path)
+        check_computed(settings, computed, path=path, front_end=front_end)
+
+
 _WHISPER = Family(
     model_type="whisper",
     class_prefix="Whisper",
@@ -147,9 +159,18 @@ _PARAKEET = tuple(
     for head in ("CTC", "RNNT", "TDT")
 )
 
+_QWEN3_ASR = Family(
+    model_type="qwen3_asr",
+    class_prefix="Qwen3ASR",
+    config="corpus_asr.families.qwen3_asr.config:Qwen3ASRConfig",
+    part_features="corpus_asr.families.qwen3_asr.features:Qwen3ASRPartFeatures",
+    slot_model="corpus_asr.families.qwen3_asr.model:Qwen3ASRSeq2SeqLM",
+    prompts="corpus_asr.families.qwen3_asr.tokenizer:Qwen3ASRPrompts",
+)
+
 # Names, not classes: workers that extract features must not import torch.
 FAMILIES: Mapping[str, Family] = MappingProxyType(
-    {family.model_type: family for family in (_SPEECH2TEXT, _WHISPER, *_PARAKEET)}
+    {family.model_type: family for family in (_SPEECH2TEXT, _WHISPER, *_PARAKEET, _QWEN3_ASR)}
 )
 """Every family by the `model_type` of its checkpoints."""
 

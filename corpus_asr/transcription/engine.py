@@ -436,27 +436,22 @@ def predicted_bytes(
     Caches and rows are actual allocations; encoder and step values are peaks, calculated from the
     lifetimes of their tensors (tests/transcription/test_engine.py).
     """
-    layer_row = 2 * size.layers * size.width * size.element_bytes  # key and value
-    window_row = 2 * size.layers * size.width * size.window_element_bytes
+    token_row = size.token_values * size.element_bytes
+    window_row = size.position_values * size.window_element_bytes
     encoding = size.positions * size.width * size.element_bytes
-    # Queries, keys and values; cross-attention queries, keys and values. With biases.
-    fused = size.layers * 6 * size.width * (size.width + 1) * size.element_bytes
     scalars = 9 * _LONG + 2 * _FLOAT + 6  # per slot; flags take one byte
     row = 2 * size.vocab_size * _FLOAT + (size.tokens + 1) * (_LONG + _FLOAT)
     in_8_bits = size.window_element_bytes < size.element_bytes
     started = _STARTING_ENCODINGS + in_8_bits * _STARTING_8_BITS
-    # Per block: hidden states before and after attention, the normalized ones, and the inner ones
-    # before and after activation.
-    block = size.positions * (3 * size.width + 2 * size.inner_width) * size.element_bytes
     return MemoryParts(
         weights=size.weight_bytes,
-        fused_copies=fused,
-        self_cache=slots * layer_row * size.tokens,
+        fused_copies=size.fused_values * size.element_bytes,
+        self_cache=slots * token_row * size.tokens,
         cross_cache=slots * window_row * size.positions,
         slot_rows=slots * (row + LONGEST_PHRASE * _LONG + scalars),
         step_buffers=slots * _STEP_POOLS * size.vocab_size * _STEP_BYTES_PER_TOKEN,
         kept_encodings=(slots + encode_batch) * encoding,
-        encoder_activations=encode_batch * (block + size.window_values * size.element_bytes),
+        encoder_activations=encode_batch * size.encoder_values * size.element_bytes,
         starting=min(slots, MOST_RECORDED) * started * encoding,
         beam_lane=_beam_lane(size, slots, num_beams) if num_beams > 1 and slots else 0,
     )
@@ -464,12 +459,11 @@ def predicted_bytes(
 
 def _beam_lane(size: ModelSize, slots: int, num_beams: int) -> int:
     places = max(1, slots // num_beams)
-    layer_row = 2 * size.layers * size.width * size.element_bytes
+    token_row = size.token_values * size.element_bytes
     text = (size.tokens + 2) * _TEXT_BYTES * _TEXTS_OF_A_BEAM
     row = size.vocab_size * (_FLOAT + _BEAM_BYTES_PER_TOKEN) + text + size.tokens * _LONG
-    return places * layer_row * size.positions + places * num_beams * (
-        layer_row * size.tokens + row
-    )
+    window = size.positions * size.position_values * size.element_bytes
+    return places * (window + num_beams * (token_row * size.tokens + row))
 
 
 def fitting_slots(

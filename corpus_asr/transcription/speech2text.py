@@ -13,21 +13,14 @@ import numpy as np
 
 from corpus_asr.array_types import Float32
 from corpus_asr.config.decoding import DecodingSettings, check_refused
-from corpus_asr.decoding.jobs import Gather, Steps, TokenRules
+from corpus_asr.decoding.jobs import Steps, TokenRules
 from corpus_asr.decoding.phrases import HotwordTries, check_hotwords, forms
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.registry import family_of, resolve
 from corpus_asr.families.speech2text.features import Speech2TextPartFeatures
 from corpus_asr.segments import PartTranscript, Segment
-from corpus_asr.transcription.fallback import OpenAIRules
-from corpus_asr.transcription.windows import (
-    Language,
-    PartRequest,
-    SpansInOrder,
-    Window,
-    chunk_ranges,
-    clip_ranges,
-)
+from corpus_asr.transcription.chunks import ChunkRules, after_a_blank, window_ranges
+from corpus_asr.transcription.windows import Language, PartRequest, Window
 from corpus_asr.transcription.words import (
     AlignmentSpec,
     DraftSegment,
@@ -209,10 +202,6 @@ class Speech2TextPromptFormat:
 # Training utterances average 6 s (MuST-C) to 12 s (LibriSpeech), 30 s at most; a segment has the
 # times of its window, so shorter windows give more precise times.
 DEFAULT_WINDOW_S = 15.0
-# Excludes the padding of detected speech, by which the silence is longer on both sides.
-_LONGEST_PAUSE_S = 1.0
-# Limit of a part's windows that wait for a slot; each holds 0.5 MB of features.
-WINDOWS_AT_ONCE = 32
 
 
 class Speech2TextTranscriber:
@@ -242,46 +231,23 @@ class Speech2TextTranscriber:
         self._prompt_format.check(settings)
 
     def transcribe(self, part: PartRequest, settings: DecodingSettings) -> Steps[PartTranscript]:
-        """Decode all windows in parallel.
-
-        The longest windows are first, so that windows of similar length are encoded together and no
-        long window starts last.
-        """
-        ranges = window_ranges(part, settings, longest_frames=self._prompt_format.window_frames)
+        """Decode all windows in parallel."""
+        ranges = window_ranges(
+            part,
+            settings,
+            default_s=DEFAULT_WINDOW_S,
+            longest_frames=self._prompt_format.window_frames,
+        )
         if not ranges:
             return PartTranscript()
         language = None if settings.language == "auto" else str(settings.language)
         rules = _Rules(part, settings, self._prompt_format, self._features)
         rules.phrases = self._tries.of((*(settings.hotwords or ()), *part.hotwords))
-        if part.listener is not None:
-            rules.pass_on(SpansInOrder(part.listener, ranges), ranges)
-        ranges = sorted(ranges, key=lambda window: window[0] - window[1])
-        # Distributed round-robin: each list has long and short windows.
-        results = yield Gather(
-            rules.run(ranges[index::WINDOWS_AT_ONCE])
-            for index in range(min(WINDOWS_AT_ONCE, len(ranges)))
-        )
-        segments = sorted(
-            (segment for window_segments in results for segment in window_segments),
-            key=lambda s: s.start_s,
-        )
-        return PartTranscript(segments=tuple(segments), language=language)
+        segments = yield from rules.decode_all(ranges)
+        return PartTranscript(segments=segments, language=language)
 
 
-def window_ranges(
-    part: PartRequest, settings: DecodingSettings, *, longest_frames: int = WINDOW_FRAMES
-) -> list[tuple[int, int]]:
-    """Cut the requested clips of a part into windows, in hops of 10 ms."""
-    window_s = DEFAULT_WINDOW_S if settings.window_s is None else settings.window_s
-    return chunk_ranges(
-        part,
-        clip_ranges(part, settings.clip_timestamps),
-        window_frames=min(longest_frames, round(window_s * FRAMES_PER_SECOND)),
-        pause_frames=round(_LONGEST_PAUSE_S * FRAMES_PER_SECOND),
-    )
-
-
-class _Rules(OpenAIRules):
+class _Rules(ChunkRules):
     def __init__(
         self,
         part: PartRequest,
@@ -293,28 +259,13 @@ class _Rules(OpenAIRules):
         self.token_rules = prompt_format.rules
         self._prompt_format = prompt_format
         self._features = features
-        self._spans: SpansInOrder | None = None
-        self._numbers: dict[tuple[int, int], int] = {}
 
-    def pass_on(self, spans: SpansInOrder, ranges: Sequence[tuple[int, int]]) -> None:
-        """Report each finished range to `spans`."""
-        self._spans, self._numbers = spans, {span: index for index, span in enumerate(ranges)}
-
-    def run(self, ranges: Sequence[tuple[int, int]]) -> Steps[list[Segment]]:
-        """Return the segments of ranges, in order."""
-        segments: list[Segment] = []
-        for start, end in ranges:
-            content = self._features.window(self.part.features, start, end)
-            window_segments: list[Segment] = []
-            if len(content):  # else no whole frame
-                segment = yield from self._segment(self._window(content, start, end))
-                window_segments = [] if segment is None else [segment]
-            segments += window_segments
-            if self._spans is not None:
-                index = self._numbers[start, end]
-                self._spans.add(index, window_segments, frame=end)
-                self._spans.end(index)
-        return segments
+    def decode_range(self, start: int, end: int) -> Steps[Segment | None]:
+        """Decode the window between two frames; None if it has no text, or only unwanted text."""
+        content = self._features.window(self.part.features, start, end)
+        if not len(content):  # no whole frame
+            return None
+        return (yield from self._segment(self._window(content, start, end)))
 
     def _window(self, content: Float32[np.ndarray, "valid mel"], start: int, end: int) -> Window:
         prompt_format = self._prompt_format
@@ -335,7 +286,6 @@ class _Rules(OpenAIRules):
         )
 
     def _segment(self, window: Window) -> Steps[Segment | None]:
-        # None if the window has no text, or only unwanted text.
         attempt = yield from self.decode(window)
         result, special = attempt.result, self._prompt_format.special
         positions = [at for at, token in enumerate(result.tokens) if token not in special]
@@ -357,18 +307,13 @@ class _Rules(OpenAIRules):
             )
             # The segment has the times of its window.
             first, *rest = timed.words
-            words = (replace(first, word=_after_a_blank(first.word)), *rest)
+            words = (replace(first, word=after_a_blank(first.word)), *rest)
             draft = replace(draft, words=words)
         return self.segment(
             attempt,
             draft,
-            text=_after_a_blank(text),
+            text=after_a_blank(text),
             logprobs=[result.logprobs[at] for at in positions],
             task=self._prompt_format.task(self.settings),
             no_speech_prob=None,
         )
-
-
-def _after_a_blank(text: str) -> str:
-    # Segments are concatenated, so each window's text starts with a space.
-    return text if text.startswith(" ") else f" {text}"

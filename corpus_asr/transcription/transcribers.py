@@ -50,7 +50,8 @@ TRANSCRIBERS: dict[str, str] = {
     "whisper": "corpus_asr.transcription.whisper:WhisperTranscriber",
     "speech_to_text": "corpus_asr.transcription.speech2text:Speech2TextTranscriber",
 }
-"""The `PartTranscriber` of each family of slot models by its `model_type`; imported on demand."""
+"""The `PartTranscriber` of each encoder-decoder family by its `model_type`; imported on demand."""
+_PROMPTED = "corpus_asr.transcription.prompted:PromptedTranscriber"
 
 
 def part_transcriber(folder: Path) -> PartTranscriber:
@@ -58,7 +59,8 @@ def part_transcriber(folder: Path) -> PartTranscriber:
     family = family_of(folder)
     if family.recognizer is not None:
         return one_pass_transcriber(family, str(folder))
-    transcriber: PartTranscriber = resolve(TRANSCRIBERS[family.model_type]).from_folder(folder)
+    name = _PROMPTED if family.prompts is not None else TRANSCRIBERS[family.model_type]
+    transcriber: PartTranscriber = resolve(name).from_folder(folder)
     return transcriber
 
 

@@ -305,13 +305,14 @@ SLOTS, BATCH = 8, 4
 GIB = 1 << 30
 
 LARGE = ModelSize(
-    layers=32,
     width=1280,
-    inner_width=5120,
     vocab_size=51_866,
     tokens=448,
     positions=1500,
-    window_values=128 * 3000,
+    token_values=2 * 32 * 1280,
+    position_values=2 * 32 * 1280,
+    fused_values=32 * 6 * 1280 * 1281,
+    encoder_values=1500 * (3 * 1280 + 2 * 5120) + 128 * 3000,
     element_bytes=2,
     window_element_bytes=2,
     weight_bytes=3_086_981_120,

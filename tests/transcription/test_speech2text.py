@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,16 @@ from corpus_asr.decoding.jobs import Gather
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.families.speech2text.features import OFFSET, Speech2TextPartFeatures
 from corpus_asr.segments import Segment
+from corpus_asr.transcription.chunks import WINDOWS_AT_ONCE, window_ranges
 from corpus_asr.transcription.engine import Engine
 from corpus_asr.transcription.speech2text import (
-    WINDOWS_AT_ONCE,
+    DEFAULT_WINDOW_S,
     Speech2TextPromptFormat,
     Speech2TextTranscriber,
-    window_ranges,
 )
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.transcription.words import split_words
+from corpus_asr.units import WINDOW_FRAMES
 from tests.support.prompt_formats import part as noise
 from tests.support.prompt_formats import speech2text_prompt_format
 from tests.support.slots import Listening, ScriptedModel, outcomes
@@ -180,14 +182,17 @@ def test_a_target_language_is_asked_for_and_makes_it_a_translation() -> None:
     assert [one.task for one in forced] == ["translate"]
 
 
+ranges_of = partial(window_ranges, default_s=DEFAULT_WINDOW_S, longest_frames=WINDOW_FRAMES)
+
+
 def test_windows_follow_speech_and_clips() -> None:
     own = part(40.0, SPANS)
-    assert window_ranges(own, DecodingSettings()) == [(100, 800), (1200, 2000), (3000, 3450)]
+    assert ranges_of(own, DecodingSettings()) == [(100, 800), (1200, 2000), (3000, 3450)]
     clips = DecodingSettings(clip_timestamps=(2, 14, 31, 32))
-    assert window_ranges(own, clips) == [(200, 800), (1200, 1400), (3100, 3200)]
+    assert ranges_of(own, clips) == [(200, 800), (1200, 1400), (3100, 3200)]
     # Short pauses are bridged and long ones are not; of those within, the longest is cut at.
     own = part(60.0, [(0.0, 4.0), (4.5, 9.0), (9.9, 14.0), (14.2, 17.0), (18.5, 20.0)])
-    assert window_ranges(own, DecodingSettings()) == [(0, 900), (990, 1700), (1850, 2000)]
+    assert ranges_of(own, DecodingSettings()) == [(0, 900), (990, 1700), (1850, 2000)]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +203,7 @@ def test_windows_follow_speech_and_clips() -> None:
 def test_windows_cover_everything_or_all_speech_and_are_no_longer_than_asked_for(
     spans: Any, window_s: float | None, longest: int, total: int
 ) -> None:
-    ranges = window_ranges(part(40.0, spans), DecodingSettings(window_s=window_s))
+    ranges = ranges_of(part(40.0, spans), DecodingSettings(window_s=window_s))
     assert all(0 < end - start <= longest for start, end in ranges)
     assert all(before[1] <= after[0] for before, after in pairwise(ranges))
     assert sum(end - start for start, end in ranges) == total

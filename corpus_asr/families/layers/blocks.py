@@ -265,24 +265,27 @@ def attend_as_beams(
     *,
     unseen: Bool[Tensor, "window beam beam pos"],
 ) -> Heads:
-    """Attend with one query per beam to the keys of all beams of its window.
+    """Attend with the queries of a token per beam to the keys of all beams of its window.
 
     Reads every key and value once; `unseen` masks those that are not part of a beam. Values must be
     finite at masked keys too, and every query must see at least one key.
     """
-    windows, beams = unseen.shape[:2]
+    (windows, beams), queries = unseen.shape[:2], query.shape[2]
 
     def by_window(heads: Tensor) -> Float[Tensor, "window beam head token head_dim"]:
         return heads.view(windows, beams, *heads.shape[1:])
 
-    # (window, beam of the key, head, beam of the query, pos), where pos is the longest.
-    queries = by_window(query).squeeze(3).transpose(1, 2).unsqueeze(1)
-    scores = torch.matmul(queries, by_window(key).transpose(-1, -2))
-    scores = scores.masked_fill(unseen.transpose(1, 2).unsqueeze(2), -torch.inf)
-    together = scores.permute(0, 2, 3, 1, 4).flatten(3).softmax(dim=-1)
-    weights = together.view(*together.shape[:3], beams, -1).permute(0, 3, 1, 2, 4)
+    # (window, beam of the key, head, beam of the query and its queries, pos), where pos is the
+    # longest.
+    together = by_window(query).transpose(1, 2).flatten(2, 3).unsqueeze(1)
+    scores = torch.matmul(together, by_window(key).transpose(-1, -2))
+    mask = unseen.transpose(1, 2).unsqueeze(3).expand(-1, -1, -1, queries, -1).flatten(2, 3)
+    scores = scores.masked_fill(mask.unsqueeze(2), -torch.inf)
+    shares = scores.permute(0, 2, 3, 1, 4).flatten(3).softmax(dim=-1)
+    weights = shares.view(*shares.shape[:3], beams, -1).permute(0, 3, 1, 2, 4)
     attended = torch.matmul(weights, by_window(value)).sum(dim=1)
-    return attended.transpose(1, 2).flatten(0, 1).unsqueeze(2)
+    apart = attended.view(windows, -1, beams, queries, attended.shape[3])
+    return apart.transpose(1, 2).flatten(0, 1)
 
 
 def _scores(query: Heads, key: Keys) -> Float[Tensor, "batch head token pos"]:

@@ -1,6 +1,6 @@
 """A decoder of pre-norm blocks with caches in numbered slots, used for decoding."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -26,10 +26,9 @@ from corpus_asr.families.layers.kv_cache import (
     from_float8,
 )
 from corpus_asr.families.layers.packed import blocks_of, copied_layers, run_per_sample
-from corpus_asr.families.layers.projection import NormedProjection, Projection, smoothed
+from corpus_asr.families.layers.projection import NormedProjection, Projection
 from corpus_asr.families.layers.stack import TokenDecoder, check_heads
-
-Tokens = Int[Tensor, "batch token"]
+from corpus_asr.families.layers.token_slots import Tokens, TokenSlots, check_prompts
 
 
 class CachedDecoderBlock:
@@ -155,20 +154,12 @@ class CachedDecoderBlock:
         return hidden + self._fc2(self._activate(self._fc1(hidden)))
 
 
-class DecoderSlots(ABC):
+class DecoderSlots(TokenSlots):
     """A `decoding.protocols.SlotModel` except for the encoder, which each family adds.
 
     Shares the decoder's embeddings and norms; its linear maps are fused copies, with `int8` rounded
     to 8 bits: training the network further, or moving it, requires new slots.
     """
-
-    has_encoder = True
-
-    float8_windows = False
-    """Whether a GPU stores the keys and values of windows in 8 bits."""
-
-    _weight_bytes: int
-    """Bytes of the weights of encoder and decoder."""
 
     def __init__(
         self,
@@ -181,46 +172,38 @@ class DecoderSlots(ABC):
     ) -> None:
         # Not a reference to the decoder, whose linear maps need not stay in memory.
         self._config = decoder.config
-        self._tokens = decoder.embed_tokens
-        self._layer_norm = decoder.layer_norm
         self._heads = decoder.heads
-        self._int8 = int8
         self._blocks = [
             CachedDecoderBlock(block, int8=int8)
             for block in copied_layers(decoder.layers, consume=consume)
             if isinstance(block, DecoderBlock)
         ]
-        # Its inputs have outlier channels: without smoothing, most of int8's error is from here.
-        factors = smoothed(self._layer_norm, [projection])[1] if int8 else None
-        self._vocabulary_factors = factors
-        self._vocabulary = Projection([projection], int8=int8, input_factors=factors)
-        self._max_source_positions = max_source_positions
-        self.vocab_size = projection.out_features
+        super().__init__(
+            decoder.embed_tokens,
+            decoder.layer_norm,
+            projection,
+            positions=max_source_positions,
+            int8=int8,
+        )
         self.max_target_positions = decoder.max_target_positions
 
     @property
-    def device(self) -> torch.device:
-        return self._tokens.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._tokens.weight.dtype
-
-    @property
-    def window_shape(self) -> tuple[int, int]:
-        return self._max_source_positions, self._tokens.embedding_dim
-
-    @property
     def size(self) -> ModelSize:
+        layers = len(self._blocks)
         positions, width = self.window_shape
+        # Hidden states before and after attention, the normalized ones, and the inner ones before
+        # and after activation.
+        block = positions * (3 * width + 2 * self._config.encoder_ffn_dim)
         return ModelSize(
-            layers=len(self._blocks),
             width=width,
-            inner_width=self._config.encoder_ffn_dim,
             vocab_size=self.vocab_size,
             tokens=self.max_target_positions,
             positions=positions,
-            window_values=self.window_values,
+            token_values=2 * layers * width,
+            position_values=2 * layers * width,
+            # Queries, keys and values; cross-attention queries, keys and values. With biases.
+            fused_values=layers * 6 * width * (width + 1),
+            encoder_values=block + self.window_values,
             element_bytes=self.dtype.itemsize,
             window_element_bytes=1 if self.float8_windows else self.dtype.itemsize,
             weight_bytes=self._weight_bytes,
@@ -299,64 +282,23 @@ class DecoderSlots(ABC):
         tokens: Tokens,
         lengths: Sequence[int],
     ) -> Hidden:
-        if not all(1 <= length <= tokens.shape[1] for length in lengths):
-            raise ValueError(
-                f"running prompts padded to {tokens.shape[1]} tokens: found lengths "
-                f"{list(lengths)}, expected 1 to {tokens.shape[1]}"
-            )
+        check_prompts(tokens, lengths)
         hidden = self._embed_whole(tokens)
         rows, windows, used = state.rows(slots), state.view_windows(slots), state.used(slots)
         for block, layer in zip(self._blocks, state.layers, strict=True):
             hidden = block.prefill(layer, rows, hidden, windows, used=used)
         state.note_prompts(slots, tokens.shape[1])
-        normed: Tensor = self._layer_norm(hidden)
+        normed: Tensor = self._norm(hidden)
         return normed
 
-    @torch.inference_mode()
-    def step(
-        self,
-        state: SlotCache,
-        tokens: Int[Tensor, " slot"],
-        positions: Int[Tensor, " slot"],
-        *,
-        reach: int | None = None,
-    ) -> Float[Tensor, "slot vocab"]:
-        if len(tokens) % state.beams:
-            raise ValueError(
-                f"advancing {len(tokens)} slots: each {state.beams} of them share a window, "
-                "expected all or none of them; pass a token for each"
-            )
-        view = state.view_tokens(range(len(tokens)), positions.unsqueeze(1), reach=reach)
-        windows = state.view_windows(view.slots[:: state.beams])
-        return self.logits(self._extend(state, view, tokens.unsqueeze(1), windows).squeeze(1))
-
-    @torch.inference_mode()
-    def extend(
-        self,
-        state: SlotCache,
-        slots: Sequence[int],
-        tokens: Tokens,
-        positions: Int[Tensor, " batch"],
-    ) -> Float[Tensor, "batch token vocab"]:
-        following = torch.arange(tokens.shape[1], device=positions.device)
-        view = state.view_tokens(slots, positions.unsqueeze(1) + following)
-        return self.logits(self._extend(state, view, tokens, state.view_windows(slots)))
-
-    def _extend(
-        self, state: SlotCache, view: TokenView, tokens: Tokens, windows: WindowView
-    ) -> Hidden:
+    def _extend(self, state: SlotCache, view: TokenView, tokens: Tokens, *, sharing: int) -> Hidden:
         hidden = self._embed(tokens, view.positions)
+        windows = state.view_windows(view.slots[::sharing])
         for block, layer in zip(self._blocks, state.layers, strict=True):
             hidden = block.extend(layer, view, hidden, windows)
         state.note_tokens(view)
-        normed: Tensor = self._layer_norm(hidden)
+        normed: Tensor = self._norm(hidden)
         return normed
-
-    @torch.inference_mode()
-    def logits(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch vocab"]:
-        if self._vocabulary_factors is not None:
-            hidden = hidden / self._vocabulary_factors
-        return self._vocabulary(hidden).float()
 
     @torch.inference_mode()
     def align(
@@ -402,18 +344,8 @@ class DecoderSlots(ABC):
             hidden, weights = block.align(cache, hidden, chosen, windows)
             if weights is not None:
                 layer_weights.append(weights)
-        normed: Tensor = self._layer_norm(hidden)
+        normed: Tensor = self._norm(hidden)
         return torch.cat(layer_weights, dim=1).index_select(1, back), normed
-
-    @torch.inference_mode()
-    def move(self, state: SlotCache, source: int, target: int) -> None:
-        state.move(source, target)
-
-    @torch.inference_mode()
-    def reorder(
-        self, state: SlotCache, slots: Sequence[int], sources: Int[Tensor, " slot"]
-    ) -> None:
-        state.reorder(slots, sources)
 
     def _embed_whole(self, tokens: Tokens) -> Hidden:
         length = tokens.shape[1]

@@ -178,9 +178,10 @@ def _quantized(
     return values, scale, zero_point
 
 
-def smoothed(
-    norm: nn.LayerNorm, linears: Sequence[nn.Linear]
-) -> tuple[nn.LayerNorm, Float[Tensor, " width"]]:
+Norm = nn.LayerNorm | nn.RMSNorm
+
+
+def smoothed(norm: Norm, linears: Sequence[nn.Linear]) -> tuple[Norm, Float[Tensor, " width"]]:
     """Equalize the channels between a norm and the maps that read it, before rounding to 8 bits.
 
     Returns the norm with every channel divided by a factor, and the factors, by which the maps'
@@ -189,16 +190,18 @@ def smoothed(
     # A few channels are many times larger than the others, and would use most of the range. Their
     # sizes are estimated from the norm's own weights, without recordings.
     with torch.inference_mode():
-        gain, shift = norm.weight.float(), norm.bias.float()
-        inputs = (_SPREAD * gain.abs() + shift.abs()).clamp(min=_SMALLEST)
+        even = copy.deepcopy(norm)
+        inputs = _SPREAD * norm.weight.float().abs()
+        if isinstance(norm, nn.LayerNorm):
+            inputs += norm.bias.float().abs()
+        inputs.clamp_(min=_SMALLEST)
         # Without a copy: one of the maps is a vocabulary.
         edges = [linear.weight.aminmax(dim=0) for linear in linears]
         weights = torch.stack([torch.maximum(high, -low).float() for low, high in edges])
         # The paper uses 0.5, and 0.75 for GLM-130B, which has more outlier channels.
         factors = inputs.pow(0.7) / weights.amax(dim=0).clamp(min=_SMALLEST).pow(0.3)
-        even = nn.LayerNorm(len(gain), eps=norm.eps, device=gain.device, dtype=norm.weight.dtype)
-        even.weight.copy_(gain / factors)
-        even.bias.copy_(shift / factors)
+        for parameter in even.parameters():
+            parameter.copy_(parameter.float() / factors)
     return even, factors
 
 
@@ -301,11 +304,11 @@ class Projection:
 
 
 class NormedProjection:
-    """A layer norm followed by a `Projection`; with `wide` the norm is in float32."""
+    """A norm followed by a `Projection`; with `wide` the norm is in float32."""
 
     def __init__(
         self,
-        norm: nn.LayerNorm,
+        norm: Norm,
         linears: Sequence[nn.Linear],
         *,
         scales: Sequence[float] = (),

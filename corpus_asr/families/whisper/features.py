@@ -7,8 +7,8 @@ import numpy as np
 
 from corpus_asr.array_types import Float32
 from corpus_asr.families.model_config import CONFIG_NAME, MelBins
-from corpus_asr.families.registry import SETTINGS_FILES, PartFeatures, check_computed
-from corpus_asr.families.saved_files import checked, optional_object, read_json_object
+from corpus_asr.families.registry import PartFeatures, check_front_end
+from corpus_asr.families.saved_files import checked, read_json_object
 from corpus_asr.features.mel import log10_mel, scale_log10_mel
 from corpus_asr.units import (
     FFT_SAMPLES,
@@ -54,13 +54,7 @@ class WhisperPartFeatures:
         num_mel_bins = read_json_object(path).get("num_mel_bins", DEFAULT_NUM_MEL_BINS)
         checked(MelBins, num_mel_bins, "num_mel_bins", path=path)
         computed = {**COMPUTED, "feature_size": num_mel_bins}
-        for name, key in SETTINGS_FILES.items():
-            path = folder / name
-            settings = optional_object(path)
-            if key is not None:
-                settings = checked(dict, settings.get(key, {}), key, path=path)
-            front_end = "Whisper's own log-mel front end"
-            check_computed(settings, computed, path=path, front_end=front_end)
+        check_front_end(folder, computed, front_end="Whisper's own log-mel front end")
         return cls(num_mel_bins=num_mel_bins)
 
     def __call__(self, samples: Float32[np.ndarray, " sample"]) -> PartFeatures:

@@ -1,0 +1,104 @@
+"""Qwen3-ASR networks: audio encoder, projector and text model, and their form for decoding."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from corpus_asr.array_types import Float
+from corpus_asr.families.layers.gated import TextNetwork
+from corpus_asr.families.layers.prefix_slots import PrefixSlots
+from corpus_asr.families.model_config import ModelConfig
+from corpus_asr.families.pretrained import PreTrainedModel
+from corpus_asr.families.qwen3_asr.config import Qwen3ASRConfig
+from corpus_asr.families.qwen3_asr.encoder import (
+    FusedQwen3ASREncoder,
+    PackedQwen3ASREncoder,
+    Qwen3ASREncoder,
+    Qwen3ASRProjector,
+)
+from corpus_asr.units import WINDOW_FRAMES
+
+
+class Qwen3ASRModel(nn.Module):
+    """Weights without output projection."""
+
+    def __init__(self, config: Qwen3ASRConfig) -> None:
+        super().__init__()
+        self.audio_tower = Qwen3ASREncoder(config.audio_config)
+        self.language_model = TextNetwork(config.text_config)
+        self.multi_modal_projector = Qwen3ASRProjector(config.audio_config)
+
+
+class Qwen3ASRSeq2SeqLM(PreTrainedModel):
+    """Weights of a checkpoint; `slot_model` decodes with them."""
+
+    config_class: ClassVar[type[ModelConfig]] = Qwen3ASRConfig
+    config: Qwen3ASRConfig
+    _tied_weights_keys: ClassVar[dict[str, str]] = {
+        "lm_head.weight": "model.language_model.embed_tokens.weight"
+    }
+
+    def __init__(self, config: Qwen3ASRConfig) -> None:
+        super().__init__(config)
+        self.model = Qwen3ASRModel(config)
+        text = config.text_config
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.tie_weights()
+
+    def slot_model(self, *, int8: bool = False, consume: bool = False) -> "Qwen3ASRSlotModel":
+        """Return the form of this model for decoding; see `Qwen3ASRSlotModel`."""
+        return Qwen3ASRSlotModel(self, int8=int8, consume=consume)
+
+
+class Qwen3ASRSlotModel(PrefixSlots):
+    """A `Qwen3ASRSeq2SeqLM` as a `SlotModel`; on CPUs its encoder is a packed copy.
+
+    Windows have `window_frames`, initially 30 s. With `consume` each block of the text model is
+    deleted as soon as it is copied.
+    """
+
+    def __init__(
+        self, network: Qwen3ASRSeq2SeqLM, *, int8: bool = False, consume: bool = False
+    ) -> None:
+        config, model = network.config, network.model
+        self._audio = config.audio_config
+        self._weight_bytes = sum(weight.nbytes for weight in network.parameters())
+        super().__init__(
+            model.language_model,
+            network.lm_head,
+            placeholder=config.audio_token_id,
+            ends=config.end_tokens,
+            window_frames=WINDOW_FRAMES,
+            int8=int8,
+            consume=consume,
+        )
+        parts = model.audio_tower, model.multi_modal_projector
+        on_cpu = self.device.type == "cpu"
+        self._encoder: PackedQwen3ASREncoder | FusedQwen3ASREncoder = (
+            PackedQwen3ASREncoder(*parts, int8=int8) if on_cpu else FusedQwen3ASREncoder(*parts)
+        )
+
+    def positions(self, num_frames: int) -> int:
+        return self._audio.positions(num_frames)
+
+    @property
+    def encoder_values(self) -> int:
+        audio = self._audio
+        block = 3 * audio.d_model + 2 * audio.encoder_ffn_dim
+        return self.positions(self.window_frames) * block + audio.num_mel_bins * self.window_frames
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        features: Float[Tensor, "batch mel frame"],
+        *,
+        num_frames: Sequence[int] | None = None,
+    ) -> Float[Tensor, "batch pos width"]:
+        lengths = self.check_windows(features, num_frames, bins=self._audio.num_mel_bins)
+        whole = torch.zeros(len(features), *self.window_shape, dtype=self.dtype, device=self.device)
+        rows = self._encoder.encode(features.to(self.device, self.dtype), lengths)
+        for row, states in enumerate(rows):
+            whole[row, : len(states)] = states
+        return whole

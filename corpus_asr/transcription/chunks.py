@@ -1,0 +1,88 @@
+"""Windows of a part that are decoded independently: cut at silences, gathered, in order of time.
+
+A family says what a window asks for, and what becomes of its tokens.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.decoding.jobs import Gather, Steps
+from corpus_asr.segments import Segment
+from corpus_asr.transcription.fallback import OpenAIRules
+from corpus_asr.transcription.windows import (
+    Loudness,
+    PartRequest,
+    SpansInOrder,
+    chunk_ranges,
+    clip_ranges,
+    mean_loudness,
+)
+from corpus_asr.units import FRAMES_PER_SECOND
+
+# Excludes the padding of detected speech, by which the silence is longer on both sides.
+_LONGEST_PAUSE_S = 1.0
+# Limit of a part's windows that wait for a slot; each holds 0.5 MB of features.
+WINDOWS_AT_ONCE = 32
+
+
+def window_ranges(
+    part: PartRequest,
+    settings: DecodingSettings,
+    *,
+    default_s: float,
+    longest_frames: int,
+    loudness: Loudness = mean_loudness,
+) -> list[tuple[int, int]]:
+    """Cut the requested clips of a part into windows, in hops of 10 ms."""
+    window_s = default_s if settings.window_s is None else settings.window_s
+    return chunk_ranges(
+        part,
+        clip_ranges(part, settings.clip_timestamps),
+        window_frames=min(longest_frames, round(window_s * FRAMES_PER_SECOND)),
+        pause_frames=round(_LONGEST_PAUSE_S * FRAMES_PER_SECOND),
+        loudness=loudness,
+    )
+
+
+class ChunkRules(OpenAIRules):
+    """Decodes the windows of a part with temperature fallback, each to one segment at most."""
+
+    @abstractmethod
+    def decode_range(self, start: int, end: int) -> Steps[Segment | None]:
+        """Decode the window between two frames; None if it has no text."""
+
+    def decode_all(self, ranges: Sequence[tuple[int, int]]) -> Steps[tuple[Segment, ...]]:
+        """Decode all windows in parallel; return their segments in order of time.
+
+        The longest windows are first, so that windows of similar length are encoded together and no
+        long window starts last.
+        """
+        listener = self.part.listener
+        spans = None if listener is None else SpansInOrder(listener, ranges)
+        order = sorted(range(len(ranges)), key=lambda index: ranges[index][0] - ranges[index][1])
+
+        def decode_some(indices: Sequence[int]) -> Steps[list[Segment]]:
+            segments: list[Segment] = []
+            for index in indices:
+                start, end = ranges[index]
+                segment = yield from self.decode_range(start, end)
+                window_segments = [] if segment is None else [segment]
+                segments += window_segments
+                if spans is not None:
+                    spans.add(index, window_segments, frame=end)
+                    spans.end(index)
+            return segments
+
+        # Distributed round-robin: each list has long and short windows.
+        results = yield Gather(
+            decode_some(order[first::WINDOWS_AT_ONCE])
+            for first in range(min(WINDOWS_AT_ONCE, len(order)))
+        )
+        segments = (segment for window_segments in results for segment in window_segments)
+        return tuple(sorted(segments, key=lambda segment: segment.start_s))
+
+
+def after_a_blank(text: str) -> str:
+    """Return a text with a space before it, since segments are concatenated."""
+    return text if text.startswith(" ") else f" {text}"
