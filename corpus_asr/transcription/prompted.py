@@ -105,7 +105,7 @@ class PromptedTranscriber:
         if len(prompt) - positions > PROMPT_ROOM:
             raise ConfigError(
                 f"decoding.{key}: found a prompt of {len(prompt) - positions} tokens, but "
-                f"{self._name} has room for {PROMPT_ROOM} beside a window; shorten it"
+                f"{self._name} has room for {PROMPT_ROOM} around a window; shorten it"
             )
         return prompt
 
