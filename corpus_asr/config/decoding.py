@@ -194,8 +194,9 @@ class DecodingSettings:
     """Clips to transcribe, as start, end, start, end ... in seconds of the recording; without the
     last end, up to the end. A list, or text such as `10,20`. Default: everything."""
     window_s: float | None = field(default=None, metadata={"ge": 1, "le": 3600})
-    """Maximum window length in seconds of Speech2Text, of a `chunked` Whisper, or of models that
-    read each window once; null: 30 for Whisper, 15 for Speech2Text, 120 for Parakeet."""
+    """Maximum window length in seconds of Speech2Text, Qwen3-ASR, of a `chunked` Whisper, or of
+    models that read each window once; null: 30 for Whisper and Qwen3-ASR, 15 for Speech2Text, 120
+    for Parakeet."""
     temperature: tuple[float, ...] = field(
         default=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0), metadata={"min_length": 1}
     )
@@ -228,13 +229,14 @@ class DecodingSettings:
     condition_on_prev_tokens: bool = False
     """Prompt each window with the text before it; not with `chunked`."""
     initial_prompt: str | None = None
-    """Prompt text placed before each window, or before each part where windows are sequential."""
+    """Prompt text placed before each window, or before each part where windows are sequential; of
+    Qwen3-ASR, the context of each window."""
     hotwords: tuple[Hotword, ...] | None = None
     """Names and terms to prefer: text with commas between, `@` and the path of a file of one per
     line, or a list, whose items may be `{phrase: Ray Data, weight: 2}`."""
     hotwords_mode: Literal["boost", "prompt"] = "boost"
     """Method of preferring hotwords: `boost` in search, which takes thousands; or `prompt`, as text
-    before each window, which takes some dozens, whatever their weights (Whisper only)."""
+    before each window, which takes some dozens, whatever their weights (Whisper, Qwen3-ASR)."""
     prefix: str | None = None
     """Text that the first window starts with; the model continues it."""
     padding_s: float | Literal["auto"] | None = "auto"

@@ -155,18 +155,18 @@ class ModelSettings(Settings):
             if _CLASS.fullmatch(name):
                 raise ValueError(
                     f"by_language.{code}: found {name}, a class, expected a checkpoint of "
-                    "Whisper, Speech2Text or Parakeet; use model.recognizer in a job of its own"
+                    "a supported family; use model.recognizer in a job of its own"
                 )
         return self
 
 
 class AlignSettings(Settings):
-    """Times of words by a CTC checkpoint, in place of the model's own."""
+    """Times of words by an aligner, in place of the model's own."""
 
     model: str | None = None
-    """Parakeet CTC checkpoint that times the words of any model, for `decoding.word_timestamps`,
-    and places the texts of `decoding.align`; named as `model.checkpoint` is, such as
-    nvidia/parakeet-ctc-0.6b. null: the model's own times."""
+    """Parakeet CTC or Qwen3-ForcedAligner checkpoint that times the words of any model, for
+    `decoding.word_timestamps`, and places the texts of `decoding.align`; named as
+    `model.checkpoint` is, such as nvidia/parakeet-ctc-0.6b. null: the model's own times."""
 
 
 class TranscribeSettings(Settings):

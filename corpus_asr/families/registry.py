@@ -46,8 +46,8 @@ class Family:
     recognizer: str | None = None
     """`Recognizer` class of models that process a window once; may import torch."""
     word_aligner: str | None = None
-    """Class with `from_folder(folder, device=, dtype=)` that aligns the words of a text by CTC.
-    None for checkpoints without frame-level token scores; imports torch."""
+    """Class with `from_folder(folder, device=, dtype=)` that aligns the words of a text: by CTC, or
+    by markers of an aligner of the family. None for families without one; imports torch."""
     audio_classifier: str | None = None
     """Class with `from_pretrained(folder, dtype=, device=)` that implements `SlotModel` and
     predicts a window's class as one token; None if there is none; imports torch."""
@@ -166,6 +166,7 @@ _QWEN3_ASR = Family(
     part_features="corpus_asr.families.qwen3_asr.features:Qwen3ASRPartFeatures",
     slot_model="corpus_asr.families.qwen3_asr.model:Qwen3ASRSeq2SeqLM",
     prompts="corpus_asr.families.qwen3_asr.tokenizer:Qwen3ASRPrompts",
+    word_aligner="corpus_asr.families.qwen3_asr.alignment:Qwen3Aligner",
 )
 
 # Names, not classes: workers that extract features must not import torch.

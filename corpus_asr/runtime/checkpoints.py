@@ -168,7 +168,7 @@ def fetch_aligner(name: str | None) -> Checkpoint | None:
     """Fetch the small files of the word alignment checkpoint, if one is named.
 
     Raises:
-        ConfigError: it is not a CTC checkpoint.
+        ConfigError: its family has no aligners.
     """
     if name is None:
         return None
@@ -179,7 +179,7 @@ def fetch_aligner(name: str | None) -> Checkpoint | None:
         )
         raise ConfigError(
             f"reading align.model: {redact_uri(name)} is of the family "
-            f"{checkpoint.family.model_type}, expected one of CTC ({', '.join(model_types)}); "
+            f"{checkpoint.family.model_type}, expected an aligner ({', '.join(model_types)}); "
             "name one, such as nvidia/parakeet-ctc-0.6b, or remove it"
         )
     return checkpoint

@@ -1,4 +1,4 @@
-"""Word times of a part by forced alignment with a CTC checkpoint, for any recognition model.
+"""Word times of a part by forced alignment with another checkpoint, for any recognition model.
 
 Words of recognized segments or of a known text are grouped into runs without a long pause. Each run
 is aligned with its audio up to the middle of the surrounding pauses, so initial times need only be
@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 
-from corpus_asr.array_types import Float16, Float32
+from corpus_asr.array_types import Float16
 from corpus_asr.confidence import with_confidence
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.decoding.recognizer import RecognizedWord
 from corpus_asr.errors import AlignmentError, ConfigError
 from corpus_asr.families.loading import COMPUTE_DTYPES, resolve_device, resolve_dtype
 from corpus_asr.families.registry import family_of, resolve
@@ -31,9 +32,6 @@ from corpus_asr.transcription.text_places import (
 )
 from corpus_asr.transcription.windows import KnownText, Language, PartRequest, clip_ranges
 from corpus_asr.units import FRAMES_PER_SECOND
-
-if TYPE_CHECKING:  # loaded by the family's name
-    from corpus_asr.families.parakeet.alignment import WordAligner
 
 # Words further apart are separated by silence or by speech outside the text: no run spans the gap.
 _PAUSE_S = 2.0
@@ -64,10 +62,27 @@ class _TextSpan:
 _Placed = tuple[_TextSpan, list[Word]]
 
 
-class WordPlacer:
-    """Times the words of parts by one CTC checkpoint; thread-safe, as several engines share it."""
+class WordAligner(Protocol):
+    """A checkpoint that aligns words with audio; see `Family.word_aligner`."""
 
-    def __init__(self, aligner: "WordAligner") -> None:
+    feature_kind: str
+    position_s: float
+    """Duration in seconds of a row of scores."""
+
+    def scores(self, part: Float16[np.ndarray, "frame mel"]) -> Any:
+        """Return what `place` reads, in rows that can be cut: scores, or the features."""
+
+    def knows(self, words: Sequence[str]) -> bool:
+        """Whether any of these words can be aligned."""
+
+    def place(self, scores: Any, words: Sequence[str]) -> list[RecognizedWord]:
+        """Align words with rows of scores; times in seconds from the first. Raises ItemError."""
+
+
+class WordPlacer:
+    """Times the words of parts by one checkpoint; thread-safe, as several engines share it."""
+
+    def __init__(self, aligner: WordAligner) -> None:
         self._aligner = aligner
         self._known: tuple[str, TextWords] | None = None
         self._lock = threading.Lock()
@@ -77,7 +92,7 @@ class WordPlacer:
         """Load a checkpoint folder; data types that its family does not support become `auto`.
 
         Raises:
-            ConfigError: the checkpoint is not a CTC model.
+            CheckpointError: the checkpoint is no aligner.
         """
         where = resolve_device(device)
         kind = resolve(family_of(folder).word_aligner)
@@ -266,7 +281,7 @@ class WordPlacer:
     def _in_run(
         self,
         first_s: float,
-        scores: Float32[np.ndarray, "pos vocab"],
+        scores: Any,
         run: Sequence[_TextSpan],
         edges: tuple[float, float],
     ) -> Iterator[_Placed]:

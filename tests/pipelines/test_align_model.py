@@ -19,6 +19,7 @@ from tests.support.audio import read_clip, wav_bytes
 from tests.support.checkpoints import tiny_speech2text, tiny_whisper
 from tests.support.corpora import CLIPS
 from tests.support.parakeet import parakeet_checkpoint
+from tests.support.qwen3_asr import qwen3_asr_pair
 from tests.support.tables import rows_of, run_config, stored_segments
 from tests.support.tokenizers import tiny_speech2text_tokenizer, tiny_tokenizer
 
@@ -42,6 +43,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "Whisper": tiny_whisper(folder / "w", tokenizer=folder / "tokenizer", **SHORT),
         "Speech2Text": tiny_speech2text(folder / "s", tokenizer=folder / "pieces", **SHORT),
     }
+    found["Qwen3-ASR"] = qwen3_asr_pair(folder / "q", seed=4, ends=3.0).folder
     # By these seeds they say words, and no more than there are positions.
     for name, seed in (("CTC", 7), ("other CTC", 2), ("TDT", 1)):
         found[name] = parakeet_checkpoint(name[-3:], folder / name, seed=seed).folder
@@ -63,7 +65,7 @@ def assert_timed(found: Transcript) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["Whisper", "Speech2Text", "TDT"])
+@pytest.mark.parametrize("name", ["Whisper", "Speech2Text", "TDT", "Qwen3-ASR"])
 def test_words_of_every_family_are_timed(models: dict[str, Path], name: str) -> None:
     options = USUAL if name == "Whisper" else {"vad_filter": False}
     clip = SPEECH[: 5 * RATE_HZ]
@@ -86,7 +88,7 @@ def test_checkpoints_of_other_kinds_are_refused(models: dict[str, Path]) -> None
     for name, family in (("Whisper", "whisper"), ("TDT", "parakeet_tdt")):
         with pytest.raises(
             ConfigError,
-            match=rf"align\.model: .* of the family {family}, expected one of CTC \(parakeet_ctc\)",
+            match=rf"align\.model: .* of the family {family}, expected an aligner \(",
         ):
             Transcriber(str(models["Whisper"]), align_model=str(models[name]))
     with pytest.raises(ConfigError, match=r"align.model: found decoding.task translate, expected"):
@@ -173,6 +175,6 @@ def test_a_job_that_wants_no_words_is_refused(
         load_config(written)
     assert load_config(written, ["decoding.word_timestamps=true"]).align.model
     refused = job(recordings, {"CTC": models["Whisper"]})
-    with pytest.raises(ConfigError, match="of the family whisper, expected one of CTC"):
+    with pytest.raises(ConfigError, match="of the family whisper, expected an aligner"):
         run(refused, local=True, progress=None)
     assert not np.array([*Path(tmp_path).glob("out/segments/*")]).size

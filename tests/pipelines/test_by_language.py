@@ -8,6 +8,7 @@ import pytest
 from corpus_asr.confidence import ConfidenceModel
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
+from corpus_asr.families.qwen3_asr.tokenizer import Qwen3ASRPrompts
 from corpus_asr.pipelines.driver import run
 from corpus_asr.stages.transcribe import EngineSpec, load_engine
 from corpus_asr.storage.model_files import model_revision
@@ -16,6 +17,7 @@ from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore
 from tests.support.checkpoints import tiny_whisper
 from tests.support.corpora import CLIPS, job, redo
 from tests.support.parakeet import parakeet_checkpoint
+from tests.support.qwen3_asr import qwen3_asr_pair
 from tests.support.tables import rows_of, stored_segments, with_section
 from tests.support.tokenizers import tiny_tokenizer
 
@@ -61,7 +63,7 @@ def codes(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple
     lead = {code: found[ENGLISH][code] / found[GERMAN][code] for code in found[ENGLISH]}
     pairs = [
         (a, b)
-        for a in lead for b in lead
+        for a in lead for b in Qwen3ASRPrompts.languages.keys() & lead
         if found[ENGLISH][a] > found[ENGLISH][b] and found[GERMAN][b] > found[GERMAN][a]
     ]  # fmt: skip
     return max(pairs, key=lambda pair: lead[pair[0]] / lead[pair[1]])
@@ -75,15 +77,22 @@ def said_in(config: RunConfig, *columns: str) -> Said:
     return {name: sorted(rows) for name, rows in found.items()}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["parakeet_tdt", "qwen3_asr"])
 def across(
-    models: list[Path], codes: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    models: list[Path],
+    codes: tuple[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> RunConfig:
-    """A finished job that sends the second language to a Parakeet."""
+    """A finished job that sends the second language to a model of another family."""
     folder = tmp_path_factory.mktemp("across")
-    config = one_job(models, folder / "out", language=codes, word_timestamps=True)
-    parakeet = parakeet_checkpoint("TDT", folder / "parakeet").folder
-    config = with_section(config, "model", by_language={codes[1]: str(parakeet)})
+    timed = request.param == "parakeet_tdt"
+    config = one_job(models, folder / "out", language=codes, word_timestamps=timed)
+    if timed:
+        parakeet_checkpoint("TDT", folder / request.param)
+    else:
+        qwen3_asr_pair(folder / request.param, seed=4, ends=3.0)
+    config = with_section(config, "model", by_language={codes[1]: str(folder / request.param)})
     run(config, local=True, progress=None)
     return config
 
@@ -94,17 +103,17 @@ EVERYTHING = ("end_s", "words", "confidence", "avg_logprob", "language")
 def test_a_model_of_another_family_says_what_it_says_alone(
     across: RunConfig, codes: tuple[str, str], tmp_path: Path
 ) -> None:
-    parakeet = across.model.by_language[codes[1]]
-    alone = with_section(across, "model", by_language={}, checkpoint=parakeet)
+    other = across.model.by_language[codes[1]]
+    alone = with_section(across, "model", by_language={}, checkpoint=other)
     alone = with_section(alone, "decoding", language=codes[1])
     alone = with_section(alone, "source", uri=(str(CLIPS / GERMAN),))
     alone = with_section(alone, "output", uri=str(tmp_path / "alone"))
     run(alone, local=True, progress=None)
     found = said_in(across, *EVERYTHING)
     assert found[GERMAN] == said_in(alone, *EVERYTHING)[GERMAN]
-    assert any(words for *_, words, _, _, _ in found[GERMAN])
+    assert bool(found[GERMAN][0][3]) == across.decoding.word_timestamps
     named = said_in(across, "model", "model_revision", "calibration")
-    expected = (parakeet, model_revision(Path(parakeet)), "default")
+    expected = (other, model_revision(Path(other)), "default")
     assert {row[-3:] for row in named[GERMAN]} == {expected}
     assert {row[-3] for row in named[ENGLISH]} == {across.model.checkpoint}
 
@@ -127,12 +136,12 @@ def test_a_calibration_of_one_family_is_not_used_for_another(
 def test_settings_that_one_of_the_families_cannot_honour_are_refused_by_name(
     across: RunConfig, codes: tuple[str, str]
 ) -> None:
+    reads_once = across.decoding.word_timestamps
     for settings, message in (
-        (
-            {"initial_prompt": "So it goes."},
-            r"decoding\.initial_prompt: .* parakeet_tdt reads",
-        ),
-        ({"beam_size": 5}, r"decoding\.beam_size: found 5, but parakeet_tdt"),
+        ({"condition_on_prev_tokens": True}, r"decoding\.condition_on_prev_tokens: .*(_tdt|_asr)"),
+        ({"beam_size": 5}, r"decoding\.beam_size: found 5, but parakeet_tdt")
+        if reads_once
+        else ({"word_timestamps": True}, r"decoding\.word_timestamps: .* qwen3_asr"),
         ({"window_s": 60.0}, r"decoding\.window_s: found 60"),
     ):
         config = with_section(across, "decoding", **settings)

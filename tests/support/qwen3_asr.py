@@ -80,9 +80,37 @@ def tiny_tokenizer(folder: Path) -> dict[str, int]:
         extra_special_tokens=roles,
     )
     theirs.add_tokens(list(_SPECIAL), special_tokens=True)
-    theirs.add_tokens([MARKER])
+    theirs.add_tokens([MARKER, "<timestamp>"])
     theirs.save_pretrained(folder)
     return dict(theirs.get_vocab())
+
+
+def _config(folder: Path, text: dict[str, Any], audio: dict[str, Any], **more: Any) -> Any:
+    if not hasattr(transformers, "Qwen3ASRForConditionalGeneration"):
+        pytest.skip(f"transformers {transformers.__version__} has no Qwen3-ASR")
+    ids = tiny_tokenizer(folder)
+    text_config = {"model_type": "qwen3", **TEXT, **text, "vocab_size": max(ids.values()) + 9}
+    audio_config = {"model_type": "qwen3_asr_encoder", **AUDIO, **audio}
+    audio_config["output_dim"] = text_config["hidden_size"]
+    config = transformers.Qwen3ASRConfig(
+        audio_config=audio_config,
+        text_config=text_config,
+        audio_token_id=ids[PLACEHOLDER],
+        timestamp_token_id=ids["<timestamp>"],
+        eos_token_id=[ids[OTHER_END], ids[END]],
+        pad_token_id=ids[OTHER_END],
+        **more,
+    )
+    return config, ids
+
+
+def _save(theirs: Any, folder: Path) -> None:
+    theirs.save_pretrained(folder)
+    transformers.Qwen3ASRProcessor(
+        transformers.Qwen3ASRFeatureExtractor(feature_size=theirs.config.audio_config.num_mel_bins),
+        transformers.AutoTokenizer.from_pretrained(folder),
+        chat_template=TEMPLATE,
+    ).save_pretrained(folder)
 
 
 def qwen3_asr_pair(
@@ -95,36 +123,22 @@ def qwen3_asr_pair(
     tied: bool = False,
 ) -> Pair:
     """Write a random checkpoint and load it by both; more `ends` make the end of texts likelier."""
-    if not hasattr(transformers, "Qwen3ASRForConditionalGeneration"):
-        pytest.skip(f"transformers {transformers.__version__} has no Qwen3-ASR")
-    ids = tiny_tokenizer(folder)
-    text_config = {
-        "model_type": "qwen3",
-        **TEXT,
-        **(text or {}),
-        "vocab_size": max(ids.values()) + 9,
-    }
-    audio_config = {"model_type": "qwen3_asr_encoder", **AUDIO, **(audio or {})}
-    audio_config["output_dim"] = text_config["hidden_size"]
-    config = transformers.Qwen3ASRConfig(
-        audio_config=audio_config,
-        text_config=text_config,
-        audio_token_id=ids[PLACEHOLDER],
-        eos_token_id=[ids[OTHER_END], ids[END]],
-        pad_token_id=ids[OTHER_END],
-        tie_word_embeddings=tied,
-    )
+    config, ids = _config(folder, text or {}, audio or {}, tie_word_embeddings=tied)
     theirs = transformers.Qwen3ASRForConditionalGeneration(config).eval()
     _randomize(theirs, seed=seed)
     with torch.no_grad():
         theirs.lm_head.weight[[ids[OTHER_END], ids[END]]] *= 1.0 if tied else ends
-    theirs.save_pretrained(folder)
-    transformers.Qwen3ASRProcessor(
-        transformers.Qwen3ASRFeatureExtractor(feature_size=audio_config["num_mel_bins"]),
-        transformers.AutoTokenizer.from_pretrained(folder),
-        chat_template=TEMPLATE,
-    ).save_pretrained(folder)
+    _save(theirs, folder)
     return Pair(ours=Qwen3ASRSeq2SeqLM.from_pretrained(folder), theirs=theirs, folder=folder)
+
+
+def qwen3_asr_aligner(folder: Path, *, seed: int = 0) -> tuple[Any, dict[str, int]]:
+    """Write a random checkpoint of an aligner of 100 times; return it and the IDs of tokens."""
+    config, ids = _config(folder, {}, {}, num_labels=100, tie_word_embeddings=False)
+    theirs = transformers.Qwen3ASRForTokenClassification(config).eval()
+    _randomize(theirs, seed=seed)
+    _save(theirs, folder)
+    return theirs, ids
 
 
 def _randomize(network: Any, *, seed: int) -> None:

@@ -132,10 +132,8 @@ def _head_norms(attention: GroupedAttention, scale: float) -> Float[Tensor, "hea
     """Return the weights of all heads' norms, with the scale of queries; None without norms."""
     if attention.q_norm is None or attention.k_norm is None:
         return None
-    with torch.inference_mode():
-        query = (attention.q_norm.weight * scale).expand(attention.heads, -1)
-        key = attention.k_norm.weight.expand(attention.key_heads, -1)
-        return torch.cat([query, key])
+    query = (attention.q_norm.weight.detach() * scale).repeat(attention.heads, 1)
+    return torch.cat([query, attention.k_norm.weight.detach().repeat(attention.key_heads, 1)])
 
 
 class PrefixSlots(TokenSlots):

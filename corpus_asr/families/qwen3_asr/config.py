@@ -81,6 +81,10 @@ class Qwen3ASRConfig(ModelConfig):
     text_config: TextConfig = field(default_factory=lambda: TextConfig(hidden_size=2048))
     audio_token_id: int = 151676
     """Token in whose place a prompt has an encoder position."""
+    timestamp_token_id: int = 151705
+    """Of an aligner: the token before and after each word, at which its times are read."""
+    token_classification_bias: bool = False
+    """Whether an aligner's scores have biases."""
     eos_token_id: int | tuple[int, ...] = (151643, 151645)
     """Tokens that end a text."""
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corpus_asr.array_types import Float
+from corpus_asr.decoding.device import upload
 from corpus_asr.families.layers.blocks import EncoderBlock, activation
 from corpus_asr.families.layers.packed import (
     FusedEncoderBlock,
@@ -41,16 +42,20 @@ class Qwen3ASREncoder(nn.Module):
         self.layers = nn.ModuleList(blocks)
         self.ln_post = nn.LayerNorm(width)
 
+    def numbers(self) -> Float[Tensor, "pos width"]:
+        """Return what is added to the positions of every chunk."""
+        weight = self.conv_out.weight
+        return sinusoids(self.config.chunk_positions, len(weight)).to(weight.device, weight.dtype)
+
     def convolved(
         self, chunks: Float[Tensor, "chunk mel frame"]
     ) -> Float[Tensor, "chunk pos width"]:
-        """Return the positions of chunks, each numbered from its first one."""
+        """Return the positions of chunks, not numbered."""
         hidden = chunks.unsqueeze(1)
         for convolution in (self.conv2d1, self.conv2d2, self.conv2d3):
             hidden = F.gelu(convolution(hidden))
         states: Tensor = self.conv_out(hidden.permute(0, 3, 1, 2).flatten(2))
-        table = sinusoids(states.shape[1], states.shape[2])
-        return states + table.to(states.device, states.dtype)
+        return states
 
 
 class Qwen3ASRProjector(nn.Module):
@@ -77,7 +82,7 @@ class PackedQwen3ASREncoder:
     def __init__(
         self, encoder: Qwen3ASREncoder, projector: Qwen3ASRProjector, *, int8: bool
     ) -> None:
-        self._encoder = encoder
+        self._encoder, self._numbers = encoder, encoder.numbers()
         self._blocks = [
             PackedEncoderBlock(block, int8=int8)
             for block in encoder.layers
@@ -106,7 +111,7 @@ class PackedQwen3ASREncoder:
         padded = F.pad(span, (0, -span.shape[1] % config.chunk_frames))
         # One by one: oneDNN compiles a convolution for every number of them.
         chunks = torch.split(padded.unsqueeze(0), config.chunk_frames, dim=2)
-        states = torch.cat([encoder.convolved(chunk) for chunk in chunks])
+        states = torch.cat([encoder.convolved(chunk) for chunk in chunks]) + self._numbers
         hidden = states.flatten(0, 1).float()
         for block in self._blocks:
             block(hidden, valid=valid)
@@ -122,6 +127,7 @@ class FusedQwen3ASREncoder:
 
     def __init__(self, encoder: Qwen3ASREncoder, projector: Qwen3ASRProjector) -> None:
         self._encoder, self._projector = encoder, projector
+        self._numbers = encoder.numbers()
         self._blocks = [
             FusedEncoderBlock(block) for block in encoder.layers if isinstance(block, EncoderBlock)
         ]
@@ -132,7 +138,12 @@ class FusedQwen3ASREncoder:
         """Encode windows of `num_frames` in one batch of the spans that attend to one another."""
         config = self._encoder.config
         step = config.n_window_infer
-        ends = torch.tensor(num_frames, device=features.device)
+        lengths = [
+            config.positions(min(step, end - first))
+            for end in num_frames
+            for first in range(0, end, step)
+        ]
+        ends, positions = upload(features.device, list(num_frames), lengths)
         heard = features * within(ends, features.shape[2]).unsqueeze(1)
         padded = F.pad(heard, (0, -features.shape[2] % step))
         spans = padded.view(*padded.shape[:2], -1, step)
@@ -142,14 +153,9 @@ class FusedQwen3ASREncoder:
         )  # (span, mel, frame)
         chunks = taken.view(*taken.shape[:2], -1, config.chunk_frames).transpose(1, 2).flatten(0, 1)
         groups = torch.split(chunks, _CHUNKS_AT_ONCE)
-        states = torch.cat([self._encoder.convolved(group) for group in groups])
+        states = torch.cat([self._encoder.convolved(group) for group in groups]) + self._numbers
         hidden = states.view(len(taken), -1, states.shape[2])
-        lengths = [
-            config.positions(min(step, end - first))
-            for end in num_frames
-            for first in range(0, end, step)
-        ]
-        valid = within(torch.tensor(lengths, device=features.device), hidden.shape[1])
+        valid = within(positions, hidden.shape[1])
         mask = hiding_mask(valid, like=hidden)
         for block in self._blocks:
             hidden = block(hidden, mask=mask)

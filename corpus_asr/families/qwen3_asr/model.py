@@ -47,29 +47,63 @@ class Qwen3ASRSeq2SeqLM(PreTrainedModel):
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.tie_weights()
 
+    @property
+    def head(self) -> nn.Linear:
+        """The scores of tokens."""
+        return self.lm_head
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end a text."""
+        return self.config.end_tokens
+
     def slot_model(self, *, int8: bool = False, consume: bool = False) -> "Qwen3ASRSlotModel":
         """Return the form of this model for decoding; see `Qwen3ASRSlotModel`."""
         return Qwen3ASRSlotModel(self, int8=int8, consume=consume)
 
 
+class Qwen3ASRTimes(PreTrainedModel):
+    """Weights of an aligner's checkpoint."""
+
+    config_class: ClassVar[type[ModelConfig]] = Qwen3ASRConfig
+    config: Qwen3ASRConfig
+    ends: ClassVar[tuple[int, ...]] = (0,)
+    """Of classes: none ends anything."""
+
+    def __init__(self, config: Qwen3ASRConfig) -> None:
+        super().__init__(config)
+        self.model = Qwen3ASRModel(config)
+        width, bias = config.text_config.hidden_size, config.token_classification_bias
+        self.score = nn.Linear(width, config.num_labels, bias=bias)
+
+    @property
+    def head(self) -> nn.Linear:
+        """The scores of times."""
+        return self.score
+
+
 class Qwen3ASRSlotModel(PrefixSlots):
-    """A `Qwen3ASRSeq2SeqLM` as a `SlotModel`; on CPUs its encoder is a packed copy.
+    """A network as a `SlotModel`; on CPUs its encoder is a packed copy.
 
     Windows have `window_frames`, initially 30 s. With `consume` each block of the text model is
     deleted as soon as it is copied.
     """
 
     def __init__(
-        self, network: Qwen3ASRSeq2SeqLM, *, int8: bool = False, consume: bool = False
+        self,
+        network: Qwen3ASRSeq2SeqLM | Qwen3ASRTimes,
+        *,
+        int8: bool = False,
+        consume: bool = False,
     ) -> None:
         config, model = network.config, network.model
         self._audio = config.audio_config
         self._weight_bytes = sum(weight.nbytes for weight in network.parameters())
         super().__init__(
             model.language_model,
-            network.lm_head,
+            network.head,
             placeholder=config.audio_token_id,
-            ends=config.end_tokens,
+            ends=network.ends,
             window_frames=WINDOW_FRAMES,
             int8=int8,
             consume=consume,

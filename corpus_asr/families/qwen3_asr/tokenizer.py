@@ -1,5 +1,6 @@
 """Qwen3-ASR's prompts and answers, by the tokenizer.json of a checkpoint."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -24,11 +25,21 @@ _NAMES = {code: LANGUAGES[code].capitalize() for code in _CODES} | {"tl": "Filip
 
 # The checkpoints' chat template, of a system message and one of the user with audio alone.
 _BEFORE_CONTEXT = "<|im_start|>system\n"
-_BEFORE_AUDIO = "<|im_end|>\n<|im_start|>user\n<|audio_start|>"
-_AFTER_AUDIO = "<|audio_end|><|im_end|>\n<|im_start|>assistant\n"
+_AUDIO_BEGINS, _AUDIO_ENDS = "<|audio_start|>", "<|audio_end|>"
+_BEFORE_AUDIO = f"<|im_end|>\n<|im_start|>user\n{_AUDIO_BEGINS}"
+_AFTER_AUDIO = f"{_AUDIO_ENDS}<|im_end|>\n<|im_start|>assistant\n"
 _TEXT_FOLLOWS = "<asr_text>"
-_CONTROL = ("<|im_start|>", "<|im_end|>", "<|audio_start|>", "<|audio_end|>", _TEXT_FOLLOWS)
+_CONTROL = ("<|im_start|>", "<|im_end|>", _AUDIO_BEGINS, _AUDIO_ENDS, _TEXT_FOLLOWS)
 _LANGUAGE = "language "
+
+
+def spoken(word: str) -> str:
+    """Return the letters, digits and apostrophes of a word, which an aligner reads."""
+    return "".join(
+        character
+        for character in word
+        if character == "'" or unicodedata.category(character)[0] in "LN"
+    )
 
 
 class Qwen3ASRPrompts(AudioPrompts):
@@ -45,6 +56,8 @@ class Qwen3ASRPrompts(AudioPrompts):
         added = tokenizer.get_added_tokens_decoder().items()
         control = {token_id for token_id, token in added if token.special}
         self._control = frozenset({*control, *config.end_tokens, self._placeholder, self._marker})
+        self.timestamp = config.timestamp_token_id
+        """The token at which an aligner's times are read."""
         self._codes = {name.casefold(): code for code, name in self.languages.items()}
 
     @classmethod
@@ -76,6 +89,13 @@ class Qwen3ASRPrompts(AudioPrompts):
             *(self._placeholder,) * positions,
             *self._ids(_AFTER_AUDIO + named),
         )
+
+    def markers(self, positions: int, words: Sequence[str]) -> tuple[int, ...]:
+        """Return an aligner's tokens: a window, then spoken words, each before two markers."""
+        times = self.timestamp, self.timestamp
+        named = (token for word in words for token in (*self._ids(spoken(word)), *times))
+        audio = (self._placeholder,) * positions
+        return (*self._ids(_AUDIO_BEGINS), *audio, *self._ids(_AUDIO_ENDS), *named)
 
     def answer(self, tokens: Sequence[int], *, language: str | None) -> Answer:
         """Read a window's tokens: a language and the text, or the text alone if it was given.

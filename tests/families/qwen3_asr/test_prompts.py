@@ -172,8 +172,8 @@ def test_a_tokenizer_of_another_model_is_refused(folder: Path, tmp_path: Path) -
     path.write_text(path.read_text().replace("<asr_text>", "<text>"))
     with pytest.raises(CheckpointError, match=r"found no <asr_text>, expected the control tokens"):
         Qwen3ASRPrompts.from_folder(other)
-    small = changed(folder, tmp_path / "small", lambda c: c["text_config"].update(vocab_size=362))
-    with pytest.raises(CheckpointError, match=r"found 363 tokens, expected .* at most 362"):
+    small = changed(folder, tmp_path / "small", lambda c: c["text_config"].update(vocab_size=363))
+    with pytest.raises(CheckpointError, match=r"found 364 tokens, expected .* at most 363"):
         Qwen3ASRPrompts.from_folder(small)
     settings = other / "processor_config.json"
     settings.write_text(settings.read_text().replace('"hop_length": 160', '"hop_length": 320'))
