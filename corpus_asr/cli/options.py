@@ -271,7 +271,7 @@ class FileOptions:
     align_model: Annotated[
         str | None,
         _model(
-            "Parakeet CTC checkpoint for word times; includes --word-timestamps.",
+            "Parakeet CTC or Qwen3-ForcedAligner for word times; includes --word-timestamps.",
             metavar="CHECKPOINT",
         ),
     ] = None

@@ -94,11 +94,11 @@ class Precision(NamedTuple):
     """Whether keys and values of windows are stored in 8 bits."""
 
 
-def resolve_precision(name: str, device: torch.device) -> Precision:
+def resolve_precision(name: str, device: torch.device, *, wide: bool = False) -> Precision:
     """Return the precision for `auto`, `int8`, `float16_fp8` or a type's name on a device.
 
-    `auto` is the type of `resolve_dtype`, but `int8` on CPUs without bfloat16 where it is fast,
-    and `float16_fp8` on GPUs that read 8-bit floats.
+    `auto` is the type of `resolve_dtype`, which explains `wide`, but `int8` on CPUs without
+    bfloat16 where it is fast, and windows are in 8 bits on GPUs that read 8-bit floats.
     """
     if name == FLOAT8_NAME:
         if device.type != "cuda":
@@ -108,7 +108,7 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
             )
         return Precision(torch.float16, float8_windows=True)
     if name == "auto":
-        dtype = resolve_dtype(name, device)
+        dtype = resolve_dtype(name, device, wide=wide)
         if device.type == "cpu":
             return Precision(dtype, int8=dtype == torch.float32 and can_use_int8())
         # On an H200 a step of large-v3 takes 5.0 ms, not 6.6, and no word differs from float32.
@@ -128,13 +128,18 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
     return Precision(_cpu_dtype(), int8=True)
 
 
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+def resolve_dtype(name: str, device: torch.device, *, wide: bool = False) -> torch.dtype:
     """Convert `auto`, `float32`, `float16` or `bfloat16` to a type for `device`.
 
-    `auto` is float16 on CUDA; on CPUs bfloat16 if they support it natively and float32 otherwise.
+    `auto` is float16 on CUDA, for `wide` values bfloat16 where it is native; on CPUs bfloat16 if
+    they support it natively and float32 otherwise.
     """
+    # GPUs before Ampere emulate bfloat16, but support float16.
+    emulated = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+    if name == "auto" and device.type == "cuda":
+        return torch.bfloat16 if wide and not emulated else torch.float16
     if name == "auto":
-        return torch.float16 if device.type == "cuda" else _cpu_dtype()
+        return _cpu_dtype()
     if name not in COMPUTE_DTYPES:
         names = ", ".join(COMPUTE_DTYPES)
         meant = _OTHER_NAMES.get(name.lower())
@@ -143,8 +148,6 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
             f"choosing a compute type: found {name!r}, expected auto, int8, {FLOAT8_NAME}, "
             f"{names}{hint}"
         )
-    # GPUs before Ampere emulate bfloat16, but support float16.
-    emulated = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
     if name == "bfloat16" and emulated:
         raise ConfigError(
             f"choosing compute type bfloat16: {device_name(device)} has no bfloat16 arithmetic; "
@@ -206,8 +209,8 @@ def load_model(folder: Path, *, device: str, dtype: str) -> SlotModel | LoadedRe
 def load_slot_model(folder: Path, *, device: str, dtype: str) -> SlotModel:
     """Load a checkpoint folder for windows of 30 s, or less if the model's are shorter."""
     where = resolve_device(device)
-    weights_dtype, int8, float8_windows = resolve_precision(dtype, where)
     family = family_of(folder)
+    weights_dtype, int8, float8_windows = resolve_precision(dtype, where, wide=family.wide)
     assert family.slot_model is not None, "others are loaded as recognizers"
     network = resolve(family.slot_model)
     # No other reference to the network exists: parts that are not shared are freed immediately.

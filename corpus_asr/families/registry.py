@@ -41,6 +41,8 @@ class Family:
     slot_model: str | None = None
     """Class with `from_pretrained(folder, dtype=, device=)` and `slot_model(int8=, consume=)`;
     imports torch. None for models that process a window once."""
+    wide: bool = False
+    """Whether hidden states may exceed the range of float16: `auto` is then bfloat16 on a GPU."""
     prompts: str | None = None
     """`AudioPrompts` class of slot models that are decoder-only."""
     recognizer: str | None = None
@@ -162,6 +164,7 @@ _PARAKEET = tuple(
 _QWEN3_ASR = Family(
     model_type="qwen3_asr",
     class_prefix="Qwen3ASR",
+    wide=True,  # text models trained in bfloat16
     config="corpus_asr.families.qwen3_asr.config:Qwen3ASRConfig",
     part_features="corpus_asr.families.qwen3_asr.features:Qwen3ASRPartFeatures",
     slot_model="corpus_asr.families.qwen3_asr.model:Qwen3ASRSeq2SeqLM",

@@ -16,10 +16,10 @@ def inner_config(
     inner = content.get(key) or {}
     if isinstance(inner, ModelConfig):
         return inner
-    found = inner.get("model_type", kind.model_type) if isinstance(inner, dict) else inner
-    if found != kind.model_type:
+    model_type = inner.get("model_type", kind.model_type) if isinstance(inner, dict) else inner
+    if model_type != kind.model_type:
         raise ValueError(
-            f"making a {outer}: {key} has the model_type {found!r}, expected "
+            f"making a {outer}: {key} has the model_type {model_type!r}, expected "
             f"{kind.model_type!r}; choose another checkpoint"
         )
     return kind.from_dict(inner)

@@ -95,7 +95,7 @@ class Transcriber:
             in an installed package; it gets `checkpoint` unchanged.
         by_language: checkpoints of any family for some languages, by code; `checkpoint`, a
             multilingual Whisper, detects the language and transcribes all others.
-        align_model: Parakeet CTC checkpoint that computes word times in place of the model, of any
+        align_model: aligner checkpoint that computes word times in place of the model, of any
             family: for `word_timestamps`, and for texts to align.
         calibration: output folder or .json file of `corpus-asr evaluate --calibrate`, used for
             `confidence`; None: the default.

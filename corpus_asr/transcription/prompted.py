@@ -31,7 +31,6 @@ from corpus_asr.units import FRAMES_PER_SECOND, WINDOW_FRAMES
 _REFUSED = {
     "task": "it writes the spoken language",
     "target_language": "it writes the spoken language",
-    "language_mode": "it names the language of each window by itself",
     "no_speech_threshold": "it has no token for silence; only null, or the default, which does "
     "nothing here, is admitted",
     "condition_on_prev_tokens": "its windows are independent",
@@ -69,6 +68,11 @@ class PromptedTranscriber:
         """Reject settings that this checkpoint does not support, before any audio is read."""
         check_refused(settings, _REFUSED, model=f"the checkpoint is of the family {self._name}")
         language, known = settings.language, self._prompts.languages
+        if settings.language_mode == "part":
+            raise ConfigError(
+                f"decoding.language_mode: found part, but {self._name} names the language of each "
+                "window; leave it out"
+            )
         if not isinstance(language, str):
             raise ConfigError(
                 f"decoding.language: found a choice of {len(language)}, but {self._name} names "

@@ -117,8 +117,11 @@ def test_auto_keeps_windows_in_8_bits_where_a_gpu_reads_them(
     assert resolve_precision("auto", CUDA) == (torch.float16, False, native)
 
 
-def test_types_are_taken_at_their_word_and_others_named() -> None:
+def test_types_are_taken_at_their_word_and_others_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_dtype("auto", CUDA) == torch.float16
+    for native, dtype in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda native=native, **_: native)
+        assert resolve_dtype("auto", CUDA, wide=True) == dtype
     for name in ("float32", "float16", "bfloat16"):
         assert resolve_dtype(name, CPU) == getattr(torch, name)
     with pytest.raises(ConfigError, match="'int4', expected auto, int8, float16_fp8, float32, "):

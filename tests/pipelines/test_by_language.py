@@ -91,7 +91,7 @@ def across(
     if timed:
         parakeet_checkpoint("TDT", folder / request.param)
     else:
-        qwen3_asr_pair(folder / request.param, seed=4, ends=3.0)
+        qwen3_asr_pair(folder / request.param, seed=4, ends=1.0)
     config = with_section(config, "model", by_language={codes[1]: str(folder / request.param)})
     run(config, local=True, progress=None)
     return config

@@ -171,6 +171,7 @@ def test_hotwords_are_boosted_or_part_of_the_context(
     [
         ({"language": "sw"}, r"decoding\.language: found sw, but qwen3_asr knows ar, .*, zh"),
         ({"language": ("de", "en")}, r"decoding\.language: found a choice of 2"),
+        ({"language_mode": "part"}, r"decoding\.language_mode: found part"),
         ({"task": "translate"}, r"decoding\.task: .* writes the spoken language"),
         ({"window_s": 31.0}, r"decoding\.window_s: found 31, .* at most 30 s"),
         ({"word_timestamps": True}, r"decoding\.word_timestamps: .* unlike an align\.model"),
@@ -195,6 +196,7 @@ def test_settings_that_are_not_supported_are_refused_by_name(
         transcriber.check(DecodingSettings(**GREEDY | settings))
 
 
+@pytest.mark.long
 def test_an_answer_that_never_ends_is_stopped_by_the_audio_s_length(pair: Pair) -> None:
     endless = qwen3_asr_pair(pair.folder.parent / "endless", seed=4, ends=0.0)
     settings = DecodingSettings(**GREEDY, stop_loops=False)

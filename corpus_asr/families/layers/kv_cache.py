@@ -545,7 +545,7 @@ class SlotCache:
 
 
 def _zeros(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    if device.type != "cpu":
+    if device.type != "cpu" or 0 in shape:
         return torch.zeros(shape, dtype=dtype, device=device)
     # Of numpy, whose zeros take memory only once they are written: most places for beams, and the
     # positions after a text's end, never are.

@@ -81,11 +81,17 @@ class CachedGatedBlock:
         self._down = Projection([layers.down_proj], int8=int8)
 
     def prefill(
-        self, cache: LayerCache, rows: slice | Tensor, hidden: Hidden, factors: Factors
+        self,
+        cache: LayerCache,
+        rows: slice | Tensor,
+        hidden: Hidden,
+        factors: Factors,
+        *,
+        used: int,
     ) -> Hidden:
-        """Read whole prompts into the slots of `rows`."""
+        """Read whole prompts into the slots of `rows`, which had `used` tokens before."""
         query, key, value = (heads.transpose(1, 2) for heads in self._project(hidden, factors))
-        cache.write_prompts(rows, key, value)
+        cache.write_prompts(rows, key, value, used=used)
         attended = F.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=1.0, enable_gqa=True
         )
@@ -298,12 +304,12 @@ class PrefixSlots(TokenSlots):
         return hidden
 
     def _read_prompts(self, state: PrefixCache, slots: Slots, tokens: Tokens) -> Hidden:
-        rows = state.rows(slots)
+        rows, used = state.rows(slots), state.used(slots)
         hidden = self._embed_prompts(tokens, state.encoded[state.windows(slots)])
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
         factors = self._rotary.at(positions)
         for block, layer in zip(self._blocks, state.layers, strict=True):
-            hidden = block.prefill(layer, rows, hidden, factors)
+            hidden = block.prefill(layer, rows, hidden, factors, used=used)
         normed: Tensor = self._norm(hidden)
         return normed
 

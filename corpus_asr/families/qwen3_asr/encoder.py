@@ -22,6 +22,15 @@ from corpus_asr.families.qwen3_asr.config import STRIDE, Qwen3ASREncoderConfig
 _CHUNKS_AT_ONCE = 64
 
 
+def convolved_values(config: Qwen3ASREncoderConfig) -> int:
+    """Return the values of the first convolution, before and after activation, for each window.
+
+    Those of a batch are at most those of the chunks at once; batches have 16 windows on a GPU.
+    """
+    halves = config.num_mel_bins // 2 * config.chunk_frames // 2
+    return _CHUNKS_AT_ONCE // 16 * 2 * config.downsample_hidden_size * halves
+
+
 class Qwen3ASREncoder(nn.Module):
     """Weights of the encoder, and what its forms for CPU and GPU share.
 
@@ -144,8 +153,8 @@ class FusedQwen3ASREncoder:
             for first in range(0, end, step)
         ]
         ends, positions = upload(features.device, list(num_frames), lengths)
-        heard = features * within(ends, features.shape[2]).unsqueeze(1)
-        padded = F.pad(heard, (0, -features.shape[2] % step))
+        valid_features = features * within(ends, features.shape[2]).unsqueeze(1)
+        padded = F.pad(valid_features, (0, -features.shape[2] % step))
         spans = padded.view(*padded.shape[:2], -1, step)
         counts = [-(-end // step) for end in num_frames]
         taken = torch.cat(

@@ -17,6 +17,7 @@ from corpus_asr.families.qwen3_asr.encoder import (
     PackedQwen3ASREncoder,
     Qwen3ASREncoder,
     Qwen3ASRProjector,
+    convolved_values,
 )
 from corpus_asr.units import WINDOW_FRAMES
 
@@ -120,8 +121,9 @@ class Qwen3ASRSlotModel(PrefixSlots):
     @property
     def encoder_values(self) -> int:
         audio = self._audio
-        block = 3 * audio.d_model + 2 * audio.encoder_ffn_dim
-        return self.positions(self.window_frames) * block + audio.num_mel_bins * self.window_frames
+        blocks = 3 * audio.d_model + 2 * audio.encoder_ffn_dim
+        peak = max(self.positions(self.window_frames) * blocks, convolved_values(audio))
+        return peak + audio.num_mel_bins * self.window_frames
 
     @torch.inference_mode()
     def encode(

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore::RuntimeWarni
 FRAMES = [137, 300, 820, 7, 450]
 SEARCHES = (Search(), Search(temperature=0.7), Search(num_beams=3), Search(stop_loops=True))
 # Operations that start kernels, of 3 layers, in a step of greedy search. They may only fall.
-LAUNCHES = {"encode": 90, "fill": 1, "step": 136}
+LAUNCHES = {"encode": 47, "fill": 1, "step": 119}
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -126,6 +127,17 @@ def test_prompts_and_steps_have_the_logits_of_transformers(pair: Pair) -> None:
             state, [order[row]], following[row : row + 1], torch.tensor([len(prompt)])
         )
         torch.testing.assert_close(again[0], expected[len(prompt) :], **CLOSE)
+
+
+def test_a_projection_may_share_the_embeddings(tmp_path: Path) -> None:
+    tied = qwen3_asr_pair(tmp_path, tied=True, text={"num_key_value_heads": 4})
+    model = tied.slots
+    windows, prompt = features_of([300]), prompt_of(tied, 300)
+    state = model.new_state(1)
+    model.fill(state, [0], model.encode(windows, num_frames=[300]))
+    found = model.logits(model.prefill(state, [0], torch.tensor([prompt]), [len(prompt)])[0])
+    expected = with_one_end(theirs_logits(tied, windows[0], 300, prompt), tied)
+    torch.testing.assert_close(found, expected, **CLOSE)
 
 
 def decoded(pair: Pair, frames: Sequence[int], *, slots: int, **search: Any) -> list[WindowResult]:
