@@ -295,7 +295,8 @@ def work_on_files(
     store = StoreOptions(hosts=HostRules.of_call(keys.get("allow_hosts")))
     output = _files_of(inputs, layout, chosen, keys, texts, store)
     to_do = _inputs_to_do(inputs, output, quiet=chosen.quiet)
-    results = FileResults(to_do, layout, output, chosen)
+    counts_speakers = keys.get("num_speakers") is None
+    results = FileResults(to_do, layout, output, chosen, counts_speakers=counts_speakers)
     if to_do:
         checkpoint = chosen.model
         if "recognizer" not in keys:
@@ -324,14 +325,17 @@ class FileResults:
         layout: "Layout",
         output: "OutputFiles | None",
         chosen: FileOptions,
+        *,
+        counts_speakers: bool = False,
     ) -> None:
+        """`counts_speakers`: the number of speakers is an estimate, and noted."""
         from corpus_asr.cli.display import Meter, TextPrinter, display_of
 
         self.num_failed = 0
         self._inputs = {recording.name: recording for recording in inputs}
         self._layout = layout
         self._output = output
-        self._quiet = chosen.quiet
+        self._quiet, self._counts_speakers = chosen.quiet, counts_speakers
         self._meter = Meter([*self._inputs])
         self._display = display_of(self._meter, shown=not chosen.quiet)
         self._printer = None
@@ -402,6 +406,10 @@ class FileResults:
                 sys.stdout.flush()
         if remark := _of_file(transcript):
             self._tell(f"note: {redact_uri(name)}: {remark}")
+        speakers = {turn.speaker for part in transcripts for turn in part.turns or ()}
+        if speakers and self._counts_speakers:
+            number = counted(len(speakers), "speaker")
+            self._tell(f"note: {redact_uri(name)}: {number}; if that is wrong: --num-speakers")
         if transcript.missing:
             self._tell(f"note: {redact_uri(name)}: {_missing(transcript)}")
         if without_s := sum(part.speech_without_text_s or 0.0 for part in transcripts):

@@ -362,9 +362,13 @@ class RecognitionOptions:
         bool,
         _speakers(
             "--diarize", "Identify speakers, S1 and so on; includes --word-timestamps, to split "
-            "segments where the speaker changes; --set num_speakers=2 sets a known number.",
+            "segments where the speaker changes.",
         ),
     ] = False  # fmt: skip
+    num_speakers: Annotated[
+        int | None,
+        _speakers("--num-speakers", "Number of speakers of each file, where it is known.", min=1),
+    ] = None
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:

@@ -98,6 +98,9 @@ class ExtractSettings(_AudioKeys, Settings):  # type: ignore[misc]  # both are f
 
 SPEAKER_COUNTS = ("num_speakers", "min_speakers", "max_speakers")
 MOST_SPEAKERS = 50
+PACKAGED_ENCODER = "campplus"
+PACKAGED_SEGMENTATION = "segmentation-3.0"
+NO_SEGMENTATION = "none"
 
 
 class SpeakerSettings(Settings):
@@ -115,13 +118,14 @@ class SpeakerSettings(Settings):
     """Minimum number of speakers; null: 1."""
     max_speakers: int | None = Field(default=None, ge=1, le=MOST_SPEAKERS)
     """Maximum number of speakers; null: 12."""
-    model: str | None = None
-    """Network that embeds voices, in ONNX: a file, a folder or URI with one, or OWNER/NAME or
-    OWNER/NAME/FILE of the Hugging Face Hub, such as those of WeSpeaker and 3D-Speaker. null: the
-    packaged GE2E encoder."""
-    segmentation: str | None = None
-    """Network that detects overlapping speech, in ONNX, named as `model` is, such as
-    pyannote/segmentation; both speakers have a turn there. null: one speaker at a time."""
+    model: str = PACKAGED_ENCODER
+    """Network that embeds voices, in ONNX: `campplus`, which is packaged, a file, a folder or URI
+    with one, or OWNER/NAME or OWNER/NAME/FILE of the Hugging Face Hub, such as those of WeSpeaker
+    and 3D-Speaker."""
+    segmentation: str = PACKAGED_SEGMENTATION
+    """Network that detects speaker changes and overlapping speech, in ONNX: `segmentation-3.0` of
+    pyannote, which is packaged, or one named as `model` is. Where two speak at once, both have a
+    turn. `none`: one speaker at a time, and less exact turns."""
 
     @property
     def wanted(self) -> bool:

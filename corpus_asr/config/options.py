@@ -74,8 +74,8 @@ class TranscriptionOptions(TypedDict, total=False):
     num_speakers: int | None
     min_speakers: int | None
     max_speakers: int | None
-    speaker_model: str | None
-    speaker_segmentation: str | None
+    speaker_model: str
+    speaker_segmentation: str
 
 
 _NETWORKS = {"speaker_model": "model", "speaker_segmentation": "segmentation"}

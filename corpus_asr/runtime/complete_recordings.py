@@ -17,11 +17,11 @@ import pyarrow as pa
 from corpus_asr.config.extraction import SpeakerSettings
 from corpus_asr.logs import event
 from corpus_asr.schemas import OUTCOMES, SEGMENTS, SPEAKERS
+from corpus_asr.speakers.clustering import SAME_VOICE_ABOVE
 from corpus_asr.speakers.turns import (
     Diarization,
     SpeechWindows,
     diarize_parts,
-    likeness_of,
 )
 from corpus_asr.speakers.voices import find_voices
 from corpus_asr.storage.run_state.finish import merge
@@ -222,13 +222,12 @@ def find_speakers_of_run(
     if settings.mode != "corpus":
         remove_voices(store)
         return number
-    same_above = likeness_of(settings.model).same_above
     voices = write_voices(
         store,
         lambda centroids, recordings, known: find_voices(
-            centroids, recordings, same_above=same_above, known=known
+            centroids, recordings, same_above=SAME_VOICE_ABOVE, known=known
         ),
-        settings=(settings.model, same_above),
+        settings=(settings.model, SAME_VOICE_ABOVE),
     )
     if voices is not None:
         event(_LOG, logging.INFO, "voices_found", voices=voices)

@@ -142,7 +142,7 @@ def _language(
 
 def _voices(part: ExtractedPart) -> SpeechWindows | None:
     """Return the speech windows of a part; None without diarization."""
-    voices = [row for row in part.measured if row["name"] in ("voices", "overlaps")]
+    voices = [row for row in part.measured if row["name"] == "voices"]
     start_s = part.start_sample / SAMPLE_RATE_HZ
-    columns = {"overlap_spans": None} | measured_columns(voices, (), (), start_s=start_s)
+    columns = measured_columns(voices, (), (), start_s=start_s)
     return SpeechWindows.of_columns(columns) if "voices" in columns else None

@@ -29,53 +29,34 @@ ALIKE_COUNT = 1.5
 TRIED_WINDOWS = 80_000
 # Default maximum number of speakers.
 MAX_SPEAKERS = 12
-# Consecutive windows (3.1 s) that each speaker must have at least once: alternating voices mix to
-# an apparent third one.
-LEAST_RUN = 3
-# About a minute of speech: with less, means of few windows make one voice look like two.
-SHORT_WINDOWS = 90
+# Consecutive windows (2.35 s) that each speaker must have at least once: a sound, a mixture or a
+# mood is not another speaker.
+LEAST_RUN = 2
+# Shorter windows, as of single words, are assigned last: they do not say who takes part.
+LEAST_WINDOW_S = 0.8
 ROUNDS = 2
+# Thresholds for cosines of embeddings, fitted with the packaged CAM++ on conversations of 41
+# speakers; reported results are on others (docs/background/speaker_accuracy.md). Medians of windows
+# are 0.57 for one voice and 0.09 for two.
+# Speakers are merged if the cosine of their mean embeddings is higher.
+MERGE_ABOVE = 0.8
+# Its reduction, divided by the windows of the one with fewer: means of few windows vary.
+SMALL_MERGE = 1.5
+# Minimum gain in similarity in one window for a speaker change.
+SWITCH_COST = 0.1
+# Cost of a speaker, times the logarithm of the number of windows: the minimum total gain in
+# similarity from one more speaker.
+SPEAKER_COST = 0.3
+# Speakers of two recordings are identical if the cosine of their mean embeddings is higher.
+SAME_VOICE_ABOVE = 0.7
+# Factor of cosines to give log probabilities; arbitrary, as confidences are not calibrated.
+SHARPNESS = 20.0
 # Lloyd's iterations: far above any number needed.
 _ITERATIONS = 50
 
 Embeddings = Float32[np.ndarray, "window width"]
 Voices = Float32[np.ndarray, "speaker width"]
 Labels = Int64[np.ndarray, " window"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Likeness:
-    """Thresholds for cosine similarities of a model's embeddings."""
-
-    merge_above: float
-    """Speakers are merged if the cosine of their mean embeddings is higher."""
-    small_merge: float
-    """Reduction of `merge_above` if one has a single window; half of it for two windows."""
-    short_small_merge: float
-    """`small_merge` in recordings with less than `SHORT_WINDOWS`."""
-    switch_cost: float
-    """Minimum gain in similarity in one window for a speaker change."""
-    speaker_cost: float
-    """Cost of a speaker, times the logarithm of the number of windows: the minimum total gain in
-    similarity from one more speaker."""
-    same_above: float
-    """Speakers of two recordings are identical if the cosine of their mean embeddings is higher."""
-    sharpness: float
-    """Factor of cosines to give log probabilities."""
-
-
-# Fitted on conversations of 41 speakers, and on 32 short ones; reported results are on others
-# (docs/background/speaker_accuracy.md). The sharpness is arbitrary: confidences are not calibrated.
-GE2E_LIKENESS = Likeness(
-    merge_above=0.84, small_merge=0.2, short_small_merge=0.6,
-    switch_cost=0.1, speaker_cost=0.27, same_above=0.87, sharpness=20.0,
-)  # fmt: skip
-# For custom networks: fitted with CAM++, where the median cosine of two speakers is 0.6 here. Of
-# the other values only another `switch_cost` was tried, without gain.
-NAMED_LIKENESS = Likeness(
-    merge_above=0.82, small_merge=0.2, short_small_merge=0.6,
-    switch_cost=0.1, speaker_cost=0.35, same_above=0.86, sharpness=20.0,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,9 +86,15 @@ class Clustering:
 
 
 def find_speakers(
-    embeddings: Embeddings, likeness: Likeness, bounds: SpeakerBounds | None = None
+    embeddings: Embeddings,
+    bounds: SpeakerBounds | None = None,
+    *,
+    lasts_s: Float64[np.ndarray, " window"] | None = None,
 ) -> Clustering:
     """Cluster a recording's windows, given in order of time.
+
+    Windows shorter than `LEAST_WINDOW_S` by `lasts_s` get the most similar of the speakers of the
+    others.
 
     Source: the graph and the choice of neighbors as in Park et al. 2020, Auto-tuning spectral
     clustering for speaker diarization using normalized maximum eigengap.
@@ -117,13 +104,30 @@ def find_speakers(
     if len(vectors) == 0:
         nobody = np.zeros((0, vectors.shape[1]), dtype=np.float32)
         return Clustering(labels=np.zeros(0, np.int64), confidences=np.zeros(0), voices=nobody)
+    if lasts_s is not None and 0 < (is_long := lasts_s >= LEAST_WINDOW_S).sum() < len(vectors):
+        voices = find_speakers(vectors[is_long], bounds).voices
+        return _clustering(vectors, _smoothed(vectors @ voices.T, SWITCH_COST), voices)
     nodes = _condensed(vectors)
-    # More were worse for short recordings without overlaps.
-    tries = 1 if len(vectors) < SHORT_WINDOWS else max(1, TRIED_WINDOWS // len(vectors))
+    tries = max(1, TRIED_WINDOWS // len(vectors))
     groupings = islice(_by_spectrum(unit(sums_of(vectors, nodes)), bounds), tries)
-    settled = [_settled(vectors, labels[nodes], likeness, bounds) for labels in groupings]
-    labels, voices = max(settled, key=lambda pair: _gain(vectors, pair[0], pair[1], likeness))
-    scores = likeness.sharpness * (vectors @ voices.T)
+    settled = [_settled(vectors, labels[nodes], bounds) for labels in groupings]
+    labels, voices = max(settled, key=lambda pair: _gain(vectors, *pair))
+    while len(voices) > bounds.least:  # long recordings have few trials
+        smallest = int(np.bincount(labels).argmin())
+        fewer = _voices(
+            vectors, _smoothed(vectors @ np.delete(voices, smallest, axis=0).T, SWITCH_COST)
+        )
+        if len(fewer[1]) < bounds.least or _gain(vectors, *fewer) < _gain(vectors, labels, voices):
+            break
+        labels, voices = fewer
+    return _clustering(vectors, labels, voices)
+
+
+def _clustering(vectors: Embeddings, labels: Labels, voices: Voices) -> Clustering:
+    """Number the speakers in order of appearance, without those of no window."""
+    present = np.unique(labels)
+    labels, voices = np.searchsorted(present, labels), voices[present]
+    scores = SHARPNESS * (vectors @ voices.T)
     shares = np.exp(scores - scores.max(axis=1, keepdims=True))
     probabilities = shares[np.arange(len(labels)), labels] / shares.sum(axis=1)
     order = np.argsort([np.argmax(labels == number) for number in range(len(voices))])
@@ -210,25 +214,29 @@ def _by_spectrum(vectors: Embeddings, bounds: SpeakerBounds) -> Iterator[Labels]
         # Few neighbors and a large gap: the graph is as clearly separated as possible.
         cost = neighbors / size / (float(gaps.max()) / max(float(values[-1]), 1e-9) + 1e-9)
         groupings.append((cost, least + int(gaps.argmax()), axes[:, :most]))
+    groupings.sort(key=lambda grouping: grouping[0])
     seen: set[bytes] = set()
-    for _, clearest, axes in sorted(groupings, key=lambda grouping: grouping[0]):
+    for place, (_, clearest, axes) in enumerate(groupings):
         for number in range(clearest, min(clearest + MORE_SPEAKERS, most) + 1):
-            labels = _by_appearance(_grouped(axes[:, :number], number))
-            if labels.tobytes() not in seen:
-                seen.add(labels.tobytes())
-                yield labels
+            tried = [_grouped(axes[:, :number], number)]
+            if place == 0:  # also finds speakers of a few windows
+                tried.append(agglomerate(vectors, np.ones(size, dtype=np.float32), most=number))
+            for labels in map(_by_appearance, tried):
+                if labels.tobytes() not in seen:
+                    seen.add(labels.tobytes())
+                    yield labels
 
 
-def _gain(vectors: Embeddings, labels: Labels, voices: Voices, likeness: Likeness) -> float:
+def _gain(vectors: Embeddings, labels: Labels, voices: Voices) -> float:
     """Return the total similarity of windows to their speakers minus the penalty (as BIC)."""
     lengths = np.linalg.norm(sums_of(vectors, labels), axis=1)
     # A voice varies in a long recording: more windows do not justify more speakers.
     size = min(len(vectors), MAX_NODES)
     explained = size * float(lengths.sum()) / len(vectors)
     # With a required number, one voice may be split into two speakers.
-    alike = float(np.triu(voices @ voices.T, 1).max()) > likeness.merge_above
+    alike = float(np.triu(voices @ voices.T, 1).max()) > MERGE_ABOVE
     number = len(voices) + ALIKE_COUNT * alike
-    return explained - likeness.speaker_cost * number * float(np.log(size))
+    return explained - SPEAKER_COST * number * float(np.log(size))
 
 
 def _by_appearance(labels: Labels) -> Labels:
@@ -269,16 +277,12 @@ def _grouped(points: Float64[np.ndarray, "node axis"], number: int) -> Labels:
     return labels.astype(np.int64)
 
 
-def _settled(
-    vectors: Embeddings, labels: Labels, likeness: Likeness, bounds: SpeakerBounds
-) -> tuple[Labels, Voices]:
+def _settled(vectors: Embeddings, labels: Labels, bounds: SpeakerBounds) -> tuple[Labels, Voices]:
     """Merge, drop and smooth until nothing changes."""
     labels, voices = _voices(vectors, labels)
-    is_short = len(vectors) < SHORT_WINDOWS
-    small_merge = likeness.short_small_merge if is_short else likeness.small_merge
     while True:
         for _ in range(ROUNDS):
-            smooth = _smoothed(vectors @ voices.T, likeness.switch_cost)
+            smooth = _smoothed(vectors @ voices.T, SWITCH_COST)
             if len(np.unique(smooth)) < min(len(voices), bounds.least):
                 break  # the required number is reached
             labels, voices = _voices(vectors, smooth)
@@ -286,7 +290,7 @@ def _settled(
             return labels, voices
         counts = np.bincount(labels)
         least_counts = np.minimum(counts[:, None], counts)
-        above = voices @ voices.T - likeness.merge_above + small_merge / least_counts
+        above = voices @ voices.T - MERGE_ABOVE + SMALL_MERGE / least_counts
         np.fill_diagonal(above, -np.inf)
         first, second = divmod(int(above.argmax()), len(voices))
         brief = np.flatnonzero(_longest_runs(labels, len(voices)) < LEAST_RUN)

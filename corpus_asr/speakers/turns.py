@@ -10,13 +10,7 @@ import numpy as np
 
 from corpus_asr.array_types import Float16, Float64, Int64
 from corpus_asr.segments import Segment, SpeakerTurn, Word
-from corpus_asr.speakers.clustering import (
-    GE2E_LIKENESS,
-    NAMED_LIKENESS,
-    Likeness,
-    SpeakerBounds,
-    find_speakers,
-)
+from corpus_asr.speakers.clustering import SpeakerBounds, find_speakers
 
 if TYPE_CHECKING:  # imports pydantic
     from corpus_asr.config.extraction import SpeakerSettings
@@ -27,8 +21,8 @@ _APART_S = 1e-3
 _LOOK = 4
 # Text further than this from any turn has no speaker, as no speech was detected there.
 NEAR_S = 2.0
-# Accuracy of speaker changes from windows; within it, pauses and sentence ends decide.
-CHANGE_S = 0.8
+# Accuracy of word times and speaker changes; within it, pauses and sentence ends decide.
+CHANGE_S = 0.5
 # A sentence end counts as a pause of this length.
 SENTENCE_PAUSE_S = 0.5
 _CLOSING = "\"')]\u2019\u201d\u00bb "
@@ -124,15 +118,8 @@ class Diarization:
         )
 
 
-def likeness_of(model: str | None) -> Likeness:
-    """Return the similarity thresholds of a model; None is the packaged encoder."""
-    return GE2E_LIKENESS if model is None else NAMED_LIKENESS
-
-
 def diarize(
-    channels: Mapping[int | None, SpeechWindows],
-    likeness: Likeness,
-    bounds: SpeakerBounds | None = None,
+    channels: Mapping[int | None, SpeechWindows], bounds: SpeakerBounds | None = None
 ) -> Diarization:
     """Return a recording's speakers, `S1` and so on in order of appearance.
 
@@ -141,7 +128,9 @@ def diarize(
     clusterings = []
     for channel, windows in sorted(channels.items(), key=lambda pair: pair[0] or 0):
         if len(windows):
-            clustering = find_speakers(windows.embeddings.astype(np.float32), likeness, bounds)
+            lasts_s = windows.end_s - windows.start_s
+            vectors = windows.embeddings.astype(np.float32)
+            clustering = find_speakers(vectors, bounds, lasts_s=lasts_s)
             turns = turns_of(windows, clustering.labels, clustering.confidences, channel=channel)
             turns = with_overlaps(turns, windows.overlaps)
             clusterings.append((clustering.voices, turns))
@@ -176,7 +165,6 @@ def diarize_parts(
             channel: SpeechWindows.joined(channel_windows)
             for channel, channel_windows in channels.items()
         },
-        likeness_of(settings.model),
         SpeakerBounds.of(settings.num_speakers, settings.min_speakers, settings.max_speakers),
     )
 
@@ -214,13 +202,13 @@ def turns_of(
 ) -> list[SpeakerTurn]:
     """Return the turns of labeled windows; speakers are numbered by label.
 
-    If two adjacent windows differ, the speaker changes halfway between their centers.
+    If two adjacent windows differ, the speaker changes where they touch, or in the middle of what
+    they share.
     """
     if not len(windows):
         return []
-    centers = (windows.start_s + windows.end_s) / 2
     apart = windows.start_s[1:] - windows.end_s[:-1] > _APART_S
-    halfway = (centers[1:] + centers[:-1]) / 2
+    halfway = (windows.start_s[1:] + windows.end_s[:-1]) / 2
     starts = np.append(windows.start_s[0], np.where(apart, windows.start_s[1:], halfway))
     ends = np.append(np.where(apart, windows.end_s[:-1], halfway), windows.end_s[-1])
     new = np.append(True, apart | (labels[1:] != labels[:-1]))
@@ -241,25 +229,24 @@ def turns_of(
 def with_overlaps(
     turns: Sequence[SpeakerTurn], overlaps: Sequence[tuple[float, float]]
 ) -> list[SpeakerTurn]:
-    """Return the turns of one channel with a second speaker added in overlaps.
+    """Return the turns of one channel with those of overlaps: of the two nearest speakers.
 
-    The second is the nearest other speaker. The given turns must be consecutive.
+    The given turns must be consecutive, and apart from overlaps.
     """
-    second: list[SpeakerTurn] = []
+    added: list[SpeakerTurn] = []
     ends_s = [turn.end_s for turn in turns]
     for start_s, end_s in overlaps:
-        first = bisect_right(ends_s, start_s)
-        for at in range(first, bisect_left(turns, end_s, key=lambda turn: turn.start_s)):
-            from_s, to_s = max(start_s, turns[at].start_s), min(end_s, turns[at].end_s)
-            near = [
-                (max(from_s - turn.end_s, turn.start_s - to_s), turn)
-                for turn in turns[max(0, at - _LOOK) : at + _LOOK + 1]
-                if turn.speaker != turns[at].speaker
-            ]
-            distance_s, neighbor = min(near, key=lambda pair: pair[0], default=(NEAR_S, turns[at]))
-            if distance_s < NEAR_S:
-                second.append(replace(neighbor, start_s=from_s, end_s=to_s))
-    return _joined([*turns, *second]) if second else [*turns]
+        at = bisect_right(ends_s, (start_s + end_s) / 2)
+        near = sorted(
+            (max(start_s - turn.end_s, turn.start_s - end_s, 0.0), place)
+            for place, turn in enumerate(turns[max(0, at - _LOOK) : at + _LOOK], max(0, at - _LOOK))
+        )
+        nearest: dict[str, SpeakerTurn] = {}
+        for distance_s, place in near:
+            if distance_s < NEAR_S and len(nearest) < 2:
+                nearest.setdefault(turns[place].speaker, turns[place])
+        added += [replace(turn, start_s=start_s, end_s=end_s) for turn in nearest.values()]
+    return _joined([*turns, *added]) if added else [*turns]
 
 
 def _joined(turns: Sequence[SpeakerTurn]) -> list[SpeakerTurn]:

@@ -16,10 +16,9 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from corpus_asr.array_types import Float64
 from corpus_asr.audio.parts import AudioPart
 from corpus_asr.audio.vad import Samples
-from corpus_asr.config.extraction import ExtractSettings, SpeakerSettings
+from corpus_asr.config.extraction import NO_SEGMENTATION, ExtractSettings, SpeakerSettings
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.families.registry import resolve
@@ -27,6 +26,7 @@ from corpus_asr.logs import event
 from corpus_asr.schemas import SEGMENT_FIELDS
 from corpus_asr.stages.parts import check_finite, span_rows
 from corpus_asr.storage.stores.uri import without_secrets
+from corpus_asr.units import SAMPLE_RATE_HZ
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,7 +37,6 @@ _REFERENCES: Mapping[str, str] = {
     "sound": "corpus_asr.audio.sound_quality:SoundQuality",
     "fingerprint": "corpus_asr.audio.fingerprint:Fingerprint",
     "voices": "corpus_asr.stages.measures:Voices",
-    "overlaps": "corpus_asr.stages.measures:Overlaps",
 }
 _ERROR = "error"
 """Field in `measures` with the error of a failed measure."""
@@ -75,61 +74,53 @@ class Measure(Protocol):
 
 
 class Voices:
-    """The measure `voices` of whole parts: windows of speech and their speaker embeddings."""
+    """The measure `voices` of whole parts: windows of speech with embeddings, and overlaps."""
 
     name: ClassVar[str] = "voices"
-    columns: ClassVar[Sequence[str]] = ("voice_spans", "voices")
+    columns: ClassVar[Sequence[str]] = ("voice_spans", "voices", "overlap_spans")
 
-    def __init__(self, *, model: str | None, pad_s: float) -> None:
-        """`model` is as in `SpeakerEmbedder`; speech is padded by `pad_s` seconds."""
+    def __init__(self, *, model: str, segmentation: str, pad_s: float) -> None:
+        """Load the networks, given as `speakers` has them; speech is padded by `pad_s` seconds."""
         from corpus_asr.speakers.networks import SpeakerEmbedder
+        from corpus_asr.speakers.segmentation import Segmenter
 
         self._embedder, self._pad_s = SpeakerEmbedder(model), pad_s
+        self._segmenter = None if segmentation == NO_SEGMENTATION else Segmenter(segmentation)
 
     def measure(self, samples: Samples, speech: Sequence[SampleSpan] | None) -> np.ndarray:
-        """Return the start and end of each window in seconds, and its float16 embedding."""
-        windows = self._embedder(samples, speech, pad_s=self._pad_s)
+        """Return start and end in seconds and a float16 embedding: zero for overlaps."""
+        from corpus_asr.speakers.networks import unpadded
+
+        spans = [unpadded(span, self._pad_s, samples.size) for span in speech or ()]
+        if speech is None:
+            spans = [(0, samples.size)]
+        overlaps: Sequence[SampleSpan] = ()
+        if self._segmenter is not None:
+            spans, overlaps = self._segmenter(samples, spans)
+        windows = self._embedder(samples, spans)
         width = windows.embeddings.shape[1:]
         row = [("start_s", "<f8"), ("end_s", "<f8"), ("embedding", "<f2", width)]
-        values = np.empty(len(windows), dtype=row)
-        values["start_s"], values["end_s"] = windows.start_s, windows.end_s
-        values["embedding"] = windows.embeddings
+        values = np.zeros(len(windows) + len(overlaps), dtype=row)
+        both = np.array(overlaps, dtype=np.float64).reshape(-1, 2) / SAMPLE_RATE_HZ
+        values["start_s"] = np.append(windows.start_s, both[:, 0])
+        values["end_s"] = np.append(windows.end_s, both[:, 1])
+        values["embedding"][: len(windows)] = windows.embeddings
         return values
 
     @staticmethod
     def over(values: np.ndarray, spans: object, *, start_s: float) -> Mapping[str, Any]:
-        """Return the windows in recording time, and the bytes of all embeddings."""
-        times = ((values[name] + start_s).tolist() for name in ("start_s", "end_s"))
+        """Return windows and overlaps in recording time, and the bytes of all embeddings."""
+        has_voice = values["embedding"].any(axis=1)
+
+        def times(rows: np.ndarray) -> list[dict[str, float]]:
+            columns = ((rows[name] + start_s).tolist() for name in ("start_s", "end_s"))
+            return span_rows(zip(*columns, strict=True))
+
         return {
-            "voice_spans": span_rows(zip(*times, strict=True)),
-            "voices": values["embedding"].tobytes(),
+            "voice_spans": times(values[has_voice]),
+            "voices": values["embedding"][has_voice].tobytes(),
+            "overlap_spans": times(values[~has_voice]) or None,
         }
-
-
-class Overlaps:
-    """The measure `overlaps` of whole parts: spans of overlapping speech."""
-
-    name: ClassVar[str] = "overlaps"
-    columns: ClassVar[Sequence[str]] = ("overlap_spans",)
-
-    def __init__(self, *, model: str) -> None:
-        """`model` is as in `OverlapDetector`."""
-        from corpus_asr.speakers.networks import OverlapDetector
-
-        self._detector = OverlapDetector(model)
-
-    def measure(
-        self, samples: Samples, speech: Sequence[SampleSpan] | None
-    ) -> Float64[np.ndarray, "span two"]:
-        """Return the start and end of each span, in seconds from the part's start."""
-        return self._detector(samples, [(0, samples.size)] if speech is None else speech)
-
-    @staticmethod
-    def over(
-        values: Float64[np.ndarray, "span two"], spans: object, *, start_s: float
-    ) -> Mapping[str, Any]:
-        """Return the spans in recording time; None without any."""
-        return {"overlap_spans": span_rows((values + start_s).tolist()) or None}
 
 
 def wanted_measures(
@@ -140,9 +131,8 @@ def wanted_measures(
         _REFERENCES.get(name, name): {} for name in extract.measures
     }
     if speakers.wanted:
-        wanted[_REFERENCES["voices"]] = {"model": speakers.model, "pad_s": extract.vad_pad_s}
-        if speakers.segmentation is not None:
-            wanted[_REFERENCES["overlaps"]] = {"model": speakers.segmentation}
+        networks = {"model": speakers.model, "segmentation": speakers.segmentation}
+        wanted[_REFERENCES["voices"]] = networks | {"pad_s": extract.vad_pad_s}
     return wanted
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from corpus_asr.pipelines.driver import run
 from corpus_asr.stages.measures import new_measure
-from tests.speakers.test_networks import SPOKEN, mean_network
+from tests.speakers.test_networks import SPOKEN
 from tests.support.audio import read_clip
+from tests.support.onnx_networks import mean_network
 from tests.support.tables import plain_read, run_config
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"

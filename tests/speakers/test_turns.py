@@ -8,19 +8,19 @@ import pytest
 
 from corpus_asr.audio.parts import PartCutter
 from corpus_asr.audio.vad import DEFAULT_CRITERIA, SileroDetector
+from corpus_asr.config.extraction import PACKAGED_ENCODER, PACKAGED_SEGMENTATION
 from corpus_asr.report.scoring import SpokenSpan, turn_errors
 from corpus_asr.segments import Segment, SpeakerTurn, Word
-from corpus_asr.speakers.networks import SpeakerEmbedder
 from corpus_asr.speakers.turns import (
     Diarization,
     SpeechWindows,
     Timeline,
     diarize,
-    likeness_of,
     turns_of,
     with_overlaps,
     with_speakers,
 )
+from corpus_asr.stages.measures import Voices
 from tests.support.audio import read_clip
 
 SPOKEN = Path(__file__).resolve().parents[1] / "data" / "spoken"
@@ -65,10 +65,13 @@ def turn(start_s: float, end_s: float, speaker: str) -> SpeakerTurn:
         ([], [(0, 10, "A"), (10, 20, "B"), (30, 40, "C")]),
         # Around a change of speaker both turns grow.
         ([(9, 11)], [(0, 11, "A"), (9, 20, "B"), (30, 40, "C")]),
-        # Within a turn, nearer to one of the others; too far from any; where nobody speaks.
+        # Within a turn, nearer to one of the others; too far from any; near one alone.
         ([(19, 19.5)], [(0, 10, "A"), (10, 20, "B"), (30, 40, "C")]),
         ([(11, 11.5)], [(0, 10, "A"), (10, 20, "B"), (11, 11.5, "A"), (30, 40, "C")]),
-        ([(5, 6), (22, 29)], [(0, 10, "A"), (10, 20, "B"), (30, 40, "C")]),
+        (
+            [(5, 6), (22, 29)],
+            [(0, 10, "A"), (10, 20, "B"), (22, 29, "C"), (30, 40, "C")],
+        ),
         ([(8, 9), (8.5, 10)], [(0, 10, "A"), (8, 20, "B"), (30, 40, "C")]),
     ],
 )
@@ -167,24 +170,26 @@ def test_speakers_of_channels_are_others_and_are_numbered_by_appearance():
         at = windows((start_s, start_s + 1.6), (start_s + 0.75, start_s + 2.35))
         embeddings = np.stack([voice, voice]).astype(np.float16)
         channels[channel] = SpeechWindows(start_s=at.start_s, end_s=at.end_s, embeddings=embeddings)
-    found = diarize(channels, likeness_of(None))
+    found = diarize(channels)
     assert [(each.channel, each.speaker) for each in found.turns] == [(0, "S2"), (1, "S1")]
     assert sorted(found.voices) == ["S1", "S2"]
-    assert diarize({None: windows()}, likeness_of(None)).turns == ()
+    assert diarize({None: windows()}).turns == ()
 
 
-def windows_of(clip: str) -> SpeechWindows:
+def windows_of(clip: str, segmentation: str = PACKAGED_SEGMENTATION) -> SpeechWindows:
     """Return a clip's windows as the extract stage makes them."""
-    cutter, embedder = PartCutter(part_s=600.0, detector=SileroDetector()), SpeakerEmbedder()
+    cutter = PartCutter(part_s=600.0, detector=SileroDetector())
     parts = [*cutter.feed(read_clip(SPOKEN / clip)), *cutter.finish()]
     (part,) = parts
-    return embedder(part.samples, part.speech or (), pad_s=DEFAULT_CRITERIA.pad_s)
+    voices = Voices(model=PACKAGED_ENCODER, segmentation=segmentation, pad_s=DEFAULT_CRITERIA.pad_s)
+    measured = voices.measure(part.samples, part.speech)
+    return SpeechWindows.of_columns(Voices.over(measured, (), start_s=0.0))
 
 
 @pytest.mark.long
 def test_the_readers_of_the_demo_are_told_from_one_another():
     readers = windows_of("readers.opus")
-    found = diarize({None: readers}, likeness_of(None))
+    found = diarize({None: readers})
     lines = (SPOKEN.parent / "spoken-references.jsonl").read_text().splitlines()
     (row,) = [row for row in map(json.loads, lines) if row["path"] == "spoken/readers.opus"]
     truth = [SpokenSpan(each["start_s"], each["end_s"], each["reader"]) for each in row["segments"]]
@@ -196,7 +201,7 @@ def test_the_readers_of_the_demo_are_told_from_one_another():
 @pytest.mark.long
 def test_one_reader_is_one_speaker():
     for name in ("newgate.mp3", "inaugural.flac"):
-        found = diarize({None: windows_of(name)}, likeness_of(None))
+        found = diarize({None: windows_of(name)})
         assert [*found.voices] == ["S1"]
 
 

@@ -10,14 +10,14 @@ import pytest
 
 from corpus_asr.audio.parts import AudioPart
 from corpus_asr.audio.sound_quality import SoundQuality
-from corpus_asr.config.extraction import ExtractSettings
+from corpus_asr.config.extraction import NO_SEGMENTATION, PACKAGED_ENCODER, ExtractSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.pipelines import driver
 from corpus_asr.schemas import SOUND_COLUMNS
+from corpus_asr.speakers.segmentation import Segments
 from corpus_asr.speakers.turns import SpeechWindows
 from corpus_asr.stages import measures
 from corpus_asr.stages.measures import (
-    Overlaps,
     Voices,
     check_measures,
     measure_part,
@@ -189,13 +189,11 @@ def test_damaged_values_are_a_failure_of_their_measure_alone(audio: AudioPart):
 
 
 def test_voices_and_overlaps_are_in_recording_time(audio: AudioPart):
-    voices = Voices(model=None, pad_s=0.0)
-    overlaps = Overlaps.__new__(Overlaps)
-    overlaps._detector = lambda samples, speech: np.array([[1.0, 2.5]])  # type: ignore[assignment]
-    kinds = {
-        f"corpus_asr.stages.measures:{type(each).__name__}": each for each in (voices, overlaps)
-    }
-    measured = measure_part(kinds, audio)
+    voices = Voices(model=PACKAGED_ENCODER, segmentation=NO_SEGMENTATION, pad_s=0.0)
+    voices._segmenter = lambda samples, speech: Segments(  # type: ignore[assignment]
+        pieces=[*speech], overlaps=[(16_000, 40_000)]
+    )
+    measured = measure_part({"corpus_asr.stages.measures:Voices": voices}, audio)
     columns = measured_columns(measured, (), (), start_s=5.0)
     windows = SpeechWindows.of_columns(columns)
     assert columns["overlap_spans"] == [{"start_s": 6.0, "end_s": 7.5}]

@@ -65,7 +65,8 @@ class ScriptedVoices(Voices):
     """Measures windows that are given."""
 
     def __init__(self, windows: SpeechWindows) -> None:
-        self._embedder, self._pad_s = lambda *_, **__: windows, 0.0  # type: ignore[assignment]
+        self._embedder, self._pad_s = lambda *_: windows, 0.0  # type: ignore[assignment]
+        self._segmenter = None
 
 
 def scripted_voices(part: ExtractedPart) -> list[dict[str, Any]]:
