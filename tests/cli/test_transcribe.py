@@ -181,7 +181,7 @@ def test_options_arrive_by_the_names_of_the_settings(typed: str, key: str, value
     [
         ("", {}),
         ("--no-word-timestamps", {"word_timestamps": False}),
-        ("--set num_speakers=2", {"num_speakers": 2}),
+        ("--num-speakers 2", {"num_speakers": 2}),
         ("--set min_speakers=2 --set max_speakers=4", {"min_speakers": 2, "max_speakers": 4}),
     ],
 )

@@ -167,6 +167,9 @@ def test_speakers_are_named_in_every_file_and_the_text() -> None:
     formats = "txt,vtt,json,whisperx,rttm,ctm"
     result = call("talk.wav", "brief.wav", "silence.wav", "--diarize", "-o", "out", "-f", formats)
     assert result.exit_code == 0, result.output
+    assert "talk.wav: 2 speakers; if that is wrong: --num-speakers" in result.stderr
+    assert "brief.wav: 1 speaker; if" in result.stderr
+    assert "silence.wav: 0" not in result.stderr
     said = Path("out/talk.txt").read_text()
     assert re.match(r"(\[S1\] .*\n)+(\[S2\] .*\n)+$", said), said
     assert "[S2] On the last Saturday in April" in said
@@ -190,7 +193,7 @@ def test_speakers_are_named_in_every_file_and_the_text() -> None:
     ("typed", "message"),
     [
         ("-f rttm", "writing rttm: found no --diarize, expected it"),
-        ("--set num_speakers=2", "num_speakers: found no diarize, expected true; set it"),
+        ("--num-speakers 2", "num_speakers: found no diarize, expected true; set it"),
         ("--diarize --no-vad", "speakers need detected speech, but extract.vad_filter is false"),
         ("--diarize --set speaker_model=none.onnx", "network none.onnx: found no such file"),
     ],

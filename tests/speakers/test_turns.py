@@ -176,10 +176,10 @@ def test_speakers_of_channels_are_others_and_are_numbered_by_appearance():
     assert diarize({None: windows()}).turns == ()
 
 
-def windows_of(clip: str, segmentation: str = PACKAGED_SEGMENTATION) -> SpeechWindows:
+def windows_of(clip: Path, segmentation: str = PACKAGED_SEGMENTATION) -> SpeechWindows:
     """Return a clip's windows as the extract stage makes them."""
     cutter = PartCutter(part_s=600.0, detector=SileroDetector())
-    parts = [*cutter.feed(read_clip(SPOKEN / clip)), *cutter.finish()]
+    parts = [*cutter.feed(read_clip(clip)), *cutter.finish()]
     (part,) = parts
     voices = Voices(model=PACKAGED_ENCODER, segmentation=segmentation, pad_s=DEFAULT_CRITERIA.pad_s)
     measured = voices.measure(part.samples, part.speech)
@@ -188,7 +188,7 @@ def windows_of(clip: str, segmentation: str = PACKAGED_SEGMENTATION) -> SpeechWi
 
 @pytest.mark.long
 def test_the_readers_of_the_demo_are_told_from_one_another():
-    readers = windows_of("readers.opus")
+    readers = windows_of(SPOKEN / "readers.opus")
     found = diarize({None: readers})
     lines = (SPOKEN.parent / "spoken-references.jsonl").read_text().splitlines()
     (row,) = [row for row in map(json.loads, lines) if row["path"] == "spoken/readers.opus"]
@@ -199,9 +199,20 @@ def test_the_readers_of_the_demo_are_told_from_one_another():
 
 
 @pytest.mark.long
+def test_two_women_on_the_telephone_are_two_speakers(large_speech: Path):
+    talk = large_speech / "awkward" / "repo_two_speakers_30s.wav"
+    found = diarize({None: windows_of(talk)})
+    assert len(found.voices) == 2
+    # The longest turns of each, as pyannote's sample.rttm has them.
+    timeline = Timeline(found.turns)
+    speakers = [timeline.speaker(at_s, at_s + 2.0) for at_s in (11.5, 15.0, 18.8, 23.0, 28.0)]
+    assert speakers == [speakers[0], speakers[1]] * 2 + [speakers[0]]
+
+
+@pytest.mark.long
 def test_one_reader_is_one_speaker():
     for name in ("newgate.mp3", "inaugural.flac"):
-        found = diarize({None: windows_of(name)})
+        found = diarize({None: windows_of(SPOKEN / name)})
         assert [*found.voices] == ["S1"]
 
 

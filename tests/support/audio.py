@@ -292,7 +292,7 @@ def wordless_sounds(seconds: float) -> dict[str, MonoSamples]:
         "brown noise": (colored_noise(num_samples, slope=1.0), NOISE_DBFS),
         "hum": (_hum(num_samples), NOISE_DBFS),
         "tones": (_tones(num_samples), MUSIC_DBFS),
-        "chords and drums": (_chords_and_drums(num_samples), MUSIC_DBFS),
+        "chords and drums": (chords_and_drums(num_samples), MUSIC_DBFS),
     }
     silence = {"silence": np.zeros(num_samples, dtype=np.float32)}
     return silence | {name: at_level(sound, dbfs) for name, (sound, dbfs) in sounds.items()}
@@ -374,7 +374,7 @@ def _tones(num_samples: int) -> Float64[np.ndarray, " sample"]:
     return played
 
 
-def _chords_and_drums(num_samples: int) -> Float64[np.ndarray, " sample"]:
+def chords_and_drums(num_samples: int) -> Float64[np.ndarray, " sample"]:
     """A decaying triad every half second over a bass drum and a snare."""
     draw = np.random.default_rng(6)
     step = round(_NOTE_S * SAMPLE_RATE_HZ)
