@@ -83,7 +83,8 @@ def test_the_stage_of_other_pipelines_writes_the_same(transcribed: Heard, output
     query = query.replace("output/demo", str(output)).replace("AND confidence < 0.7", "")
     with duckdb.connect() as database:
         of_run = {Path(uri).name: value for uri, value in database.execute(query).fetchall()}
-    assert batch["confidence"] == pytest.approx([of_run[name] for name in names], abs=1e-6)
+    # Windows that are encoded by other numbers of threads may round differently in bfloat16.
+    assert batch["confidence"] == pytest.approx([of_run[name] for name in names], abs=0.01)
 
 
 def test_all_are_understood_and_evaluate_says_the_same(transcribed: Heard, output: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_killed_run_is_continued_to_the_same_tables(
     config = with_section(finished, "output", uri=str(tmp_path / "output"), **COMMIT_EACH)
     job = KillableJob(config, tmp_path / "job", ray=ray, scripted=False)
     with job.started() as process:
-        job.wait_for_commits(process, 2)
+        job.wait_for_commits(process, 1)
         assert process.poll() is None, "it ended before it could be killed"
         process.kill()
     assert job.commits() > 0

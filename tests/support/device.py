@@ -205,6 +205,7 @@ def pretended_gpu(*, devices: int = 1, capture_s: float = 0.0) -> Iterator[Gpu]:
         "is_initialized": lambda: True,
         "device_count": lambda: devices,
         "get_device_name": lambda device=None: "Pretended",
+        "get_device_capability": lambda device=None: (8, 0),
         "is_bf16_supported": lambda including_emulation=True: True,
         "mem_get_info": lambda device=None: (80 << 30, 80 << 30),
         "memory_reserved": lambda device=None: 0,
