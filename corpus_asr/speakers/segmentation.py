@@ -169,9 +169,9 @@ def _matched(tracks: Tracks, before: Float32[np.ndarray, "shared track"]) -> Tra
 
 def _filled(talkers: Int64[np.ndarray, " step"]) -> Int64[np.ndarray, " step"]:
     """Give steps of nobody to the last speaker before, or else to the first."""
-    known = np.where(talkers == _NOBODY, -1, np.arange(len(talkers)))
-    last = np.maximum.accumulate(known)
-    first = int((known >= 0).argmax()) if len(known) else 0
+    spoken = np.where(talkers == _NOBODY, -1, np.arange(len(talkers)))
+    last = np.maximum.accumulate(spoken)
+    first = int((spoken >= 0).argmax()) if len(spoken) else 0
     return talkers[np.where(last < 0, first, last)]
 
 

@@ -67,7 +67,7 @@ class PromptedTranscriber:
     def check(self, settings: DecodingSettings) -> None:
         """Reject settings that this checkpoint does not support, before any audio is read."""
         check_refused(settings, _REFUSED, model=f"the checkpoint is of the family {self._name}")
-        language, known = settings.language, self._prompts.languages
+        language, languages = settings.language, self._prompts.languages
         if settings.language_mode == "part":
             raise ConfigError(
                 f"decoding.language_mode: found part, but {self._name} names the language of each "
@@ -78,10 +78,10 @@ class PromptedTranscriber:
                 f"decoding.language: found a choice of {len(language)}, but {self._name} names "
                 "one of all that it knows; name one, or remove it"
             )
-        if language != "auto" and language not in known:
+        if language != "auto" and language not in languages:
             raise ConfigError(
                 f"decoding.language: found {language}, but {self._name} knows "
-                f"{', '.join(sorted(known))}; name one of these, or auto"
+                f"{', '.join(sorted(languages))}; name one of these, or auto"
             )
         longest_s = WINDOW_FRAMES / FRAMES_PER_SECOND
         if settings.window_s is not None and settings.window_s > longest_s:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from corpus_asr.families.audio_prompts import Answer, AudioPrompts
 from corpus_asr.families.layers.gated import TextNetwork
 from corpus_asr.families.layers.prefix_slots import PrefixSlots
+from corpus_asr.families.layers.stack import heard_frames
 from corpus_asr.families.model_config import ModelConfig
 from corpus_asr.families.pretrained import PreTrainedModel
 from corpus_asr.families.qwen3_asr.features import Qwen3ASRPartFeatures
@@ -77,7 +78,7 @@ class SecondSlots(PrefixSlots):
 
     @torch.inference_mode()
     def encode(self, features: Tensor, *, num_frames: Sequence[int] | None = None) -> Tensor:
-        self.check_windows(features, num_frames, bins=BINS)
+        heard_frames(features, num_frames, whole=(BINS, self.window_frames))
         frames = features.transpose(1, 2).reshape(len(features), -1, BINS * STEP)
         encoded: Tensor = self._encoder(frames)
         return encoded

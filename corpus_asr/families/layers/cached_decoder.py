@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -222,22 +223,9 @@ class DecoderSlots(TokenSlots):
     def _embed(self, tokens: Tokens, positions: Tokens) -> Hidden:
         """Embed tokens, each at its own position."""
 
-    def new_state(self, slots: int, *, beams: int = 1) -> SlotCache:
-        if slots < 1:
-            raise ValueError(f"allocating {slots} slots: expected at least 1")
-        with torch.inference_mode():
-            return SlotCache(
-                layers=len(self._blocks),
-                slots=slots,
-                beams=beams,
-                heads=self._heads,
-                head_dim=self._tokens.embedding_dim // self._heads,
-                tokens=self.max_target_positions,
-                positions=self._max_source_positions,
-                dtype=self.dtype,
-                device=self.device,
-                float8_windows=self.float8_windows,
-            )
+    def _new_cache(self, **sizes: Any) -> SlotCache:
+        head_dim = self._tokens.embedding_dim // self._heads
+        return SlotCache(head_dim=head_dim, float8_windows=self.float8_windows, **sizes)
 
     @torch.inference_mode()
     def fill(
@@ -248,12 +236,7 @@ class DecoderSlots(TokenSlots):
         *,
         num_frames: Sequence[int] | None = None,
     ) -> None:
-        if tuple(encoded.shape[1:]) != self.window_shape:
-            raise ValueError(
-                f"filling {len(slots)} slots: found windows of {tuple(encoded.shape[1:])} "
-                f"(positions, width), expected {self.window_shape}; encode them with this model, "
-                "or with one of the same shape"
-            )
+        self._check_encoded(slots, encoded)
         num_positions: list[int] | None = None
         if num_frames is not None:
             num_positions = self.positions_heard(num_frames, windows=len(encoded))

@@ -32,7 +32,6 @@ from corpus_asr.families.layers.gated import (
 from corpus_asr.families.layers.kv_cache import LayerCache, SlotCache, TokenView
 from corpus_asr.families.layers.packed import copied_layers, run_per_sample
 from corpus_asr.families.layers.projection import NormedProjection, Projection
-from corpus_asr.families.layers.stack import check_heard
 from corpus_asr.families.layers.token_slots import Tokens, TokenSlots, check_prompts
 
 Factors = Float[Tensor, "2 batch token 1 head_dim"]
@@ -237,23 +236,8 @@ class PrefixSlots(TokenSlots):
             weight_bytes=self._weight_bytes,
         )
 
-    def new_state(self, slots: int, *, beams: int = 1) -> PrefixCache:
-        if slots < 1:
-            raise ValueError(f"allocating {slots} slots: expected at least 1")
-        positions, width = self.window_shape
-        with torch.inference_mode():
-            return PrefixCache(
-                layers=len(self._blocks),
-                slots=slots,
-                beams=beams,
-                heads=self._heads,
-                head_dim=self._head_dim,
-                tokens=self.max_target_positions,
-                positions=positions,
-                width=width,
-                dtype=self.dtype,
-                device=self.device,
-            )
+    def _new_cache(self, **sizes: Any) -> PrefixCache:
+        return PrefixCache(width=self.window_shape[1], head_dim=self._head_dim, **sizes)
 
     @torch.inference_mode()
     def fill(
@@ -264,11 +248,7 @@ class PrefixSlots(TokenSlots):
         *,
         num_frames: Sequence[int] | None = None,
     ) -> None:
-        if tuple(encoded.shape[1:]) != self.window_shape:
-            raise ValueError(
-                f"filling {len(slots)} slots: found windows of {tuple(encoded.shape[1:])} "
-                f"(positions, width), expected {self.window_shape}; encode them with this model"
-            )
+        self._check_encoded(slots, encoded)
         state.encoded[state.windows(slots)] = encoded
 
     @torch.inference_mode()
@@ -348,21 +328,3 @@ class PrefixSlots(TokenSlots):
             "aligning tokens with a decoder-only model: found no cross-attention; set align.model "
             "to a CTC checkpoint"
         )
-
-    def check_windows(
-        self,
-        features: Float[Tensor, "batch mel frame"],
-        num_frames: Sequence[int] | None,
-        *,
-        bins: int,
-    ) -> list[int]:
-        """Return the number of frames of each window; raises ValueError for other shapes."""
-        whole = bins, self.window_frames
-        if features.ndim != 3 or tuple(features.shape[1:]) != whole or not len(features):
-            raise ValueError(
-                f"encoding windows: found shape {tuple(features.shape)}, expected one window or "
-                f"more of {whole} (mel bins, frames); pad or cut the features, or use for_windows"
-            )
-        lengths = [self.window_frames] * len(features) if num_frames is None else list(num_frames)
-        check_heard(lengths, windows=len(features), whole=self.window_frames)
-        return lengths

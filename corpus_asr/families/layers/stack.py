@@ -188,6 +188,27 @@ def check_heard(num_frames: Sequence[int], *, windows: int, whole: int, step: in
         )
 
 
+def heard_frames(
+    features: Float[Tensor, "batch _ _"],
+    num_frames: Sequence[int] | None,
+    *,
+    whole: tuple[int, int],
+) -> list[int]:
+    """Return the number of frames of each window, which has `whole` bins and frames.
+
+    Raises:
+        ValueError: the features have another shape, or `num_frames` do not fit them.
+    """
+    if features.ndim != 3 or tuple(features.shape[1:]) != whole or not len(features):
+        raise ValueError(
+            f"encoding windows: found shape {tuple(features.shape)}, expected one window or "
+            f"more of {whole} (mel bins, frames); pad or cut the features, or use for_windows"
+        )
+    lengths = [whole[1]] * len(features) if num_frames is None else list(num_frames)
+    check_heard(lengths, windows=len(features), whole=whole[1])
+    return lengths
+
+
 def check_heads(heads: Sequence[tuple[int, int]], *, layers: int, num_heads: int) -> None:
     """Raise ValueError unless a decoder of this size has these heads, each (layer, head)."""
     for layer, head in heads:

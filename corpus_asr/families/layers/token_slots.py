@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from corpus_asr.array_types import Float, Int
+from corpus_asr.decoding.protocols import Slots
 from corpus_asr.families.layers.blocks import Hidden
 from corpus_asr.families.layers.kv_cache import SlotCache, TokenView
 from corpus_asr.families.layers.projection import Projection, smoothed
@@ -23,8 +24,14 @@ class TokenSlots(ABC):
     float8_windows = False
     """Whether a GPU stores the keys and values of windows in 8 bits."""
 
+    max_target_positions: int
+    """Longest sequence of tokens."""
+
     _weight_bytes: int
     """Bytes of the weights of encoder and decoder."""
+    _blocks: Sequence[Any]
+    _heads: int
+    """Heads of keys and values."""
 
     def __init__(
         self, tokens: nn.Embedding, norm: Any, projection: nn.Linear, *, positions: int, int8: bool
@@ -51,6 +58,33 @@ class TokenSlots(ABC):
     @property
     def window_shape(self) -> tuple[int, int]:
         return self._max_source_positions, self._tokens.embedding_dim
+
+    @abstractmethod
+    def _new_cache(self, **sizes: Any) -> SlotCache:
+        """Allocate the caches, of `sizes` and of what differs between models."""
+
+    def new_state(self, slots: int, *, beams: int = 1) -> Any:
+        if slots < 1:
+            raise ValueError(f"allocating {slots} slots: expected at least 1")
+        with torch.inference_mode():
+            return self._new_cache(
+                layers=len(self._blocks),
+                slots=slots,
+                beams=beams,
+                heads=self._heads,
+                tokens=self.max_target_positions,
+                positions=self._max_source_positions,
+                dtype=self.dtype,
+                device=self.device,
+            )
+
+    def _check_encoded(self, slots: Slots, encoded: Float[Tensor, "batch pos width"]) -> None:
+        if tuple(encoded.shape[1:]) != self.window_shape:
+            raise ValueError(
+                f"filling {len(slots)} slots: found windows of {tuple(encoded.shape[1:])} "
+                f"(positions, width), expected {self.window_shape}; encode them with this model, "
+                "or with one of the same shape"
+            )
 
     @abstractmethod
     def _extend(self, state: Any, view: TokenView, tokens: Tokens, *, sharing: int) -> Hidden:

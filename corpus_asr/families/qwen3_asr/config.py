@@ -111,23 +111,22 @@ class Qwen3ASRConfig(ModelConfig):
     def validate(self) -> None:
         """Raise for sizes and settings that a network cannot have."""
         super().validate()
-        original = "thinker_config" in self.extra
-        if original:
+        if "thinker_config" in self.extra:
             raise ValueError(
                 f"making a {type(self).__name__}: found thinker_config, the publisher's first "
                 "layout, expected audio_config and text_config; choose the checkpoint of the same "
                 "name that ends in -hf"
             )
         width, size = self.text_config.hidden_size, self.text_config.vocab_size
-        wide = self.audio_config.output_dim == width
-        if not wide:
+        if self.audio_config.output_dim != width:
             raise ValueError(
                 f"making a {type(self).__name__}: audio_config has the output_dim "
                 f"{self.audio_config.output_dim}, expected {width}, the hidden_size of "
                 "text_config; choose another checkpoint"
             )
-        known = all(0 <= token < size for token in (self.audio_token_id, *self.end_tokens))
-        self.require(known, "audio_token_id", f"as eos_token_id, a token of 0 to {size - 1}")
+        tokens = self.audio_token_id, *self.end_tokens
+        fits = all(0 <= token < size for token in tokens)
+        self.require(fits, "audio_token_id", f"as eos_token_id, a token of 0 to {size - 1}")
         self.require(bool(self.end_tokens), "eos_token_id", "one token or more")
 
     @property

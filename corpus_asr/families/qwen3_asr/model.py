@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from corpus_asr.array_types import Float
 from corpus_asr.families.layers.gated import TextNetwork
 from corpus_asr.families.layers.prefix_slots import PrefixSlots
+from corpus_asr.families.layers.stack import heard_frames
 from corpus_asr.families.model_config import ModelConfig
 from corpus_asr.families.pretrained import PreTrainedModel
 from corpus_asr.families.qwen3_asr.config import Qwen3ASRConfig
@@ -132,9 +133,12 @@ class Qwen3ASRSlotModel(PrefixSlots):
         *,
         num_frames: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch pos width"]:
-        lengths = self.check_windows(features, num_frames, bins=self._audio.num_mel_bins)
-        whole = torch.zeros(len(features), *self.window_shape, dtype=self.dtype, device=self.device)
+        whole = self._audio.num_mel_bins, self.window_frames
+        lengths = heard_frames(features, num_frames, whole=whole)
+        encoded = torch.zeros(
+            len(features), *self.window_shape, dtype=self.dtype, device=self.device
+        )
         rows = self._encoder.encode(features.to(self.device, self.dtype), lengths)
         for row, states in enumerate(rows):
-            whole[row, : len(states)] = states
-        return whole
+            encoded[row, : len(states)] = states
+        return encoded

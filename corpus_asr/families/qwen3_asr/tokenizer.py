@@ -69,9 +69,9 @@ class Qwen3ASRPrompts(AudioPrompts):
         missing = [token for token in _CONTROL if tokenizer.token_to_id(token) is None]
         size, most = tokenizer.get_vocab_size(), config.text_config.vocab_size
         if missing or size > most:
-            found = f"no {', '.join(missing)}" if missing else f"{size} tokens"
+            content = f"no {', '.join(missing)}" if missing else f"{size} tokens"
             raise CheckpointError(
-                f"reading {path}: found {found}, expected the control tokens of Qwen3-ASR and at "
+                f"reading {path}: found {content}, expected the control tokens of Qwen3-ASR and at "
                 f"most {most} tokens; use the tokenizer that belongs to the checkpoint"
             )
         return cls(tokenizer, config)

@@ -21,7 +21,7 @@ from corpus_asr.families.layers.packed import (
     run_per_sample,
 )
 from corpus_asr.families.layers.plain import plain, plain_network
-from corpus_asr.families.layers.stack import TokenDecoder, check_heard, within
+from corpus_asr.families.layers.stack import TokenDecoder, check_heard, heard_frames, within
 from corpus_asr.families.outputs import (
     Seq2SeqLMOutput,
     Seq2SeqModelOutput,
@@ -344,14 +344,7 @@ class Speech2TextSlotModel(DecoderSlots):
     def _lengths(self, features: Tensor, num_frames: Sequence[int] | None) -> list[int]:
         config = self._config
         whole = (config.input_feat_per_channel * config.input_channels, self.window_frames)
-        if features.ndim != 3 or tuple(features.shape[1:]) != whole or not len(features):
-            raise ValueError(
-                f"encoding windows: found shape {tuple(features.shape)}, expected one window or "
-                f"more of {whole} (mel bins, frames); pad or cut the features, or use for_windows"
-            )
-        lengths = [self.window_frames] * len(features) if num_frames is None else list(num_frames)
-        check_heard(lengths, windows=len(features), whole=self.window_frames)
-        return lengths
+        return heard_frames(features, num_frames, whole=whole)
 
     def _embed(
         self, tokens: Int[Tensor, "batch token"], positions: Int[Tensor, "batch token"]
