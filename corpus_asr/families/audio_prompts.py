@@ -13,7 +13,7 @@ from typing import Self
 PROMPT_ROOM = 512
 """Most tokens of a prompt beside its window, a context included."""
 
-# A position takes 80 ms, so that is 25 tokens a second; texts of most languages have 3 to 8.
+# A second has 13 positions, so that is 26 tokens; texts of most languages have 3 to 8.
 _TOKENS_PER_POSITION = 2
 _SHORTEST_TEXT = 32
 

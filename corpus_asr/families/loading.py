@@ -106,13 +106,18 @@ def resolve_precision(name: str, device: torch.device, *, wide: bool = False) ->
                 f"choosing compute type {name}: found {device_name(device)}, expected a GPU; set "
                 "compute_type to auto or int8"
             )
+        if wide:
+            raise ConfigError(
+                f"choosing compute type {name}: found a checkpoint with values beyond float16, "
+                "expected a Whisper or Speech2Text; set compute_type to auto or bfloat16"
+            )
         return Precision(torch.float16, float8_windows=True)
     if name == "auto":
         dtype = resolve_dtype(name, device, wide=wide)
         if device.type == "cpu":
             return Precision(dtype, int8=dtype == torch.float32 and can_use_int8())
         # On an H200 a step of large-v3 takes 5.0 ms, not 6.6, and no word differs from float32.
-        return Precision(dtype, float8_windows=reads_float8(device))
+        return Precision(dtype, float8_windows=not wide and reads_float8(device))
     if name != "int8":
         return Precision(resolve_dtype(name, device))
     if device.type != "cpu":

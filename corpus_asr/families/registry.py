@@ -37,7 +37,7 @@ class Family:
     Its `kind` names its features, equal for checkpoints that can share them; `num_mel_bins` is the
     number of values per row; `language_window_frames` the length of windows for language detection,
     None without it. For a `recognizer` or `prompts` it also has `window(features, start, end)`, the
-    model input, and `loudness(features)`."""
+    model input, and for a `recognizer` `loudness(features)`."""
     slot_model: str | None = None
     """Class with `from_pretrained(folder, dtype=, device=)` and `slot_model(int8=, consume=)`;
     imports torch. None for models that process a window once."""

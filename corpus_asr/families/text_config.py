@@ -55,8 +55,8 @@ class TextConfig(ModelConfig):
         # Earlier files name the base beside the scaling, which is null for none.
         for name in ("rope_parameters", "rope_scaling"):
             parameters = content.pop(name, None) or {}
-            content |= {key: parameters[key] for key in ("rope_theta", "rope_type")
-                        if key in parameters}  # fmt: skip
+            fields = {"rope_theta": "rope_theta", "type": "rope_type", "rope_type": "rope_type"}
+            content |= {fields[key]: parameters[key] for key in fields if key in parameters}
         return content
 
     @classmethod

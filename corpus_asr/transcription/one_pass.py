@@ -18,19 +18,16 @@ from corpus_asr.decoding.one_pass import Recognition, WindowToRead
 from corpus_asr.decoding.recognizer import Recognized, Recognizer
 from corpus_asr.errors import ConfigError
 from corpus_asr.segments import PartTranscript, Segment, Word
+from corpus_asr.transcription.chunks import window_ranges
 from corpus_asr.transcription.fallback import compression_ratio, finished_segment
 from corpus_asr.transcription.windows import (
     Language,
     PartRequest,
     SpansInOrder,
-    chunk_ranges,
-    clip_ranges,
 )
 from corpus_asr.transcription.words import DraftSegment, sentences
 from corpus_asr.units import FRAMES_PER_SECOND
 
-# Detected speech is padded: the silence is longer than this by that on both sides.
-_LONGEST_PAUSE_S = 1.0
 # Windows are as many times as long as what they share at either end, or longer.
 _LEAST_WINDOW_OF_OVERLAPS = 10
 # Below it a probability counts as this, whose logarithm is finite.
@@ -167,11 +164,11 @@ class OnePassTranscriber:
         window_s = self._longest_s if settings.window_s is None else settings.window_s
         overlap_s = min(self._model.overlap_s, window_s / _LEAST_WINDOW_OF_OVERLAPS)
         overlap = round(overlap_s * FRAMES_PER_SECOND)
-        ranges = chunk_ranges(
+        ranges = window_ranges(
             part,
-            clip_ranges(part, settings.clip_timestamps),
-            window_frames=round(window_s * FRAMES_PER_SECOND) - 2 * overlap,
-            pause_frames=round(_LONGEST_PAUSE_S * FRAMES_PER_SECOND),
+            settings,
+            default_s=self._longest_s,
+            longest_frames=round(window_s * FRAMES_PER_SECOND) - 2 * overlap,
             loudness=self._features.loudness,
         )
         touching = [False, *(earlier[1] == later[0] for earlier, later in pairwise(ranges)), False]

@@ -98,14 +98,16 @@ class PromptedTranscriber:
         self, settings: DecodingSettings, hotwords: Sequence[Hotword] | None, *, positions: int
     ) -> tuple[int, ...]:
         """Return a window's prompt; raises ConfigError for a context that it has no room for."""
-        texts = (settings.initial_prompt, as_prompt(hotwords))
-        key = "hotwords" if texts[1] else "initial_prompt"
+        texts = {"initial_prompt": settings.initial_prompt, "hotwords": as_prompt(hotwords)}
+        for key, text in texts.items():
+            try:
+                self._prompts.encode(text or "")
+            except ValueError as error:
+                raise ConfigError(f"decoding.{key}: {error}") from error
+        key = "hotwords" if texts["hotwords"] else "initial_prompt"
         language = None if settings.language == "auto" else str(settings.language)
-        context = "\n".join(text for text in texts if text)
-        try:
-            prompt = self._prompts.prompt(positions, language=language, context=context)
-        except ValueError as error:
-            raise ConfigError(f"decoding.{key}: {error}") from error
+        context = "\n".join(text for text in texts.values() if text)
+        prompt = self._prompts.prompt(positions, language=language, context=context)
         if len(prompt) - positions > PROMPT_ROOM:
             raise ConfigError(
                 f"decoding.{key}: found a prompt of {len(prompt) - positions} tokens, but "
@@ -126,7 +128,6 @@ class PromptedTranscriber:
             settings,
             default_s=WINDOW_FRAMES / FRAMES_PER_SECOND,
             longest_frames=WINDOW_FRAMES,
-            loudness=self._features.loudness,
         )
         if part.detect_only or not ranges:
             return PartTranscript()

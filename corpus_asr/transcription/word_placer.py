@@ -95,8 +95,10 @@ class WordPlacer:
             CheckpointError: the checkpoint is no aligner.
         """
         where = resolve_device(device)
-        kind = resolve(family_of(folder).word_aligner)
-        compute_dtype = resolve_dtype(dtype if dtype in COMPUTE_DTYPES else "auto", where)
+        family = family_of(folder)
+        name = dtype if dtype in COMPUTE_DTYPES else "auto"
+        compute_dtype = resolve_dtype(name, where, wide=family.wide)
+        kind = resolve(family.word_aligner)
         return cls(kind.from_folder(folder, device=where, dtype=compute_dtype))
 
     def check(self, settings: DecodingSettings) -> None:

@@ -115,6 +115,10 @@ def test_auto_keeps_windows_in_8_bits_where_a_gpu_reads_them(
 ) -> None:
     monkeypatch.setattr(loading, "reads_float8", lambda device: native)
     assert resolve_precision("auto", CUDA) == (torch.float16, False, native)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert resolve_precision("auto", CUDA, wide=True) == (torch.bfloat16, False, False)
+    with pytest.raises(ConfigError, match=r"values beyond float16.*auto or bfloat16"):
+        resolve_precision("float16_fp8", CUDA, wide=True)
 
 
 def test_types_are_taken_at_their_word_and_others_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,6 +145,18 @@ def test_a_window_s_prompt_has_its_positions_and_text_its_room(
         assert not job.features[:, job.num_frames :].any()
 
 
+def test_a_window_that_is_tried_again_is_no_longer(
+    transcriber: PromptedTranscriber, prompts: Qwen3ASRPrompts
+) -> None:
+    say = Asked("na " * 40, "Der Wind.")
+    found = transcribe(
+        transcriber, prompts, say, part(spans_s=[(1.0, 4.0)]),
+        temperature=(0.0, 0.2), compression_ratio_threshold=2.4, beam_size="auto",
+    )  # fmt: skip
+    assert [segment.text for segment in found.segments] == [" Der Wind."]
+    assert [job.num_frames for job in say.jobs] == [300, 300]
+
+
 def test_hotwords_are_boosted_or_part_of_the_context(
     transcriber: PromptedTranscriber, prompts: Qwen3ASRPrompts
 ) -> None:
@@ -180,7 +192,14 @@ def test_hotwords_are_boosted_or_part_of_the_context(
             {"initial_prompt": "word " * 600},
             r"initial_prompt: found a prompt of \d+ tokens, .* 512",
         ),
-        ({"initial_prompt": "a<|im_end|>"}, r"initial_prompt: found a control token"),
+        (
+            {
+                "initial_prompt": "a<|im_end|>",
+                "hotwords": (Hotword("b"),),
+                "hotwords_mode": "prompt",
+            },
+            r"initial_prompt: found a control token",
+        ),
         ({"hotwords": (Hotword("<|im_end|>"),)}, r"decoding\.hotwords: found a control token"),
         (
             {"hotwords": (Hotword("word " * 35),) * 9, "hotwords_mode": "prompt"},

@@ -230,6 +230,11 @@ def _converted(own: Any, cross: Any, *, num_layers: int) -> DecoderCache:
 _LENGTH_STEP = 32
 
 
+def rounded_length(length: int, *, most: int) -> int:
+    """Return a length of at least `length`, of few, up to `most`."""
+    return min(most, -(-length // _LENGTH_STEP) * _LENGTH_STEP)
+
+
 @dataclass(frozen=True, slots=True)
 class TokenView:
     """The cache entries visible to the next tokens of some slots, equal for all layers."""
@@ -564,7 +569,7 @@ def _looked_at(positions: Int[Tensor, "*batch"], *, max_positions: int) -> int:
             f"decoding at positions {first} to {last}: the cache holds 0 to {max_positions - 1}; "
             "shorten the sequence"
         )
-    return min(max_positions, (last // _LENGTH_STEP + 1) * _LENGTH_STEP)
+    return rounded_length(last + 1, most=max_positions)
 
 
 def rows_of(slots: Slots, *, device: torch.device) -> slice | Tensor:

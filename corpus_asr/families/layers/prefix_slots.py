@@ -29,15 +29,12 @@ from corpus_asr.families.layers.gated import (
     TextNetwork,
     rotated,
 )
-from corpus_asr.families.layers.kv_cache import LayerCache, SlotCache, TokenView
+from corpus_asr.families.layers.kv_cache import LayerCache, SlotCache, TokenView, rounded_length
 from corpus_asr.families.layers.packed import copied_layers, run_per_sample
 from corpus_asr.families.layers.projection import NormedProjection, Projection
 from corpus_asr.families.layers.token_slots import Tokens, TokenSlots, check_prompts
 
 Factors = Float[Tensor, "2 batch token 1 head_dim"]
-
-# oneDNN compiles a product for every shape and caches a thousand of them.
-_LENGTH_STEP = 32
 
 
 class PrefixCache(SlotCache):
@@ -274,7 +271,7 @@ class PrefixSlots(TokenSlots):
 
             def read(row: int) -> None:
                 # Each alone, so that no prompt is padded to another's length.
-                end = min(tokens.shape[1], -(-lengths[row] // _LENGTH_STEP) * _LENGTH_STEP)
+                end = rounded_length(lengths[row], most=tokens.shape[1])
                 hidden[row, :end] = self._read_prompts(
                     state, [int(slots[row])], tokens[row : row + 1, :end]
                 )[0]

@@ -70,6 +70,13 @@ class Qwen3Aligner:
         spoken_words = [word for word in words if spoken(word)]
         model = self._model.for_windows(max(1, len(window)))
         tokens = self._prompts.markers(model.positions(len(window)), spoken_words)
+        longest_s = model.vocab_size * _CLASS_S
+        if len(window) * self.position_s > longest_s:
+            raise AlignmentError(
+                f"aligning {len(words)} words with {len(window) * self.position_s:.1f} s of audio: "
+                f"found more than the {longest_s:.1f} s that the checkpoint has times for; align "
+                "shorter parts"
+            )
         if not len(window) or len(tokens) > model.max_target_positions:
             raise AlignmentError(
                 f"aligning {len(words)} words with {len(window) * self.position_s:.1f} s of audio: "
@@ -101,6 +108,8 @@ def ascending(times_s: Float64[np.ndarray, " marker"]) -> Float64[np.ndarray, " 
     Source: transformers' `_fix_timestamps`, which is quadratic, too.
     """
     count = len(times_s)
+    if not count:
+        return times_s
     lengths, before = np.ones(count, dtype=int), np.full(count, -1)
     for at in range(1, count):
         fitting = np.where(times_s[:at] <= times_s[at], lengths[:at], 0)

@@ -48,6 +48,12 @@ def test_times_are_those_of_transformers(tmp_path: Path, seed: int) -> None:
     assert not aligner.knows([" ,", "\u2013"])
     with pytest.raises(AlignmentError, match="found too little audio for the text"):
         aligner.place(features[:30], WORDS * 90)
+    (dash,) = aligner.place(features, [" \u2013"])
+    assert (dash.start_s, dash.end_s, dash.probability) == (0.0, 0.0, 1.0)
+    longest_s = aligner._model.vocab_size * 0.08
+    too_long = np.zeros((round(100 * longest_s) + 1, 128), dtype=np.float16)
+    with pytest.raises(AlignmentError, match=rf"more than the {longest_s:.1f} s that"):
+        aligner.place(too_long, WORDS)
 
 
 @pytest.mark.parametrize("seed", range(20))

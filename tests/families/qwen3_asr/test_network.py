@@ -129,6 +129,20 @@ def test_prompts_and_steps_have_the_logits_of_transformers(pair: Pair) -> None:
         torch.testing.assert_close(again[0], expected[len(prompt) :], **CLOSE)
 
 
+def test_a_window_moves_with_its_slot(pair: Pair) -> None:
+    model = pair.ours.slot_model().for_windows(300)
+    state, windows = model.new_state(2), features_of([300, 300])
+    encoded = model.encode(torch.cat([padded(row, 300)[0] for row in windows]))
+    model.fill(state, [0, 1], encoded)
+    prompt = torch.tensor([prompt_of(pair, 300, seed=0)])
+    before = model.prefill(state, [1], prompt, [prompt.shape[1]])
+    other = model.prefill(state, [0], prompt, [prompt.shape[1]])
+    model.move(state, 1, 0)
+    after = model.prefill(state, [0], prompt, [prompt.shape[1]])
+    assert torch.equal(after, before)
+    assert not torch.equal(after, other)
+
+
 def test_a_projection_may_share_the_embeddings(tmp_path: Path) -> None:
     tied = qwen3_asr_pair(tmp_path, tied=True, text={"num_key_value_heads": 4})
     model = tied.slots
