@@ -4,6 +4,7 @@ From decoding scores; fitted in `report/calibration.py`.
 """
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -153,9 +154,8 @@ def mean_logprob_of(logprobs: Sequence[float]) -> float | None:
 def recording_confidence(segments: Iterable[Segment]) -> float | None:
     """Return the mean confidence of a recording's segments over time; None without segments."""
     # A segment may have no length, and still weighs something.
-    weighted = [(max(0.0, row.end_s - row.start_s) + 1e-3, row.confidence) for row in segments]
-    weight_s = math.fsum(weight for weight, _ in weighted)
-    return math.fsum(weight * value for weight, value in weighted) / weight_s if weighted else None
+    weighted = [(row.confidence, max(0.0, row.end_s - row.start_s) + 1e-3) for row in segments]
+    return statistics.fmean(*zip(*weighted, strict=True)) if weighted else None
 
 
 def evidence_of(values: Mapping[str, Any]) -> SegmentEvidence | None:

@@ -118,6 +118,8 @@ class Transcribe:
                 outcomes.append(error)
             except ValueError as error:
                 outcomes.append(DecodeError(str(error), kind="not_audio"))
+            except Exception as error:  # of a decoder of another library
+                outcomes.append(error)
         # By identity: a batch may have a recording twice.
         numbers = {id(outcome): number for number, outcome in enumerate(outcomes)}
         if recordings := [outcome for outcome in outcomes if isinstance(outcome, GivenAudio)]:

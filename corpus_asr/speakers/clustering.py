@@ -93,8 +93,8 @@ def find_speakers(
 ) -> Clustering:
     """Cluster a recording's windows, given in order of time.
 
-    Windows shorter than `LEAST_WINDOW_S` by `lasts_s` get the most similar of the speakers of the
-    others.
+    Windows shorter than `LEAST_WINDOW_S` by `lasts_s` find no speakers: they get one of those of
+    the others, which may change labels too.
 
     Source: the graph and the choice of neighbors as in Park et al. 2020, Auto-tuning spectral
     clustering for speaker diarization using normalized maximum eigengap.
@@ -104,9 +104,15 @@ def find_speakers(
     if len(vectors) == 0:
         nobody = np.zeros((0, vectors.shape[1]), dtype=np.float32)
         return Clustering(labels=np.zeros(0, np.int64), confidences=np.zeros(0), voices=nobody)
-    if lasts_s is not None and 0 < (is_long := lasts_s >= LEAST_WINDOW_S).sum() < len(vectors):
-        voices = find_speakers(vectors[is_long], bounds).voices
-        return _clustering(vectors, _smoothed(vectors @ voices.T, SWITCH_COST), voices)
+    is_long = np.ones(len(vectors), dtype=bool) if lasts_s is None else lasts_s >= LEAST_WINDOW_S
+    if max(1, bounds.least) <= is_long.sum() < len(vectors):
+        speakers = find_speakers(vectors[is_long], bounds)
+        scores = vectors @ speakers.voices.T
+        labels = _smoothed(scores, SWITCH_COST)
+        if len(np.unique(labels)) < min(bounds.least, len(speakers.voices)):
+            labels = scores.argmax(axis=1)  # the required number is kept
+            labels[is_long] = speakers.labels
+        return _clustering(vectors, labels, speakers.voices)
     nodes = _condensed(vectors)
     tries = max(1, TRIED_WINDOWS // len(vectors))
     groupings = islice(_by_spectrum(unit(sums_of(vectors, nodes)), bounds), tries)
@@ -125,17 +131,12 @@ def find_speakers(
 
 def _clustering(vectors: Embeddings, labels: Labels, voices: Voices) -> Clustering:
     """Number the speakers in order of appearance, without those of no window."""
-    present = np.unique(labels)
-    labels, voices = np.searchsorted(present, labels), voices[present]
+    present, first = np.unique(labels, return_index=True)
+    labels, voices = _by_appearance(labels), voices[present[np.argsort(first)]]
     scores = SHARPNESS * (vectors @ voices.T)
     shares = np.exp(scores - scores.max(axis=1, keepdims=True))
     probabilities = shares[np.arange(len(labels)), labels] / shares.sum(axis=1)
-    order = np.argsort([np.argmax(labels == number) for number in range(len(voices))])
-    return Clustering(
-        labels=np.argsort(order)[labels],
-        confidences=probabilities.astype(np.float64),
-        voices=voices[order],
-    )
+    return Clustering(labels=labels, confidences=probabilities.astype(np.float64), voices=voices)
 
 
 def agglomerate(

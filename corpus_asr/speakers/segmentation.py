@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from corpus_asr.array_types import Bool, Float32, Int64
+from corpus_asr.audio.vad import true_runs
 from corpus_asr.config.extraction import PACKAGED_SEGMENTATION
 from corpus_asr.speakers.networks import LEAST_FRAMES, Samples, SampleSpan, session_of, unfit
 from corpus_asr.storage.model_files import fetch_onnx
@@ -171,16 +172,14 @@ def _filled(talkers: Int64[np.ndarray, " step"]) -> Int64[np.ndarray, " step"]:
     """Give steps of nobody to the last speaker before, or else to the first."""
     spoken = np.where(talkers == _NOBODY, -1, np.arange(len(talkers)))
     last = np.maximum.accumulate(spoken)
-    first = int((spoken >= 0).argmax()) if len(spoken) else 0
+    first = int((spoken >= 0).argmax())
     return talkers[np.where(last < 0, first, last)]
 
 
 def _long(mask: Bool[np.ndarray, " step"]) -> Bool[np.ndarray, " step"]:
     """Return the mask without its short runs."""
-    padded = np.concatenate([[False], mask, [False]])
-    runs = np.flatnonzero(padded[1:] != padded[:-1]).reshape(-1, 2)
     kept = np.zeros_like(mask)
-    for first, stop in runs:
+    for first, stop in true_runs(mask):
         kept[first:stop] = (stop - first) * _STEP_SAMPLES >= LEAST_OVERLAP_S * SAMPLE_RATE_HZ
     return kept
 

@@ -91,13 +91,15 @@ class Voices:
         """Return start and end in seconds and a float16 embedding: zero for overlaps."""
         from corpus_asr.speakers.networks import unpadded
 
-        spans = [unpadded(span, self._pad_s, samples.size) for span in speech or ()]
-        if speech is None:
-            spans = [(0, samples.size)]
+        detected = [(0, samples.size)] if speech is None else speech
+        spans = [unpadded(span, self._pad_s, samples.size) for span in detected]
+        pieces: Sequence[SampleSpan] = spans
         overlaps: Sequence[SampleSpan] = ()
         if self._segmenter is not None:
-            spans, overlaps = self._segmenter(samples, spans)
-        windows = self._embedder(samples, spans)
+            pieces, overlaps = self._segmenter(samples, spans)
+        windows = self._embedder(samples, pieces)
+        if overlaps and not len(windows):  # two speak all the time
+            windows, overlaps = self._embedder(samples, spans), ()
         width = windows.embeddings.shape[1:]
         row = [("start_s", "<f8"), ("end_s", "<f8"), ("embedding", "<f2", width)]
         values = np.zeros(len(windows) + len(overlaps), dtype=row)

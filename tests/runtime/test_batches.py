@@ -87,6 +87,16 @@ def test_a_bad_row_is_a_row_with_its_error(transcribe: Transcribe) -> None:
     assert (segment["text"].strip(), segment["channel"]) == (TEXT, None)
 
 
+def test_a_decoder_that_fails_is_a_row_with_its_error(transcribe: Transcribe) -> None:
+    class Damaged:
+        def get_all_samples(self) -> None:
+            raise RuntimeError("no packet")
+
+    found = transcribe({"audio": [Damaged(), CLIP]})
+    assert found["error_kind"] == ["internal", None]
+    assert "no packet" in found["error"][0]
+
+
 def test_a_batch_returns_as_what_it_was(transcribe: Transcribe) -> None:
     files = pa.array([Path(CLIP).read_bytes(), b"", None], pa.binary())
     table = pa.table({"id": [1, 2, 3], "bytes": files, "uri": ["a", "b", CLIP]})

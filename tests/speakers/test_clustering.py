@@ -73,6 +73,17 @@ def test_bounds_are_kept(bounds, expected):
     assert len(np.unique(found.labels)) == len(found.voices) == expected
 
 
+@pytest.mark.parametrize("number", [2, 4, 6])
+@pytest.mark.parametrize("long_share", [0.02, 0.6])
+def test_a_required_number_is_kept_where_most_windows_are_short(number, long_share):
+    for seed in range(8):
+        vectors, _ = talk(voices(3, seed), turns=8, seed=seed)
+        draw = np.random.default_rng(seed)
+        lasts_s = np.where(draw.random(len(vectors)) < long_share, 1.6, 0.3)
+        found = find_speakers(vectors, SpeakerBounds.of(number, None, None), lasts_s=lasts_s)
+        assert len(np.unique(found.labels)) == len(found.voices) == number
+
+
 @pytest.mark.parametrize("size", [0, 1, 2, 5])
 def test_little_speech_is_one_speaker(size):
     vectors, _ = talk(voices(1), turns=1)
