@@ -260,12 +260,12 @@ class ModelConfig(OpenSettings):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of config.json: every field, unknown keys and the model type."""
-        field_values = {f.name: plain_values(getattr(self, f.name)) for f in self._in_file()}
+        field_values = {f.name: _plain(getattr(self, f.name)) for f in self._in_file()}
         return {**plain_values(self.extra), **field_values, "model_type": self.model_type}
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Return `to_dict()` without fields that have their defaults."""
-        plain = {f.name: plain_values(_default(f)) for f in self._in_file()}
+        plain = {f.name: _plain(_default(f)) for f in self._in_file()}
         return {k: v for k, v in self.to_dict().items() if k not in plain or v != plain[k]}
 
     def to_json_string(self, use_diff: bool = True) -> str:
@@ -295,6 +295,9 @@ class ModelConfig(OpenSettings):
         content = cls._renamed(content)
         if content.get("dtype") is not None:
             content["dtype"] = str(content["dtype"]).removeprefix("torch.")
+        for name, kind in get_type_hints(cls).items():
+            if isinstance(kind, type) and issubclass(kind, ModelConfig) and name in content:
+                content[name] = cls._inner(kind, name, content[name])
         for name in ("id2label", "label2id"):
             if content.get(name) is None:
                 content.pop(name, None)
@@ -326,6 +329,19 @@ class ModelConfig(OpenSettings):
         if "label2id" not in content and isinstance(content["id2label"], dict):
             content["label2id"] = _inverse(content["id2label"])
         return content
+
+    @classmethod
+    def _inner(cls, kind: type["ModelConfig"], name: str, content: Any) -> Any:
+        """Return the configuration inside this one, from the content under its name."""
+        if not isinstance(content, dict | None):
+            return content  # a configuration, or rejected by its type
+        model_type = (content or {}).get("model_type", kind.model_type)
+        if model_type != kind.model_type:
+            raise ValueError(
+                f"making a {cls.__name__}: {name} has the model_type {model_type!r}, expected "
+                f"{kind.model_type!r}; choose another checkpoint"
+            )
+        return kind.from_dict(content or {})
 
     @classmethod
     def _renamed(cls, content: dict[str, Any]) -> dict[str, Any]:
@@ -384,3 +400,7 @@ class EncoderDecoderConfig(ModelConfig):
 
 def _default(of: Any) -> Any:
     return of.default_factory() if of.default_factory is not MISSING else of.default
+
+
+def _plain(value: Any) -> Any:
+    return value.to_dict() if isinstance(value, ModelConfig) else plain_values(value)

@@ -9,22 +9,6 @@ from typing import Any, ClassVar, Self
 from corpus_asr.families.model_config import Count, ModelConfig, Size
 
 
-def inner_config(
-    kind: type[ModelConfig], content: dict[str, Any], key: str, *, outer: str
-) -> ModelConfig:
-    """Return the configuration under `key` of an outer one; raises ValueError for other types."""
-    inner = content.get(key) or {}
-    if isinstance(inner, ModelConfig):
-        return inner
-    model_type = inner.get("model_type", kind.model_type) if isinstance(inner, dict) else inner
-    if model_type != kind.model_type:
-        raise ValueError(
-            f"making a {outer}: {key} has the model_type {model_type!r}, expected "
-            f"{kind.model_type!r}; choose another checkpoint"
-        )
-    return kind.from_dict(inner)
-
-
 @dataclass(kw_only=True, init=False)
 class TextConfig(ModelConfig):
     """Sizes of pre-norm blocks with rotary positions, grouped-query attention and gated layers."""

@@ -9,10 +9,9 @@ import pytest
 import transformers
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.saved_files import (
-    read_json_object,
-    typed_values,
-)
+from corpus_asr.families.parakeet.config import ParakeetCTCConfig
+from corpus_asr.families.qwen3_asr.config import Qwen3ASRConfig
+from corpus_asr.families.saved_files import read_json_object, typed_values
 from corpus_asr.families.speech2text.config import Speech2TextConfig
 from corpus_asr.families.whisper.config import WhisperConfig
 
@@ -55,6 +54,18 @@ def test_a_config_of_the_reference_loads_and_comes_back(tmp_path):
         assert ours.hidden_size == 66
         ours.save_pretrained(tmp_path / "ours")
         assert reference.from_pretrained(tmp_path / "ours").to_dict() == theirs.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("cls", "key"), [(ParakeetCTCConfig, "encoder_config"), (Qwen3ASRConfig, "audio_config")]
+)
+def test_configs_inside_are_read_alike_in_all_families(cls, key):
+    assert getattr(cls(**{key: None}), key) == getattr(cls(), key)
+    assert cls().to_diff_dict() == {"model_type": cls.model_type}
+    with pytest.raises(ValueError, match=f"{key} has the model_type 'other', expected "):
+        cls(**{key: {"model_type": "other"}})
+    with pytest.raises(TypeError, match=f"{key} is 5 .int., expected an object"):
+        cls(**{key: 5})
 
 
 def test_saving_keeps_unknown_keys(tmp_path):

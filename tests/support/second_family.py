@@ -7,7 +7,7 @@ bytes, and its prompt is the window between two tokens.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from corpus_asr.families.model_config import ModelConfig
 from corpus_asr.families.pretrained import PreTrainedModel
 from corpus_asr.families.qwen3_asr.features import Qwen3ASRPartFeatures
 from corpus_asr.families.registry import Family
-from corpus_asr.families.text_config import TextConfig, inner_config
+from corpus_asr.families.text_config import TextConfig
 
 BINS, STEP = 16, 8
 BEGIN, STOP, END, PLACEHOLDER = 256, 257, 258, 259
@@ -36,14 +36,6 @@ class SecondConfig(ModelConfig):
     model_type: ClassVar[str] = "second"
 
     text_config: LlamaConfig = field(default_factory=LlamaConfig)
-
-    @classmethod
-    def _canonical(cls, content: dict[str, Any], num_labels: int | None) -> dict[str, Any]:
-        inner = inner_config(LlamaConfig, content, "text_config", outer=cls.__name__)
-        return {**super()._canonical(content, num_labels), "text_config": inner}
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**super().to_dict(), "text_config": self.text_config.to_dict()}
 
 
 class SecondSeq2SeqLM(PreTrainedModel):

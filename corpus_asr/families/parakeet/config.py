@@ -4,7 +4,7 @@ Names, defaults and meanings are those of `transformers.models.parakeet`, versio
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from corpus_asr.families.model_config import (
     Count,
@@ -79,25 +79,6 @@ class ParakeetConfig(ModelConfig):
     vocab_size: Size = 1025
     """Tokens, blank among them."""
     pad_token_id: int | None = None
-
-    @classmethod
-    def _canonical(cls, content: dict[str, Any], num_labels: int | None) -> dict[str, Any]:
-        content = super()._canonical(content, num_labels)
-        encoder_config = content.get("encoder_config", {})
-        if isinstance(encoder_config, dict):
-            # If given, it names a kind of encoder: other kinds are rejected.
-            kind = encoder_config.get("model_type", ParakeetEncoderConfig.model_type)
-            if kind != ParakeetEncoderConfig.model_type:
-                raise ValueError(
-                    f"making a {cls.__name__}: encoder_config has the model_type {kind!r}, "
-                    f"expected {ParakeetEncoderConfig.model_type!r}; choose another checkpoint"
-                )
-            encoder_config = ParakeetEncoderConfig.from_dict(encoder_config)
-        return content | {"encoder_config": encoder_config}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the content of config.json: every field, unknown keys and the model type."""
-        return {**super().to_dict(), "encoder_config": self.encoder_config.to_dict()}
 
     def validate(self) -> None:
         """Raise for sizes and settings that a network cannot have."""

@@ -4,10 +4,10 @@ Names, defaults and meanings are those of `transformers.models.qwen3_asr`, versi
 """
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from corpus_asr.families.model_config import Count, MelBins, ModelConfig, Probability, Size
-from corpus_asr.families.text_config import TextConfig, inner_config
+from corpus_asr.families.text_config import TextConfig
 
 # Three convolutions of stride 2.
 STRIDE = 8
@@ -87,26 +87,6 @@ class Qwen3ASRConfig(ModelConfig):
     """Whether an aligner's scores have biases."""
     eos_token_id: int | tuple[int, ...] = (151643, 151645)
     """Tokens that end a text."""
-
-    @classmethod
-    def _canonical(cls, content: dict[str, Any], num_labels: int | None) -> dict[str, Any]:
-        content = super()._canonical(content, num_labels)
-        inner: dict[str, type[ModelConfig]] = {
-            "audio_config": Qwen3ASREncoderConfig, "text_config": TextConfig,
-        }  # fmt: skip
-        return content | {
-            key: inner_config(kind, content, key, outer=cls.__name__)
-            for key, kind in inner.items()
-            if key in content
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the content of config.json: every field, unknown keys and the model type."""
-        inner = {
-            "audio_config": self.audio_config.to_dict(),
-            "text_config": self.text_config.to_dict(),
-        }
-        return {**super().to_dict(), **inner}
 
     def validate(self) -> None:
         """Raise for sizes and settings that a network cannot have."""
