@@ -4,10 +4,11 @@ A family says what a window asks for, and what becomes of its tokens.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.jobs import Gather, Steps
+from corpus_asr.errors import ConfigError
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.fallback import OpenAIRules
 from corpus_asr.transcription.windows import (
@@ -43,6 +44,27 @@ def window_ranges(
         pause_frames=round(_LONGEST_PAUSE_S * FRAMES_PER_SECOND),
         loudness=loudness,
     )
+
+
+def check_window_settings(
+    settings: DecodingSettings, *, model: str, longest_s: float, languages: Collection[str] = ()
+) -> None:
+    """Raise ConfigError for several languages, unknown `languages` if any, and longer windows."""
+    if not isinstance(settings.language, str):
+        raise ConfigError(
+            f"decoding.language: found a choice of {len(settings.language)}, but {model} does not "
+            "choose among languages; name one, or remove it"
+        )
+    if languages and settings.language not in ("auto", *languages):
+        raise ConfigError(
+            f"decoding.language: found {settings.language}, but {model} knows "
+            f"{', '.join(sorted(languages))}; name one of these, or remove it"
+        )
+    if settings.window_s is not None and settings.window_s > longest_s:
+        raise ConfigError(
+            f"decoding.window_s: found {settings.window_s:g}, but windows of {model} are at most "
+            f"{longest_s:g} s; set it to less"
+        )
 
 
 class ChunkRules(OpenAIRules):

@@ -13,12 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from corpus_asr.array_types import Float, Float16
-from corpus_asr.config.decoding import DecodingSettings, check_refused, expected_languages
+from corpus_asr.config.decoding import DecodingSettings, check_refused
 from corpus_asr.decoding.one_pass import Recognition, WindowToRead
 from corpus_asr.decoding.recognizer import Recognized, Recognizer
 from corpus_asr.errors import ConfigError
 from corpus_asr.segments import PartTranscript, Segment, Word
-from corpus_asr.transcription.chunks import window_ranges
+from corpus_asr.transcription.chunks import check_window_settings, window_ranges
 from corpus_asr.transcription.fallback import compression_ratio, finished_segment
 from corpus_asr.transcription.windows import (
     Language,
@@ -99,25 +99,12 @@ class OnePassTranscriber:
                 f"decoding.beam_size: found {settings.beam_size}, but {self._name} reads each "
                 "window once, without beams; remove it"
             )
-        if not isinstance(settings.language, str):
-            raise ConfigError(
-                f"decoding.language: found a choice of {len(settings.language)}, but {self._name} "
-                "does not detect languages; name one, or remove it"
-            )
-        languages = self._model.languages
-        unknown = [
-            code for code in expected_languages(settings) if languages and code not in languages
-        ]
-        if unknown:
-            raise ConfigError(
-                f"decoding.language: found {unknown[0]}, but {self._name} knows "
-                f"{', '.join(sorted(languages))}; name one of these"
-            )
-        if settings.window_s is not None and settings.window_s > self._longest_s:
-            raise ConfigError(
-                f"decoding.window_s: found {settings.window_s:g}, but windows of {self._name} are "
-                f"at most {self._longest_s:g} s; set it to less"
-            )
+        check_window_settings(
+            settings,
+            model=self._name,
+            languages=self._model.languages,
+            longest_s=self._longest_s,
+        )
 
     def transcribe(
         self, part: PartRequest, settings: DecodingSettings

@@ -21,7 +21,12 @@ from corpus_asr.families.audio_prompts import PROMPT_ROOM, AudioPrompts, text_ro
 from corpus_asr.families.registry import family_of, resolve
 from corpus_asr.segments import PartTranscript, Segment
 from corpus_asr.text.words import WITHOUT_BLANKS
-from corpus_asr.transcription.chunks import ChunkRules, after_a_blank, window_ranges
+from corpus_asr.transcription.chunks import (
+    ChunkRules,
+    after_a_blank,
+    check_window_settings,
+    window_ranges,
+)
 from corpus_asr.transcription.whisper_prompt import spoken_most
 from corpus_asr.transcription.windows import Language, PartRequest, Window
 from corpus_asr.transcription.words import DraftSegment
@@ -67,28 +72,17 @@ class PromptedTranscriber:
     def check(self, settings: DecodingSettings) -> None:
         """Reject settings that this checkpoint does not support, before any audio is read."""
         check_refused(settings, _REFUSED, model=f"the checkpoint is of the family {self._name}")
-        language, languages = settings.language, self._prompts.languages
         if settings.language_mode == "part":
             raise ConfigError(
                 f"decoding.language_mode: found part, but {self._name} names the language of each "
                 "window; leave it out"
             )
-        if not isinstance(language, str):
-            raise ConfigError(
-                f"decoding.language: found a choice of {len(language)}, but {self._name} names "
-                "one of all that it knows; name one, or remove it"
-            )
-        if language != "auto" and language not in languages:
-            raise ConfigError(
-                f"decoding.language: found {language}, but {self._name} knows "
-                f"{', '.join(sorted(languages))}; name one of these, or auto"
-            )
-        longest_s = WINDOW_FRAMES / FRAMES_PER_SECOND
-        if settings.window_s is not None and settings.window_s > longest_s:
-            raise ConfigError(
-                f"decoding.window_s: found {settings.window_s:g}, but windows of {self._name} are "
-                f"at most {longest_s:g} s; set it to less"
-            )
+        check_window_settings(
+            settings,
+            model=self._name,
+            languages=self._prompts.languages,
+            longest_s=WINDOW_FRAMES / FRAMES_PER_SECOND,
+        )
         in_prompt = settings.hotwords_mode == "prompt"
         self._prompt(settings, settings.hotwords if in_prompt else (), positions=0)
         if not in_prompt:

@@ -19,7 +19,12 @@ from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.registry import family_of, resolve
 from corpus_asr.families.speech2text.features import Speech2TextPartFeatures
 from corpus_asr.segments import PartTranscript, Segment
-from corpus_asr.transcription.chunks import ChunkRules, after_a_blank, window_ranges
+from corpus_asr.transcription.chunks import (
+    ChunkRules,
+    after_a_blank,
+    check_window_settings,
+    window_ranges,
+)
 from corpus_asr.transcription.windows import Language, PartRequest, Window
 from corpus_asr.transcription.words import (
     AlignmentSpec,
@@ -108,20 +113,10 @@ class Speech2TextPromptFormat:
 
     def check(self, settings: DecodingSettings) -> None:
         """Reject settings that this checkpoint does not support, before any audio is read."""
-        model = "the checkpoint is of the family speech_to_text"
-        check_refused(settings, _REFUSED, model=model)
-        if not isinstance(settings.language, str):
-            raise ConfigError(
-                f"decoding.language: found a choice of {len(settings.language)}, but a "
-                "speech_to_text checkpoint does not detect languages; name the spoken language, "
-                "or remove it"
-            )
+        name = "speech_to_text"
+        check_refused(settings, _REFUSED, model=f"the checkpoint is of the family {name}")
         longest_s = self.window_frames / FRAMES_PER_SECOND
-        if settings.window_s is not None and settings.window_s > longest_s:
-            raise ConfigError(
-                f"decoding.window_s: found {settings.window_s:g}, but the input window of this "
-                f"checkpoint is at most {longest_s:g} s; set it to less"
-            )
+        check_window_settings(settings, model=name, longest_s=longest_s)
         self._check_target(settings)
         check_hotwords(settings.hotwords, self.spellings)
 

@@ -16,6 +16,7 @@ import transformers
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.jobs import Gather
 from corpus_asr.decoding.slots import SlotScheduler
+from corpus_asr.errors import ConfigError
 from corpus_asr.families.speech2text.features import OFFSET, Speech2TextPartFeatures
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.chunks import WINDOWS_AT_ONCE, window_ranges
@@ -90,6 +91,20 @@ def transcriber(**changes: Any) -> Speech2TextTranscriber:
     # Not normalized, so that a window's first value still names its script.
     features = Speech2TextPartFeatures(num_mel_bins=2, means=False, variances=False)
     return Speech2TextTranscriber(speech2text_prompt_format(**changes), features)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"language": ("de", "en")}, r"found a choice of 2, but speech_to_text does not choose"),
+        ({"window_s": 31.0}, r"window_s: found 31, but windows of speech_to_text are at most 30 s"),
+    ],
+)
+def test_languages_and_windows_that_it_has_not_are_refused(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        transcriber().check(DecodingSettings(**settings))
 
 
 def transcribe(
