@@ -24,7 +24,7 @@ else:
     _AudioKeys = keys_from(
         AudioSettings,
         channels=Literal["mix", "each"] | Annotated[int, Field(ge=0)],
-        track=Annotated[int, Field(ge=1)] | str,
+        track=Literal["auto", "all"] | Annotated[int, Field(ge=1)] | str,
     )
 
 
@@ -98,9 +98,9 @@ class ExtractSettings(_AudioKeys, Settings):  # type: ignore[misc]  # both are f
 
 SPEAKER_COUNTS = ("num_speakers", "min_speakers", "max_speakers")
 MOST_SPEAKERS = 50
-PACKAGED_ENCODER = "campplus"
-PACKAGED_SEGMENTATION = "segmentation-3.0"
-NO_SEGMENTATION = "none"
+PACKAGED_ENCODER: Final = "campplus"
+PACKAGED_SEGMENTATION: Final = "segmentation-3.0"
+NO_SEGMENTATION: Final = "none"
 
 
 class SpeakerSettings(Settings):
@@ -118,11 +118,11 @@ class SpeakerSettings(Settings):
     """Minimum number of speakers; null: 1."""
     max_speakers: int | None = Field(default=None, ge=1, le=MOST_SPEAKERS)
     """Maximum number of speakers; null: 12."""
-    model: str = PACKAGED_ENCODER
+    model: Literal["campplus"] | str = PACKAGED_ENCODER
     """Network that embeds voices, in ONNX: `campplus`, which is packaged, a file, a folder or URI
     with one, or OWNER/NAME or OWNER/NAME/FILE of the Hugging Face Hub, such as those of WeSpeaker
     and 3D-Speaker."""
-    segmentation: str = PACKAGED_SEGMENTATION
+    segmentation: Literal["segmentation-3.0", "none"] | str = PACKAGED_SEGMENTATION
     """Network that detects speaker changes and overlapping speech, in ONNX: `segmentation-3.0` of
     pyannote, which is packaged, or one named as `model` is. Where two speak at once, both have a
     turn. `none`: one speaker at a time, and less exact turns."""

@@ -5,10 +5,8 @@ suggests the known name for an unknown one, such as another program's.
 """
 
 import difflib
-import functools
 import itertools
 import json
-import operator
 import re
 import textwrap
 import types
@@ -48,6 +46,7 @@ from corpus_asr.config.settings import (
 )
 from corpus_asr.config.storage_options import StorageOptions, parsed
 from corpus_asr.errors import ConfigError
+from corpus_asr.units import shortened
 
 if TYPE_CHECKING:
     from corpus_asr.config.finetune import FinetuneConfig
@@ -267,38 +266,47 @@ def _comment(text: str, indent: str) -> Iterator[str]:
 _LONGEST_VALUE = 80
 
 
+@dataclass(slots=True, kw_only=True)
+class _Place:
+    """Place in a document to which pydantic's location refers."""
+
+    level: type[Settings]
+    """Section of the key, or of a key in a list of sections."""
+    value: Any
+    key: KeyPath = ()
+    field: FieldInfo | None = None
+    inside: str = ""
+    """Item and key below a key that is no section."""
+
+
 def problems_in(
     error: ValidationError, *, model: type[Settings], values: Mapping[str, Any]
 ) -> list[Problem]:
     """Convert pydantic's errors to one problem per key."""
     problems: dict[KeyPath, Problem] = {}
-    for detail in error.errors(include_url=False):
-        key, field = _locate(model, detail["loc"])
-        # A union has an error for each of its types.
-        if key in problems:
+    # A union has an error for each of its types; that of an item says more than that of its list.
+    for detail in sorted(error.errors(include_url=False), key=lambda detail: -len(detail["loc"])):
+        place = _located(model, values, detail["loc"])
+        if place.key in problems:
             continue
         kind = detail["type"]
         if kind == "extra_forbidden":
-            message = unknown_key(model, key)
+            message = _unknown_key(model, place.level, place.key, str(detail["loc"][-1]))
         elif kind == "missing":
-            message = f"missing; {_description(field)}"
+            message = f"missing; {_description(place.field)}"
         elif kind == "value_error":
             message = str(detail["ctx"]["error"])
         else:
-            value: Any = functools.reduce(operator.getitem, key, values)
-            message = _mismatch(value, field, detail["loc"])
-        problems[key] = Problem(key=key, message=message)
+            message = _mismatch(place)
+        problems[place.key] = Problem(key=place.key, message=place.inside + message)
     return list(problems.values())
 
 
-def unknown_key(model: type[Settings], key: KeyPath) -> str:
+def _unknown_key(model: type[Settings], level: type[Settings], key: KeyPath, name: str) -> str:
     """Return the known key most similar to an unknown one, or all known keys."""
-    known_keys = dict(keys_of(model))
-    level = (section_of(known_keys[key[:-1]]) if key[:-1] else None) or model
-    level_keys = [".".join((*key[:-1], name)) for name in level.model_fields]
-    hint = _ELSEWHERE.get(".".join(key)) or name_hint(
-        key[-1], level_keys, [".".join(path) for path in known_keys]
-    )
+    level_keys = [".".join((*key[:-1], known)) for known in level.model_fields]
+    known_keys = [".".join(path) for path, _ in keys_of(model)]
+    hint = _ELSEWHERE.get(".".join(key)) or name_hint(name, level_keys, known_keys)
     return f"unknown key; {hint or 'expected one of: ' + ', '.join(level.model_fields)}"
 
 
@@ -313,7 +321,9 @@ def expected(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
     if origin is Literal:
         return " or ".join(str(argument) for argument in arguments)
     if origin in (Union, types.UnionType):
-        return " or ".join(expected(argument, metadata) for argument in arguments)
+        kinds = [expected(argument, metadata) for argument in arguments]
+        # A list of text also takes a text.
+        return " or ".join(kind for kind in kinds if f"{kind} or a list of {kind}" not in kinds)
     if origin is tuple:
         # Every list setting also accepts a single value.
         item = expected(arguments[0])
@@ -323,6 +333,8 @@ def expected(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
     words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
     if annotation is type(None):
         return "null"
+    if _is_section(annotation):
+        return f"keys below it: {', '.join(annotation.model_fields)}"
     return words.get(annotation, "a value") + _bounds(annotation, metadata)
 
 
@@ -339,20 +351,35 @@ def _bounds(annotation: Any, metadata: tuple[Any, ...]) -> str:
     return f" {' and '.join(bounds)}" if bounds else ""
 
 
-def _locate(
-    model: type[Settings], location: tuple[int | str, ...]
-) -> tuple[KeyPath, FieldInfo | None]:
-    # Pydantic's location includes union branches and indices: cut where no key follows.
-    key: KeyPath = ()
-    level: type[Settings] | None = model
-    field: FieldInfo | None = None
+def _located(
+    model: type[Settings], values: Mapping[str, Any], location: tuple[int | str, ...]
+) -> _Place:
+    place = _Place(level=model, value=values)
+    section: type[Settings] | None = model
     for item in location:
-        if level is None:
-            break
-        key = (*key, str(item))
-        field = described(level).get(str(item))
-        level = section_of(field) if field is not None else None
-    return key, field
+        if section is not None:
+            if place.inside:
+                place.inside += f"{item}: "
+            else:
+                place.key = (*place.key, str(item))
+            place.level, place.field = section, described(section).get(str(item))
+            section = section_of(place.field) if place.field is not None else None
+            place.value = place.value.get(item) if isinstance(place.value, Mapping) else None
+        elif isinstance(item, int) and isinstance(place.value, list):
+            place.inside += f"item {item + 1}: "
+            place.value = place.value[item]
+            kinds = get_args(place.field.annotation) if place.field is not None else ()
+            section = next((kind for kind in kinds if _is_section(kind)), None)
+        elif isinstance(place.value, Mapping) and item in place.value and place.field is not None:
+            place.inside += f"{item}: "
+            place.value = place.value[item]
+            place.field = FieldInfo(annotation=get_args(place.field.annotation)[-1])
+        # Others are the branches of a union.
+    return place
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Settings)
 
 
 def _description(field: FieldInfo | None) -> str:
@@ -364,21 +391,15 @@ def _description(field: FieldInfo | None) -> str:
     return field.description or expected(field.annotation, tuple(field.metadata))
 
 
-def _mismatch(value: Any, field: FieldInfo | None, location: tuple[int | str, ...]) -> str:
+def _mismatch(place: _Place) -> str:
+    value, field = place.value, place.field
     if field is None:
         return f"found {_found(value)}, expected keys such as source and model"
-    index = location[-1] if location and isinstance(location[-1], int) else None
-    which = ""
-    if index is not None and isinstance(value, list):
-        which, value = f"item {index + 1}: ", value[index]
-    section = section_of(field)
-    if section is not None:
-        wanted = f"keys below it: {', '.join(section.model_fields)}"
-    elif any(getattr(item, "pattern", None) for item in field.metadata):
+    if any(getattr(item, "pattern", None) for item in field.metadata):
         wanted = f"text such as: {field.description}"
     else:
         wanted = expected(field.annotation, tuple(field.metadata))
-    return f"{which}found {_found(value)}, expected {wanted}{_advice(value, field)}"
+    return f"found {_found(value)}, expected {wanted}{_advice(value, field)}"
 
 
 def _advice(value: Any, field: FieldInfo) -> str:
@@ -387,10 +408,8 @@ def _advice(value: Any, field: FieldInfo) -> str:
         choices = [str(argument) for argument in get_args(field.annotation)]
         near = difflib.get_close_matches(value.lower(), choices, n=1, cutoff=0.5)
         return f"; did you mean {near[0]}?" if near else ""
-    if value is None and not field.is_required():
-        default = field.get_default(call_default_factory=True)
-        if not isinstance(default, Settings):
-            return f"; remove the key for its default, {default}"
+    if value is None and not field.is_required() and section_of(field) is None:
+        return f"; remove the key for its default, {shortened(_default(field), _LONGEST_VALUE)}"
     takes_text = "text" in expected(field.annotation)
     if takes_text and isinstance(value, bool | int | float):
         return "; quote it if it is text"
@@ -408,9 +427,7 @@ def _found(value: Any) -> str:
         return "a list" if value else "an empty list"
     if isinstance(value, int | float):
         return str(value)
-    text = hide_secrets(str(value))
-    short = text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
-    return f'the text "{short}"'
+    return f'the text "{shortened(hide_secrets(str(value)), _LONGEST_VALUE)}"'
 
 
 # Our names for those of openai-whisper, faster-whisper, whisperX, whisper.cpp, whisper-ctranslate2,

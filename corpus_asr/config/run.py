@@ -129,7 +129,7 @@ class ModelSettings(Settings):
     8.9, else float16; on CPUs bfloat16 if the hardware computes in it, else int8 if it has AVX2,
     else float32, which is exact and takes 1.4 times as long. `float16_fp8` (GPUs only): float16
     with keys and values of windows in 8 bits."""
-    device: str = "auto"
+    device: Auto | str = "auto"
     """Device: `auto` (a GPU if there is one), cpu, cuda or cuda:N."""
     reproducible: bool = False
     """On a GPU, compute each window by the same kernels, so that its text is independent of batch

@@ -153,7 +153,7 @@ if TYPE_CHECKING:
 else:
     _DecodingKeys = keys_from(
         DecodingSettings,
-        language=str | Annotated[tuple[str, ...], Field(min_length=1)],
+        language=Auto | str | Annotated[tuple[str, ...], Field(min_length=1)],
         clip_timestamps=tuple[Annotated[float, Field(ge=0.0)], ...],
         temperature=tuple[Annotated[float, Field(ge=0.0, le=2.0)], ...],
         beam_size=Annotated[int, Field(ge=1, le=64)] | Auto,
