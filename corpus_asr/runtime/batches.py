@@ -20,11 +20,11 @@ from corpus_asr.audio.inputs import GivenAudio, given_audio
 from corpus_asr.confidence import recording_confidence
 from corpus_asr.config.load import name_hint
 from corpus_asr.config.options import options_from
-from corpus_asr.errors import ConfigError, DecodeError, ItemError
+from corpus_asr.errors import ConfigError, DecodeError
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.runtime.transcriber import FIXED_OPTIONS, Transcriber
 from corpus_asr.schemas import TRANSCRIBED
-from corpus_asr.stages.parts import failure_fields
+from corpus_asr.stages.parts import Failure, failure_fields
 
 # Of Hugging Face's feature, `read_binary_files`, decoded features, `read_audio`, and listings.
 _AUDIO = ("audio", "bytes", "array", "amplitude", "path", "uri")
@@ -110,16 +110,14 @@ class Transcribe:
 
     def _transcribed(self, audios: Iterable[tuple[Any, Any, Any]]) -> list[dict[str, Any]]:
         """Return rows of TRANSCRIBED for audio, its rate, and its path or URI."""
-        outcomes: list[GivenAudio | Transcript | Exception] = []
+        outcomes: list[GivenAudio | Transcript | Failure] = []
         for number, (audio, rate_hz, place) in enumerate(audios):
             try:
                 outcomes.append(_recording(audio, rate_hz, place, number))
-            except ItemError as error:
-                outcomes.append(error)
-            except ValueError as error:
-                outcomes.append(DecodeError(str(error), kind="not_audio"))
-            except Exception as error:  # of a decoder of another library
-                outcomes.append(error)
+            except Exception as error:  # also of a decoder of another library
+                wrong_value = isinstance(error, ValueError)
+                failed = DecodeError(str(error), kind="not_audio") if wrong_value else error
+                outcomes.append(Failure(error=failed, stage="extract"))
         # By identity: a batch may have a recording twice.
         numbers = {id(outcome): number for number, outcome in enumerate(outcomes)}
         if recordings := [outcome for outcome in outcomes if isinstance(outcome, GivenAudio)]:
@@ -166,8 +164,8 @@ def _array(samples: Any) -> Any:
 
 
 def _row(outcome: Any) -> dict[str, Any]:
-    if isinstance(outcome, Exception):
-        failure = failure_fields(outcome, stage="extract")
+    if isinstance(outcome, Failure):
+        failure = failure_fields(outcome.error, stage=outcome.stage)
         return {"error_kind": failure["error_kind"], "error": failure["error_message"]}
     segments = [
         asdict(segment) | {"channel": channel}

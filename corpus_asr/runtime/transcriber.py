@@ -43,6 +43,7 @@ from corpus_asr.runtime.in_flight import (
 from corpus_asr.segments import Segment
 from corpus_asr.stages.extract import EXTRACTOR, further_features_of
 from corpus_asr.stages.isolation import IsolatedGenerator
+from corpus_asr.stages.parts import Failure, Stage
 from corpus_asr.stages.transcribe import load_transcriber
 from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.stores.filesystem import StoreOptions
@@ -469,7 +470,7 @@ class Transcriber:
                 if isinstance(outcome, Transcript):
                     yield outcome
                 else:
-                    _note(outcome, recording.name, on_error)
+                    _note(outcome.error, recording.name, on_error)
 
     def outcomes(
         self,
@@ -478,7 +479,7 @@ class Transcriber:
         on_progress: OnProgress | None = None,
         on_segment: OnSegment | None = None,
         cancellation: Cancellation | None = None,
-    ) -> Generator[tuple[GivenAudio, Transcript | Exception]]:
+    ) -> Generator[tuple[GivenAudio, Transcript | Failure]]:
         """Yield recordings, given with texts to align or None, as they finish or fail."""
         settings = settings or self._checked({})
         with CallInFlight(self._pool, self._engine, settings, on_progress, cancellation) as call:
@@ -490,7 +491,7 @@ class Transcriber:
                             on_segment(recording.audio.name, self._calibrated(segment))
                 if not has_ended:
                     continue
-                outcome: Transcript | Exception
+                outcome: Transcript | Failure
                 try:
                     outcome = transcript_of(
                         recording, settings.speakers, self._model, self._calibrated
@@ -499,7 +500,8 @@ class Transcriber:
                     raise
                 except Exception as error:
                     self._pool.check()  # errors caused by closing the pool are reported as such
-                    outcome = error
+                    stage: Stage = "extract" if error is recording.error else "transcribe"
+                    outcome = Failure(error=error, stage=stage)
                 yield recording.audio, outcome
 
     def _calibrated(self, segment: Segment) -> Segment:

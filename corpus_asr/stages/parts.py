@@ -25,6 +25,7 @@ _LOG = logging.getLogger(__name__)
 OK = "ok"
 NO_SPEECH = "no_speech"
 FAILED = "failed"
+Stage = Literal["extract", "transcribe"]
 # Failures caused by a bug or the machine, not by the recording.
 INTERNAL = "internal"
 # Large columns of PARTS, never converted to Python objects.
@@ -33,10 +34,18 @@ FEATURE_COLUMNS = ("features", "language_features", "further_features")
 NOTHING_SAID: dict[str, Any] = {"attempts": 1, "segments_written": 0, "segments": []}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Exception that ended a recording, and the stage that raised it."""
+
+    error: Exception
+    stage: Stage
+
+
 def failure_fields(
     error: Exception,
     *,
-    stage: Literal["extract", "transcribe"],
+    stage: Stage,
     of: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return the status columns that record `error` for one row, `of` this recording.

@@ -8,7 +8,7 @@ import shutil
 import threading
 import wave
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,24 @@ def test_a_decoder_that_fails_is_a_row_with_its_error(transcribe: Transcribe) ->
     found = transcribe({"audio": [Damaged(), CLIP]})
     assert found["error_kind"] == ["internal", None]
     assert "no packet" in found["error"][0]
+
+
+def test_a_failure_is_logged_with_the_stage_where_it_happened(
+    transcribe: Transcribe, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Damaged:
+        def get_all_samples(self) -> None:
+            raise RuntimeError("no packet")
+
+    failed: Future[Any] = Future()
+    failed.set_exception(RuntimeError("no kernel"))
+    transcribe({"path": [CLIP]})  # loads the model
+    assert transcribe._transcriber is not None
+    monkeypatch.setattr(transcribe._transcriber._engine, "submit", lambda _: failed)
+    found = transcribe({"audio": [Damaged(), CLIP]})
+    assert [*map(str, found["error"])] == ["RuntimeError: no packet", "RuntimeError: no kernel"]
+    stages = re.findall(r"event=part_failed .*stage=(\w+)", caplog.text)
+    assert stages == ["extract", "transcribe"]
 
 
 def test_a_batch_returns_as_what_it_was(transcribe: Transcribe) -> None:
