@@ -464,8 +464,8 @@ _SEGMENT_OF_TRANSCRIPT = pa.struct(
     [*(field for field in SEGMENT_FIELDS if field.name not in _OF_PARTS), _CHANNEL,
      pa.field("speaker", pa.string())]
 )  # fmt: skip
-TRANSCRIBED = _schema(
-    "transcribed",
+BATCH_COLUMNS = _schema(
+    "batch_columns",
     _field("text", pa.string(), "transcribed text; empty without speech, null if it failed"),
     _field("language", pa.string(), "language of most of it; null without speech"),
     _field("confidence", pa.float32(), "mean of its segments over time; null without segments"),

@@ -23,7 +23,7 @@ from corpus_asr.config.options import options_from
 from corpus_asr.errors import ConfigError, DecodeError
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.runtime.transcriber import FIXED_OPTIONS, Transcriber
-from corpus_asr.schemas import TRANSCRIBED
+from corpus_asr.schemas import BATCH_COLUMNS
 from corpus_asr.stages.parts import Failure, failure_fields
 
 # Of Hugging Face's feature, `read_binary_files`, decoded features, `read_audio`, and listings.
@@ -79,7 +79,7 @@ class Transcribe:
         # A batch of datasets decodes what is read of it, and would have that written back.
         source = copy(batch) if isinstance(batch, MutableMapping) else batch
         names = list(getattr(source, "column_names", source))
-        if taken := ", ".join(name for name in TRANSCRIBED.names if name in names):
+        if taken := ", ".join(name for name in BATCH_COLUMNS.names if name in names):
             raise ConfigError(
                 f"transcribing a batch: found columns {taken}, expected to add these; rename them"
             )
@@ -94,7 +94,7 @@ class Transcribe:
         rows = self._transcribed(zip_longest(*values))
         return _joined(batch, {
             field.name: pa.array([row.get(field.name) for row in rows], field.type)
-            for field in TRANSCRIBED
+            for field in BATCH_COLUMNS
         })  # fmt: skip
 
     def close(self) -> None:
@@ -109,7 +109,7 @@ class Transcribe:
         return partial(type(self), *self._load.args, **settings), ()
 
     def _transcribed(self, audios: Iterable[tuple[Any, Any, Any]]) -> list[dict[str, Any]]:
-        """Return rows of TRANSCRIBED for audio, its rate, and its path or URI."""
+        """Return rows of BATCH_COLUMNS for audio, its rate, and its path or URI."""
         outcomes: list[GivenAudio | Transcript | Failure] = []
         for number, (audio, rate_hz, place) in enumerate(audios):
             try:

@@ -22,7 +22,7 @@ from corpus_asr import Transcribe
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.failure_kinds import FAILURE_KINDS
 from corpus_asr.runtime.ray_cluster import Cluster
-from corpus_asr.schemas import TRANSCRIBED
+from corpus_asr.schemas import BATCH_COLUMNS
 from tests.repo.sources import REPOSITORY
 
 pytestmark = pytest.mark.long
@@ -71,7 +71,7 @@ def test_a_bad_row_is_a_row_with_its_error(transcribe: Transcribe) -> None:
     audios, rates, paths, expected = zip(*rows, strict=True)
     batch: dict[str, Any] = {"audio": [*audios], "sampling_rate": [*rates], "path": [*paths]}
     found = transcribe(batch)
-    assert [*found] == [*batch, *TRANSCRIBED.names]
+    assert [*found] == [*batch, *BATCH_COLUMNS.names]
     good = [number for number, words in enumerate(expected) if not words]
     for number, words in enumerate(expected):
         error = found["error"][number]
@@ -119,12 +119,12 @@ def test_a_batch_returns_as_what_it_was(transcribe: Transcribe) -> None:
     files = pa.array([Path(CLIP).read_bytes(), b"", None], pa.binary())
     table = pa.table({"id": [1, 2, 3], "bytes": files, "uri": ["a", "b", CLIP]})
     found = transcribe(table)
-    assert found.schema == pa.schema([*table.schema, *TRANSCRIBED])
+    assert found.schema == pa.schema([*table.schema, *BATCH_COLUMNS])
     assert found["text"].to_pylist() == [TEXT, None, TEXT]
     assert found["error_kind"].to_pylist() == [None, "empty_file", None]
     frame = pd.DataFrame({"audio": [{"bytes": files[0].as_py(), "path": None}, {}]}, index=[7, 9])
     framed = transcribe(frame)
-    assert [*framed.columns] == ["audio", *TRANSCRIBED.names]
+    assert [*framed.columns] == ["audio", *BATCH_COLUMNS.names]
     assert [*framed.index] == [7, 9]
     assert framed["text"][7] == TEXT
     assert framed["confidence"].isna().tolist() == [False, True]
@@ -138,11 +138,11 @@ def test_a_batch_returns_as_what_it_was(transcribe: Transcribe) -> None:
 
 
 def test_an_empty_batch_gets_empty_columns(transcribe: Transcribe) -> None:
-    assert transcribe({}) == {name: [] for name in TRANSCRIBED.names}
+    assert transcribe({}) == {name: [] for name in BATCH_COLUMNS.names}
     assert transcribe({"id": []})["text"] == []
     empty = transcribe(pa.table({"path": pa.array([], pa.string())}))
-    assert (empty.num_rows, empty.schema.field("segments").type) == (0, TRANSCRIBED[4].type)
-    assert len(transcribe(pd.DataFrame({"path": []})).columns) == 1 + len(TRANSCRIBED)
+    assert (empty.num_rows, empty.schema.field("segments").type) == (0, BATCH_COLUMNS[4].type)
+    assert len(transcribe(pd.DataFrame({"path": []})).columns) == 1 + len(BATCH_COLUMNS)
 
 
 def test_a_wrong_batch_and_wrong_options_are_refused_with_the_nearest_name() -> None:
