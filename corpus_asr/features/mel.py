@@ -122,6 +122,8 @@ POWER_FLOOR = 1e-10
 LOG10_FLOOR = -10.0  # log10(POWER_FLOOR)
 DYNAMIC_RANGE = 8.0  # decades kept below the maximum: 80 dB
 LOG10_E = 1 / math.log(10)
+# Whisper's scale: log10 of power from -10 to 4 becomes -1.5 to 2.
+OFFSET = SCALE = 4.0
 
 
 def mel_to_hz(mel: Float64[np.ndarray, " mel"]) -> Float64[np.ndarray, " mel"]:
@@ -191,9 +193,9 @@ def scale_log10_mel(values: Float32[np.ndarray, "frame mel"]) -> float:
     """
     peak = float(values.max())
     np.maximum(values, np.float32(peak - DYNAMIC_RANGE), out=values)
-    values += np.float32(4.0)
-    values /= np.float32(4.0)
-    return (max(LOG10_FLOOR, peak - DYNAMIC_RANGE) + 4.0) / 4.0
+    values += np.float32(OFFSET)
+    values /= np.float32(SCALE)
+    return (max(LOG10_FLOOR, peak - DYNAMIC_RANGE) + OFFSET) / SCALE
 
 
 def log_mel(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from corpus_asr.array_types import Float
 from corpus_asr.decoding.device import upload
+from corpus_asr.decoding.slots import encode_batch_on
 from corpus_asr.families.layers.blocks import EncoderBlock, activation
 from corpus_asr.families.layers.packed import (
     FusedEncoderBlock,
@@ -25,10 +26,11 @@ _CHUNKS_AT_ONCE = 64
 def convolved_values(config: Qwen3ASREncoderConfig) -> int:
     """Return the values of the first convolution, before and after activation, for each window.
 
-    Those of a batch are at most those of the chunks at once; batches have 16 windows on a GPU.
+    Those of a batch are at most those of the chunks at once.
     """
     halves = config.num_mel_bins // 2 * config.chunk_frames // 2
-    return _CHUNKS_AT_ONCE // 16 * 2 * config.downsample_hidden_size * halves
+    chunks = _CHUNKS_AT_ONCE // encode_batch_on("cuda")
+    return chunks * 2 * config.downsample_hidden_size * halves
 
 
 class Qwen3ASREncoder(nn.Module):

@@ -14,13 +14,11 @@ from corpus_asr.families.model_config import CONFIG_NAME
 from corpus_asr.families.qwen3_asr.config import Qwen3ASRConfig
 from corpus_asr.families.registry import PartFeatures, check_front_end
 from corpus_asr.families.whisper.features import COMPUTED
-from corpus_asr.features.mel import DYNAMIC_RANGE, LOG10_FLOOR, log10_mel
+from corpus_asr.features.mel import DYNAMIC_RANGE, LOG10_FLOOR, OFFSET, SCALE, log10_mel
 from corpus_asr.units import HOP_SAMPLES
 
-# Whisper's scale: log10 of power from -10 to 4 becomes -1.5 to 2.
-_OFFSET, _SCALE = 4.0, 4.0
-_SILENCE = (LOG10_FLOOR + _OFFSET) / _SCALE
-_RANGE = DYNAMIC_RANGE / _SCALE
+_SILENCE = (LOG10_FLOOR + OFFSET) / SCALE
+_RANGE = DYNAMIC_RANGE / SCALE
 _SHORTEST_FRAMES = 50
 """Length in frames of the shortest window: the extractor pads shorter clips with silence."""
 
@@ -56,7 +54,7 @@ class Qwen3ASRPartFeatures:
         if samples.size >= HOP_SAMPLES:
             values = log10_mel(samples, num_mel_bins=self.num_mel_bins)
         # As scaled, they lose at most 1e-3 in float16.
-        values = (values + np.float32(_OFFSET)) / np.float32(_SCALE)
+        values = (values + np.float32(OFFSET)) / np.float32(SCALE)
         return PartFeatures(values=values.astype(np.float16), pad_value=_SILENCE)
 
     def window(

@@ -22,7 +22,14 @@ from corpus_asr.families.model_config import ModelConfig
 from corpus_asr.families.outputs import BaseModelOutput
 from corpus_asr.families.pretrained import PreTrainedModel
 from corpus_asr.families.whisper.config import WhisperConfig
-from corpus_asr.features.mel import DYNAMIC_RANGE, POWER_FLOOR, Analysis, mel_filters
+from corpus_asr.features.mel import (
+    DYNAMIC_RANGE,
+    OFFSET,
+    POWER_FLOOR,
+    SCALE,
+    Analysis,
+    mel_filters,
+)
 from corpus_asr.units import FRAMES_PER_POSITION
 
 _POSITIONS = "encoder.embed_positions.weight"
@@ -198,7 +205,7 @@ def log_mel_on_device(
     logs = (weights @ power).clamp(min=POWER_FLOOR).log10()
     # Each row by its own maximum, so that recordings are independent.
     peaks = logs.amax(dim=(1, 2), keepdim=True)
-    scaled = (torch.maximum(logs, peaks - DYNAMIC_RANGE) + 4.0) / 4.0
+    scaled = (torch.maximum(logs, peaks - DYNAMIC_RANGE) + OFFSET) / SCALE
     features: Float32[np.ndarray, "batch mel frame"] = scaled.cpu().numpy()
     return features
 
