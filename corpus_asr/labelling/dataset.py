@@ -110,6 +110,7 @@ def complete(
     store: OutputStore, *, card: str, numbers: dict[str, Any], splits: Iterable[str], layout: str
 ) -> None:
     """Write the summary files: the files of each split, the numbers, the card."""
+    store.remove_temporary()
     manifest = WRITERS[layout].manifest
     for split in splits if manifest else ():
         _join(store, split, manifest.format(split=split))

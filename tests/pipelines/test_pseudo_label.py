@@ -305,13 +305,16 @@ def test_an_interrupted_data_set_is_completed_to_the_byte(
     assert "README.md" not in half
     done = sum(name.startswith("data/") for name in half)
     assert 0 < done < 5
+    for place in ("data", "selection", "_run/shards"):  # of a process that was killed
+        (tmp_path / "half" / place).mkdir(exist_ok=True)
+        (tmp_path / "half" / place / ".tmp-killed").write_bytes(b"PAR1")
     uploads.clear()
     last[0] = 0
     label(decoded.config(to="half", dataset=small))
     assert len(uploads) == 5 - done  # what was there is not written again
     found = content(tmp_path / "half")
     differing = {name for name in {*expected, *found} if found.get(name) != expected.get(name)}
-    assert differing <= {"README.md", "labels.json"}  # which name the folder
+    assert differing <= {"README.md", "labels.json"}, "these name the folder"
 
 
 def test_recordings_that_are_no_longer_the_same_are_counted_and_not_heard(

@@ -65,7 +65,6 @@ from corpus_asr.storage.run_state.tables import (
     OutputStore,
     without_credentials,
 )
-from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
 from corpus_asr.storage.stores.uri import normalize, public, redact_uri
 
 FORGET: Final = "remove --uri"
@@ -365,13 +364,14 @@ def _rewrite_files(store: OutputStore, spellings: _Spellings) -> list[str]:
     """Rewrite or remove what is no table; return the files and folders at the top of others."""
     tables = tuple(f"{folder}/" for folder in TABLES_OF_RUNS)
     passed_over = (f"{CORRECTIONS_FOLDER}/", f"{PLANS_FOLDER}/", f"{DATASETS_FOLDER}/", *tables)
+    store.remove_temporary()
     names = list(store.all_names(""))
     below = store.below(SUMMARIES_FOLDER)
     nights = [night[1] for night in map(_SUMMARY.fullmatch, below.all_names("")) if night]
     summaries = {f"{SUMMARIES_FOLDER}/{night}.{end}" for night in nights for end in ("json", "md")}
     foreign: dict[str, None] = {}
     for name in names:
-        if name.rpartition("/")[2].startswith(TEMPORARY_PREFIX) or name in _MADE_AGAIN:
+        if name in _MADE_AGAIN:
             store.remove(name)
         elif name.startswith(passed_over) or name in _KEPT:
             continue
@@ -429,9 +429,7 @@ def forget_voices(
             _forget_voices(store, voiced)
         rewrite_said_speakers(store, named_speakers)
         # Leftovers of killed writes may hold names.
-        for name in list(store.all_names("")):
-            if name.rpartition("/")[2].startswith(TEMPORARY_PREFIX):
-                store.remove(name)
+        store.remove_temporary()
         remove_names(store, lambda recording, who: (recording, who) in speakers)
         store.note_tables()
 

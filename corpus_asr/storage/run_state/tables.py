@@ -303,6 +303,10 @@ class OutputStore:
             self.remove(name)
             logger.info("removed leftover=%s", name)
 
+    def remove_temporary(self) -> None:
+        """Remove all files of killed local writes; the caller holds the folder's lock."""
+        self.remove_all(filter(_is_temporary, list(self.all_names(""))))
+
     def leftovers(self) -> list[str]:
         """Return the objects of tables that do not count, and files of killed local writes."""
         names, leftovers = self._names(), set[str]()
