@@ -229,9 +229,9 @@ def _time_layers(
         batch = BeamBatch(model, places_of(slots, beams, where), beams, recorder=recorder)
         beam_token_s = searched(batch, beams)[1]
     if decoding.word_timestamps:
-        timing = TokenTiming(first=1, count=_WORDS_TOKENS - 1, positions=1500, filter_width=7)
+        tokens = (config.decoder_start_token_id,) * min(_WORDS_TOKENS, config.max_target_positions)
+        timing = TokenTiming(first=1, count=len(tokens) - 1, positions=1500, filter_width=7)
         heads = tuple((0, head) for head in range(config.decoder_attention_heads))
-        tokens = (config.decoder_start_token_id,) * _WORDS_TOKENS
         alignment = AlignJob(**of_window, tokens=tokens, heads=heads, timing=timing)
         words_s = timed(lambda: plain.admit([0], [alignment]))
     return encode_s, begin_s, token_s, beam_token_s, words_s

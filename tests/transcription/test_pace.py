@@ -42,13 +42,13 @@ def test_settings_are_named() -> None:
     assert searched_words(DecodingSettings(**options)) == "sequential windows, 1 beam, word times"
 
 
-@pytest.mark.parametrize("dtype", ["auto", "float32"])
-def test_a_checkpoint_without_weights_is_timed(tmp_path: Path, dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "positions"), [("auto", 448), ("float32", 32)])
+def test_a_checkpoint_without_weights_is_timed(tmp_path: Path, dtype: str, positions: int) -> None:
     config = {
         "model_type": "whisper", "d_model": 64, "encoder_layers": 12, "decoder_layers": 3,
         "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 128,
         "decoder_ffn_dim": 128, "vocab_size": 100, "bos_token_id": 90, "eos_token_id": 91,
-        "pad_token_id": 91, "decoder_start_token_id": 92,
+        "pad_token_id": 91, "decoder_start_token_id": 92, "max_target_positions": positions,
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     decoding = DecodingSettings(word_timestamps=True)
