@@ -250,14 +250,20 @@ def _start(store: OutputStore) -> ConfidenceModel:
 
 def _outcomes(store: OutputStore, references: str, language: str | None) -> list[SegmentOutcome]:
     outcomes: list[SegmentOutcome] = []
-    expected = read_references(references, store.options, language=language)
-    keys = _keys_by_id(store, expected)
-    for recording in _read(store, keys, EVIDENCE_COLUMNS):
-        reference = expected[keys[recording.recording_id]]
+    pairs = compared(store, references, language=language, columns=EVIDENCE_COLUMNS)
+    for recording, reference in pairs:
         outcomes += segment_outcomes(
-            _within(recording, reference.spans).segments,
-            reference.text,
-            reference.language,
-            group=recording.recording_id,
+            recording.segments, reference.text, reference.language, group=recording.recording_id
         )
     return outcomes
+
+
+def compared(
+    store: OutputStore, references: str, *, language: str | None, columns: Sequence[str]
+) -> Iterator[tuple[Recording, Reference]]:
+    """Yield the recordings that have a reference, with the segments within its spans."""
+    expected = read_references(references, store.options, language=language)
+    keys = _keys_by_id(store, expected)
+    for recording in _read(store, keys, columns):
+        reference = expected[keys[recording.recording_id]]
+        yield _within(recording, reference.spans), reference

@@ -1,4 +1,4 @@
-"""Fit `confidence` to how many words of a run were right, and the curve of words to timed words.
+"""Fit `confidence` to how many words of a run were right.
 
 A word is right where a cheapest alignment of the recording pairs it with the same word of the
 reference. A missing word counts as an error of the segment that holds the word before it.
@@ -7,21 +7,17 @@ reference. A missing word counts as an error of the segment that holds the word 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from difflib import SequenceMatcher
 from typing import Any, TypeVar
 
 import numpy as np
 
 from corpus_asr.confidence import (
     DEFAULT_MODEL,
-    WHISPER_WORDS,
     ConfidenceModel,
     SegmentEvidence,
-    WordEvidence,
     WordModel,
     features_of,
     segment_evidence,
-    word_features,
 )
 from corpus_asr.errors import ConfigError
 from corpus_asr.report.scoring import aligned, normalized, units
@@ -37,7 +33,7 @@ MIN_RECORDINGS = 5
 # Weight of the prior model in a fit, in words.
 PRIOR_WORDS = 20.0
 _MAX_STEPS = 100
-_Model = TypeVar("_Model", ConfidenceModel, WordModel)
+Model = TypeVar("Model", ConfidenceModel, WordModel)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,14 +54,6 @@ class SegmentOutcome:
     def has_error(self) -> bool:
         """Whether a word is substituted, inserted or deleted."""
         return self.right < self.words or self.missed > 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TimedWordOutcome:
-    """A word with times, compared with its reference."""
-
-    evidence: WordEvidence
-    right: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,46 +118,6 @@ def segment_outcomes(
     ]
 
 
-def timed_word_outcomes(
-    segments: Sequence[Segment], reference: str, language: str | None
-) -> list[TimedWordOutcome]:
-    """Compare the words of a recording's segments with its reference.
-
-    A word is right if all normalized units that it spells are; words without units are omitted.
-    """
-    outcomes = []
-    rights, _ = word_outcomes([segment.text for segment in segments], reference, language)
-    for segment, right in zip(segments, rights, strict=True):
-        words = segment.words or ()
-        spelled = [units(normalized(word.word, language), language) for word in words]
-        text_units = units(normalized(segment.text, language), language)
-        for word, marks in zip(words, _marks(spelled, text_units, right), strict=True):
-            evidence = WordEvidence(
-                probability=word.probability, segment_confidence=segment.confidence
-            )
-            if marks:
-                outcomes.append(TimedWordOutcome(evidence=evidence, right=all(marks)))
-    return outcomes
-
-
-def _marks(
-    spelled: Sequence[Sequence[str]], text_units: Sequence[str], right: Sequence[bool]
-) -> list[list[bool]]:
-    """Return which units of each word are right, given those of the whole text."""
-    marks: list[list[bool]] = [[] for _ in spelled]
-    owners = [index for index, word in enumerate(spelled) for _ in word]
-    units_of_words = [unit for word in spelled for unit in word]
-    # A text is not normalized word by word: numbers are joined, and brackets are removed.
-    matcher = SequenceMatcher(None, text_units, units_of_words, autojunk=False)
-    for tag, first, stop, begin, end in matcher.get_opcodes():
-        values, members = list(right[first:stop]), owners[begin:end]
-        if tag == "replace":
-            values = [all(values)] * len(members)
-        for owner, value in zip(members, values, strict=False):
-            marks[owner].append(value)
-    return marks
-
-
 def check_enough(outcomes: Sequence[SegmentOutcome]) -> None:
     """Raise a `ConfigError` for too few segments, errors or recordings."""
     errors = sum(outcome.has_error for outcome in outcomes)
@@ -187,11 +135,8 @@ def check_enough(outcomes: Sequence[SegmentOutcome]) -> None:
 def fit(
     outcomes: Sequence[SegmentOutcome], start: ConfidenceModel = DEFAULT_MODEL
 ) -> ConfidenceModel:
-    """Fit a logistic regression to the fraction of correct words in segments, by Newton's method.
-
-    Weights have a Gaussian prior around those of `start`; negative ones are set to 0.
-    """
-    return _fitted(
+    """Fit the confidence of segments to their fractions of correct words."""
+    return fitted(
         start,
         [features_of(outcome.evidence) for outcome in outcomes],
         right=[outcome.right for outcome in outcomes],
@@ -199,23 +144,13 @@ def fit(
     )
 
 
-def fit_words(outcomes: Sequence[TimedWordOutcome], start: WordModel = WHISPER_WORDS) -> WordModel:
-    """Fit a logistic regression to whether words are right, as `fit` does for segments."""
-    return _fitted(
-        start,
-        [word_features(outcome.evidence) for outcome in outcomes],
-        right=[outcome.right for outcome in outcomes],
-        words=[1] * len(outcomes),
-    )
+def fitted(
+    start: Model, features: Sequence[Sequence[float]], *, right: Sequence[int], words: Sequence[int]
+) -> Model:
+    """Fit a logistic regression to the fraction of correct words, by Newton's method.
 
-
-def _fitted(
-    start: _Model,
-    features: Sequence[Sequence[float]],
-    *,
-    right: Sequence[int],
-    words: Sequence[int],
-) -> _Model:
+    Weights have a Gaussian prior around those of `start`; negative ones are set to 0.
+    """
     design = np.hstack([np.ones((len(features), 1)), np.array(features)])
     num_right, num_words = (np.array(number, dtype=np.float64) for number in (right, words))
     prior = np.array([start.offset, *start.weights])

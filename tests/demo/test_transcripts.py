@@ -14,6 +14,8 @@ import pysubs2
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks import word_confidence
+from benchmarks.word_confidence import timed_word_outcomes
 from corpus_asr import Transcribe
 from corpus_asr.cli import main as cli
 from corpus_asr.confidence import LOW_WORD_CONFIDENCE, WHISPER_WORDS
@@ -21,7 +23,6 @@ from corpus_asr.config.run import PseudoLabelConfig
 from corpus_asr.export.recordings import segment_from
 from corpus_asr.pipelines.evaluate import evaluate
 from corpus_asr.pipelines.pseudo_label import label
-from corpus_asr.report.calibration import timed_word_outcomes
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.logs import logging_put_back
 from tests.support.spoken import NAMES, REFERENCES, REPOSITORY, Sentence, error_rate, spoken
@@ -146,6 +147,13 @@ def test_marked_words_are_few_and_often_wrong(transcribed: Heard, output: Path) 
     assert len(outcomes) > 550
     assert 0 < len(marked) <= 0.02 * len(outcomes)
     assert marked.count(False) >= 0.4 * len(marked)
+
+
+def test_the_curve_of_words_is_fitted_to_a_run(
+    transcribed: Heard, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    word_confidence.main([str(output), "--references", str(REFERENCES)])
+    assert re.match(r"5\d\d words, \d wrong: WordModel\(offset=", capsys.readouterr().out)
 
 
 def call(*arguments: str) -> str:

@@ -6,19 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from corpus_asr.confidence import ConfidenceModel, SegmentEvidence, WordEvidence, WordModel
+from corpus_asr.confidence import ConfidenceModel, SegmentEvidence
 from corpus_asr.errors import ConfigError
 from corpus_asr.report.calibration import (
     MIN_SEGMENTS,
     SegmentOutcome,
-    TimedWordOutcome,
     brier,
     calibration_of,
     check_enough,
     fit,
-    fit_words,
     segment_outcomes,
-    timed_word_outcomes,
     word_outcomes,
 )
 from tests.support.tables import segment
@@ -75,33 +72,6 @@ def test_segments_without_words_or_evidence_are_left_out() -> None:
     assert [(one.words, one.right, one.has_error) for one in found] == [(1, 1, False), (1, 0, True)]
     assert found[0].confidence == 0.9
     assert segment_outcomes([segment(" red", 0.0, 1.0)], "red", "en", group="r") == []
-
-
-def test_timed_words_are_right_where_all_of_their_units_are() -> None:
-    said = [
-        segment(" Red - (um) we'll blew", 0.0, 1.0, words=True),
-        segment(" twenty one", 1.0, 2.0, words=True, confidence=0.4),
-        segment(" ten", 2.0, 3.0),
-    ]
-    found = timed_word_outcomes(said, "red we will blue 21 10", "en")
-    # Neither the dash nor what is in brackets is a word of the normalized text.
-    assert [one.right for one in found] == [True, True, False, True, True]
-    assert [one.evidence.segment_confidence for one in found] == [0.9] * 3 + [0.4] * 2
-    assert {one.evidence.probability for one in found} == {0.5}
-    assert [one.right for one in timed_word_outcomes(said[1:], "", "en")] == [False, False]
-
-
-def test_a_fit_of_words_finds_the_model_that_made_the_data() -> None:
-    rng = np.random.default_rng(3)
-    true = WordModel(offset=-0.5, weights=(1.1, 0.4))
-    drawn = []
-    for probability, confidence in rng.uniform(size=(6_000, 2)).tolist():
-        evidence = WordEvidence(probability=probability, segment_confidence=confidence)
-        right = bool(rng.random() < true.confidence(evidence))
-        drawn.append(TimedWordOutcome(evidence=evidence, right=right))
-    found = fit_words(drawn, WordModel(offset=0.0, weights=(0.0, 0.0)))
-    assert found.offset == pytest.approx(true.offset, abs=0.1)
-    assert found.weights == pytest.approx(true.weights, abs=0.12)
 
 
 def test_a_fit_finds_the_model_that_made_the_data() -> None:
