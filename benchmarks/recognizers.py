@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.worker import read_samples
 from corpus_asr.config.decoding import ComputeType
-from corpus_asr.config.load import decoding_from
+from corpus_asr.config.options import options_from
 from corpus_asr.families.whisper.features import WhisperPartFeatures
 from corpus_asr.models.convert import convert
 from corpus_asr.report.scoring import TimedWord
@@ -101,7 +101,7 @@ def ours_filled_with_zeros(model: Path, scratch: Path, mode: Mode) -> Recognizer
     extract = WhisperPartFeatures.from_folder(model)
     engine = Engine.from_folder(
         model,
-        decoding=decoding_from(options),
+        decoding=options_from(options).decoding,
         device="cpu",
         dtype="float32",
         num_threads=torch.get_num_threads(),
@@ -113,7 +113,8 @@ def ours_filled_with_zeros(model: Path, scratch: Path, mode: Mode) -> Recognizer
             recording_id=file.name, part=0, num_samples=len(samples), pad_value=0.0, start_s=0.0,
             features=extract(samples).values[: len(samples) // HOP_SAMPLES], speech=None,
         )  # fmt: skip
-        settings = decoding_from({**options, "language": language, "word_timestamps": word_times})
+        wanted = {**options, "language": language, "word_timestamps": word_times}
+        settings = options_from(wanted).decoding
         found = engine.submit(replace(part, decoding=settings)).result()
         text = "".join(segment.text for segment in found.segments)
         return _hypothesis(text, found.language, found.segments)

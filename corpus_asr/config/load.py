@@ -27,7 +27,6 @@ from typing import (
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.document import (
     Document,
     KeyPath,
@@ -38,7 +37,6 @@ from corpus_asr.config.document import (
 )
 from corpus_asr.config.run import CLASSIFY_AUDIO, PSEUDO_LABEL, PseudoLabelConfig, RunConfig
 from corpus_asr.config.settings import (
-    DecodingSection,
     Settings,
     described,
     keys_of,
@@ -106,12 +104,6 @@ def _validated(
         return model.model_validate(values), []
     except ValidationError as error:
         return None, problems_in(error, model=model, values=values)
-
-
-def decoding_from(options: Mapping[str, Any]) -> DecodingSettings:
-    """Convert keywords to decoding settings."""
-    section: DecodingSection = checked_options(options, DecodingSection)[0]
-    return section.settings()
 
 
 def checked_options(options: Mapping[str, Any], *models: type[Settings]) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ import pytest
 
 from corpus_asr.config.decoding import DecodingSettings, Hotword, hotwords_from
 from corpus_asr.config.extraction import ExtractSettings
-from corpus_asr.config.load import decoding_from, yaml_value
+from corpus_asr.config.load import yaml_value
 from corpus_asr.config.options import (
     OPTIONS,
     option_overrides,
@@ -34,7 +34,7 @@ from tests.support.tables import run_config
     ],
 )
 def test_clips_are_numbers_or_text(written: Any, meant: tuple[float, ...]) -> None:
-    assert decoding_from({"clip_timestamps": written}).clip_timestamps == meant
+    assert options_from({"clip_timestamps": written}).decoding.clip_timestamps == meant
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_clips_are_numbers_or_text(written: Any, meant: tuple[float, ...]) -> No
 )
 def test_options_that_do_not_fit_are_refused_by_name(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        decoding_from(options)
+        options_from(options)
     assert words in str(caught.value)
     assert ": :" not in str(caught.value)
 
@@ -79,7 +79,7 @@ def test_options_that_do_not_fit_are_refused_by_name(options: dict[str, Any], wo
 def test_a_preset_sets_keys_that_are_not_given(
     given: dict[str, Any], beams: int | str, padding_s: float | str | None
 ) -> None:
-    settings = decoding_from(given)
+    settings = options_from(given).decoding
     assert (settings.beam_size, settings.padding_s) == (beams, padding_s)
     # What a run keeps of its settings has the keys, and says the same when it is read again.
     kept = DecodingSection(**given).model_dump()
@@ -93,17 +93,17 @@ def test_options_that_fit() -> None:
     quiet = {"word_timestamps": True, "hallucination_silence_threshold": 2}
     languages = {"language": ["en", "de", "en"], "language_mode": "window"}
     prompts = {"initial_prompt": " ", "hotwords": "", "prefix": "So"}
-    settings = decoding_from(beams | quiet | languages | prompts)
+    settings = options_from(beams | quiet | languages | prompts).decoding
     assert (settings.beam_size, settings.hallucination_silence_threshold) == (5, 2.0)
     assert settings.language == ("en", "de")
     assert (settings.initial_prompt, settings.hotwords, settings.prefix) == (None, None, "So")
     # Of one there is nothing to detect, so that models which do not detect take it, too.
-    assert decoding_from({"language": ["German", "de"]}).language == "de"
+    assert options_from({"language": ["German", "de"]}).decoding.language == "de"
 
 
 def test_text_that_utf8_cannot_write_is_refused_by_its_key() -> None:
     with pytest.raises(ConfigError, match=r"initial_prompt: found '.ud800', expected text"):
-        decoding_from({"initial_prompt": "\ud800"})
+        options_from({"initial_prompt": "\ud800"})
 
 
 def test_the_guide_says_the_defaults_of_speech_detection() -> None:
@@ -169,14 +169,14 @@ TWO = (Hotword("Ray Data", 2.0), Hotword("Kubernetes"))
 )
 def test_every_form_says_the_same(value: Any) -> None:
     assert set(hotwords_from(value)) == set(TWO)
-    settings = decoding_from({"hotwords": value})
+    settings = options_from({"hotwords": value}).decoding
     assert set(settings.hotwords or ()) == set(TWO)
 
 
 @pytest.mark.parametrize("nothing", [None, "", " ,\n,", [], {}])
 def test_no_phrases_are_none(nothing: Any) -> None:
     assert hotwords_from(nothing) == ()
-    assert decoding_from({"hotwords": nothing}).hotwords is None
+    assert options_from({"hotwords": nothing}).decoding.hotwords is None
 
 
 def test_a_file_has_a_phrase_per_line(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_file_has_a_phrase_per_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"found @none.txt, which cannot be read"):
         run_config(str(tmp_path), "out", decoding={"hotwords": "@none.txt"})
     # What a service hands on of a request names no file.
-    assert decoding_from(decoding).hotwords == (Hotword(f"@{path}"),)
+    assert options_from(decoding).decoding.hotwords == (Hotword(f"@{path}"),)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_a_file_has_a_phrase_per_line(tmp_path: Path) -> None:
 )
 def test_what_is_no_phrase_or_no_weight_is_refused_by_name(value: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=rf"hotwords: .*{words}"):
-        decoding_from({"hotwords": value})
+        options_from({"hotwords": value})
 
 
 def test_a_recording_has_those_of_its_column() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.config.load import decoding_from
+from corpus_asr.config.options import options_from
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.transcription.whisper_prompt import PromptFormat
 from tests.support.checkpoints import tiny_whisper
@@ -34,7 +34,7 @@ def test_a_checkpoint_folder_becomes_prompts_and_rules(tmp_path: Path) -> None:
 
 def refused(own: PromptFormat, message: str, **settings: Any) -> None:
     with pytest.raises(ConfigError, match=message):
-        own.check(decoding_from(settings))
+        own.check(options_from(settings).decoding)
 
 
 def test_an_english_only_checkpoint_has_no_language_to_ask_for(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_what_no_multilingual_checkpoint_can_do_is_refused(tmp_path: Path) -> No
     refused(own, message, window_s=20, strategy="sequential")
     refused(own, message, window_s=20, condition_on_prev_tokens=True)
     for name in ("hotwords", "prefix"):
-        own.check(decoding_from({name: "w1 " * 11, "hotwords_mode": "prompt"}))
+        own.check(options_from({name: "w1 " * 11, "hotwords_mode": "prompt"}).decoding)
         message = rf"{name}: found 12 tokens, .* room for 11; shorten"
         refused(own, message, hotwords_mode="prompt", **{name: "w1 " * 12})
     refused(own, "hotwords: found 12 tokens in 'w1 w1", hotwords="w1 " * 12)

@@ -129,12 +129,6 @@ class Speech2TextPreTrainedModel(PreTrainedModel):
         """Return the positions for a number of frames, as an integer or a tensor."""
         return shorter(input_lengths, self.config.num_conv_layers)
 
-    def _get_feature_vector_attention_mask(
-        self, feature_vector_length: int, attention_mask: Tensor
-    ) -> Int[Tensor, "batch pos"]:
-        """Return 1 for each position within the frames of a mask (batch, frame), else 0."""
-        return valid_positions(attention_mask, feature_vector_length, config=self.config).long()
-
 
 @plain
 class Speech2TextEncoder(FeatureEncoder, Speech2TextPreTrainedModel):
