@@ -102,6 +102,7 @@ def test_each_span_has_its_own_measures(speech: np.ndarray) -> None:
 )
 def test_every_value_is_a_number(samples: np.ndarray) -> None:
     found = over(samples, (0.0, 1.0))
+    assert {*found} == {*SoundQuality.columns}
     assert all(value is not None and np.isfinite(value) for value in found.values())
     nothing = dict.fromkeys(SoundQuality.columns)
     assert over(samples) == over(np.empty(0), (0.0, 1.0)) == nothing

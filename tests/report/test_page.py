@@ -117,6 +117,7 @@ def test_a_run_that_is_not_done(job: ManualRun, tmp_path: Path) -> None:
     assert "Nothing failed." in page.text
     assert not page.all("li", class_="sample")
     links = [link.attributes["href"] for link in page.all("nav")[0].all("a")]
+    assert links
     assert set(links) <= {f"#{heading.attributes['id']}" for heading in page.all("h2")}
     job.commit("a.wav")
     job.commit("b.wav", last_part=False)
