@@ -70,11 +70,12 @@ class CachedDecoderBlock:
 
     def fill_one(self, cache: LayerCache, slot: int, window: Float[Tensor, "pos width"]) -> None:
         # The window may be short; on a CPU only its own positions are read.
-        blocks = [self._cross_kv.by_block(rows) for rows in blocks_of(window)]
-        computed = torch.cat(blocks).unsqueeze(0).chunk(2, dim=-1)
-        held = cache.packed_window(slot, len(window))
-        for target, source in zip(held, computed, strict=True):
-            target.copy_(split_heads(source, self._heads))
+        blocks = [self._cross_kv.by_block(rows).chunk(2, dim=-1) for rows in blocks_of(window)]
+        keys, values = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+        held_keys, held_values = cache.packed_window(slot, len(window))
+        held_keys.copy_(split_heads(keys.unsqueeze(0), self._heads))
+        # Transposed as one matrix: copied head by head this takes eight times as long.
+        held_values.mT.view(-1, len(window)).copy_(values.T)
 
     def prefill(
         self,

@@ -305,6 +305,7 @@ class LayerCache:
     cross_keys: Num[Tensor, "window head pos head_dim"]
     """With scales, bytes that represent `torch.float8_e4m3fn`."""
     cross_values: Num[Tensor, "window head pos head_dim"]
+    """On a CPU contiguous along `pos`, for products that read memory in order."""
     cross_scales: Float[Tensor, "2 window head"] | None = None
     """Factors of keys and values."""
     beams: int = 1
@@ -331,11 +332,10 @@ class LayerCache:
         # times as long as the products.
         heads, _, head_dim = self.cross_keys.shape[1:]
         size = heads * end * head_dim
-        keys, values = (
-            held[slot // self.beams].view(-1)[:size].view(1, heads, end, head_dim)
-            for held in (self.cross_keys, self.cross_values)
-        )
-        return keys, values
+        held_keys, held_values = self.cross_keys, self.cross_values.mT
+        keys = held_keys[slot // self.beams].view(-1)[:size].view(1, heads, end, head_dim)
+        values = held_values[slot // self.beams].view(-1)[:size].view(1, heads, head_dim, end)
+        return keys, values.mT
 
     def write_prompts(self, rows: slice | Tensor, keys: Heads, values: Heads, *, used: int) -> None:
         """Restart slots with the keys and values of their prompts.
@@ -395,15 +395,21 @@ class SlotCache:
         # One tensor over all layers each, so that moving a slot takes three copies.
         text = (layers, 2, slots, heads, tokens, head_dim)
         self._text = _zeros(text, dtype=dtype, device=device)
-        window = (layers, slots // beams, heads, positions, head_dim)
+        windows = (layers, slots // beams, heads)
         held = torch.uint8 if float8_windows else dtype
-        self._windows = tuple(_zeros(window, dtype=held, device=device) for _ in range(2))
+        keys = _zeros((*windows, positions, head_dim), dtype=held, device=device)
+        self.on_cpu = device.type == "cpu"
+        values = (
+            _zeros((*windows, head_dim, positions), dtype=held, device=device).mT
+            if self.on_cpu
+            else torch.zeros_like(keys)
+        )
+        self._windows = keys, values
         # Empty windows are zero, and remain so with any scale.
         scales = torch.ones(layers, 2, slots // beams, heads, device=device)
         self._scales = scales if float8_windows else None
         self.beams = beams
         self.slots = slots
-        self.on_cpu = device.type == "cpu"
         # A number for every token of every slot; equal numbers mean equal keys and values. Beams of
         # a window mostly differ in their last few tokens: only these are then copied. Unused off
         # the CPU, where a captured step does not change it.
