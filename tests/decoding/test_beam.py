@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from corpus_asr.decoding.batch import encode_windows
-from corpus_asr.decoding.beam import BeamBatch
+from corpus_asr.decoding.beam import BeamBatch, staying_first
 from corpus_asr.decoding.jobs import TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.protocols import SlotModel, check_assistant
 from corpus_asr.decoding.rules import RepetitionDetector
@@ -82,6 +82,15 @@ def test_logprobs_are_those_of_the_tokens_under_the_rules(
     rows[0, list(SUPPRESSING.suppress_first)] = -torch.inf
     under_rules = rows.log_softmax(dim=1)[range(len(rows)), list(result.tokens)]
     assert result.logprobs == pytest.approx(under_rules.tolist(), abs=1e-4)
+
+
+@hypothesis.given(st.lists(st.lists(st.integers(0, 4), min_size=5, max_size=5), min_size=1))
+def test_only_second_beams_of_a_source_change_places(places: list[list[int]]) -> None:
+    order = staying_first(torch.tensor(places))
+    for sources, ranks in zip(places, order.tolist(), strict=True):
+        assert sorted(ranks) == [*range(5)]
+        for source in set(sources):
+            assert ranks[source] == sources.index(source)
 
 
 def test_processors_and_criteria_are_asked_for_every_beam(models: list[WhisperSlotModel]) -> None:
