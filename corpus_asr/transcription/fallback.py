@@ -14,12 +14,12 @@ from torch import Tensor
 
 from corpus_asr.array_types import Float
 from corpus_asr.confidence import mean_logprob_of, with_confidence
-from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.decoding import AUTO_LENGTHENING, DecodingSettings
 from corpus_asr.decoding.jobs import Search, Steps, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.phrases import PhraseTrie
 from corpus_asr.families.whisper.config import GenerationConfig
 from corpus_asr.segments import Segment, Word
-from corpus_asr.transcription.windows import Language, PartRequest, Window
+from corpus_asr.transcription.windows import Language, PartRequest, Window, frames_to_encode
 from corpus_asr.transcription.words import DraftSegment
 from corpus_asr.units import FRAMES_PER_SECOND
 
@@ -30,7 +30,7 @@ class Attempt:
 
     window: Window
     number: int
-    """Number of temperatures tried before."""
+    """Index of the last temperature tried."""
     temperature: float | None
     result: WindowResult
     mean_logprob: float
@@ -76,13 +76,19 @@ class DecodingRules(ABC):
 
         Source: Radford et al. 2022, section 4.5; openai-whisper `decode_with_fallback`.
         """
+        attempts: list[Attempt] = []
         for number, temperature in enumerate(self.temperatures):
             attempt = yield from self._searched(window, number, temperature)
             window = attempt.window
             self.note(attempt)
+            attempts.append(attempt)
             if not self.fails(attempt):
-                break
-        return attempt
+                return attempt
+        return self.best(attempts)
+
+    def best(self, attempts: Sequence[Attempt]) -> Attempt:
+        """Return one of a window's attempts that all fail: the last one."""
+        return attempts[-1]
 
     def resume(self, attempt: Attempt) -> Steps[Attempt]:
         """Continue an unfinished text in its window, whose encoding is reused.
@@ -113,13 +119,13 @@ class DecodingRules(ABC):
     def _searched(self, window: Window, number: int, temperature: float | None) -> Steps[Attempt]:
         search = self.search(window, temperature)
         attempt = yield from self._attempt(window, number, temperature, search)
-        wider = self.wider(attempt, search)
-        if wider is None:
-            return attempt
-        window, search = wider
-        wide_attempt = yield from self._attempt(window, number, temperature, search)
-        # Keep a text that passes if that of the beam search fails.
-        return attempt if self.fails(wide_attempt) and not self.fails(attempt) else wide_attempt
+        while (wider := self.wider(attempt, search)) is not None:
+            window, search = wider
+            wide_attempt = yield from self._attempt(window, number, temperature, search)
+            if self.fails(wide_attempt) and not self.fails(attempt):
+                break  # keep a text that passes
+            attempt = wide_attempt
+        return attempt
 
     def _judged(self, attempt: Attempt, result: WindowResult) -> Attempt:
         return replace(
@@ -130,7 +136,7 @@ class DecodingRules(ABC):
         )
 
     def wider(self, attempt: Attempt, search: Search) -> tuple[Window, Search] | None:
-        """Return a second search before the next temperature, and its window; None for none."""
+        """Return another search before the next temperature, and its window; None for none."""
         return None
 
     def _attempt(
@@ -173,14 +179,13 @@ class DecodingRules(ABC):
         )
         if improbable and self.lacks_speech(attempt):
             return False  # silence: a low probability is expected; the text is dropped later
+        return improbable or self.is_repetitive(attempt)
+
+    def is_repetitive(self, attempt: Attempt) -> bool:
+        """Whether a text compresses more than the threshold allows."""
+        limit = self.thresholds.compression_ratio_threshold
         # A loop that was stopped early compresses less, but is still repetition.
-        return improbable or (
-            limits.compression_ratio_threshold is not None
-            and (
-                attempt.result.looped
-                or attempt.compression_ratio > limits.compression_ratio_threshold
-            )
-        )
+        return limit is not None and (attempt.result.looped or attempt.compression_ratio > limit)
 
     def lacks_speech(self, attempt: Attempt) -> bool:
         """Whether the window probably contains no speech, regardless of its text."""
@@ -245,9 +250,9 @@ class OpenAIRules(DecodingRules):
         )
 
     def wider(self, attempt: Attempt, search: Search) -> tuple[Window, Search] | None:
-        """Search uncertain windows with beams and at whole length, where these are auto.
+        """Search uncertain windows with beams and more padding, where these are auto.
 
-        Without beams, windows that fail or say something twice are decoded at whole length.
+        Windows that fail or say something twice are decoded at whole length.
         """
         settings, window = self.settings, attempt.window
         if attempt.temperature:
@@ -260,11 +265,26 @@ class OpenAIRules(DecodingRules):
             wider = replace(
                 search, num_beams=settings.most_beams, length_penalty=settings.length_penalty
             )
-        if settings.padding_s == "auto" and not window.resumes and (is_bad or wider is not search):
-            window = replace(window, num_frames=None)
-        if window.num_frames == attempt.window.num_frames and wider is search:
+        num_frames = window.num_frames
+        if settings.padding_s == "auto" and num_frames is not None and not window.resumes:
+            if is_bad:
+                num_frames = None
+            elif wider != search:
+                num_frames = frames_to_encode(round(AUTO_LENGTHENING * num_frames), 0.0)
+        if num_frames == window.num_frames and wider == search:
             return None
-        return window, wider
+        return replace(window, num_frames=num_frames), wider
+
+    def best(self, attempts: Sequence[Attempt]) -> Attempt:
+        """Return the likeliest attempt, of those that are not repetitive if there are any.
+
+        The last one, as in openai-whisper, is sampled at the highest temperature.
+
+        Source: faster-whisper `generate_with_fallback`.
+        """
+        varied = [attempt for attempt in attempts if not self.is_repetitive(attempt)]
+        likeliest = max(varied or attempts, key=lambda attempt: attempt.mean_logprob)
+        return replace(likeliest, number=attempts[-1].number)
 
     def repeats(self, attempt: Attempt) -> bool:
         """As in the base class; a user who lets texts repeat sets no threshold."""

@@ -478,7 +478,8 @@ def test_beams_are_followed_where_the_likeliest_text_is_uncertain(
         # All that follows is decoded whole, too.
         ([POOR, POOR, CERTAIN], {}, [600, None, None]),
         ([UNCERTAIN], {}, [600]),
-        ([UNCERTAIN, CERTAIN], {"beam_size": "auto"}, [600, None]),
+        ([UNCERTAIN, CERTAIN], {"beam_size": "auto"}, [600, 900]),
+        ([UNCERTAIN, UNCERTAIN], {"beam_size": "auto"}, [600, 900]),
         ([POOR, CERTAIN], {"beam_size": "auto"}, [600, None]),
         ([POOR, CERTAIN], {"beam_size": 5}, [600, None]),
         ([POOR, CERTAIN], {"padding_s": 5.0}, [600, 600]),
@@ -491,6 +492,16 @@ def test_a_short_window_that_fails_or_says_all_twice_is_decoded_with_all_its_pad
     taken, jobs = decoded(results, num_frames=600, **settings)
     assert [job.num_frames for job in jobs] == asked
     assert taken.window.num_frames == asked[-1]
+
+
+def test_of_attempts_that_all_fail_the_likeliest_that_does_not_repeat_is_kept() -> None:
+    likely, unlikely, loop = result(-1.2), result(-1.4), replace(result(-0.1), looped=True)
+    for results in ([likely, unlikely, POOR], [POOR, loop, likely], [loop, likely, unlikely]):
+        taken, _ = searched(results)
+        assert taken.result == likely
+        assert taken.number == len(LADDER) - 1
+    taken, _ = searched([loop, replace(POOR, looped=True), replace(unlikely, looped=True)])
+    assert taken.result == loop
 
 
 def test_beams_that_fail_give_way_to_the_likeliest_text() -> None:
