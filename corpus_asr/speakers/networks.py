@@ -7,14 +7,14 @@ Imports no torch: it runs where audio is decoded.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from corpus_asr.array_types import Float32
+from corpus_asr.array_types import Float32, Float64
 from corpus_asr.config.extraction import PACKAGED_ENCODER
 from corpus_asr.errors import CheckpointError
 from corpus_asr.features.fbank import kaldi_fbank
@@ -25,12 +25,12 @@ from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ
 Samples = Float32[np.ndarray, " sample"]
 SampleSpan = tuple[int, int]
 
-# Window length: of 1.0 to 3.0 s, this and longer ones tell voices apart about as well.
+# Length of windows: of 1.0 to 3.0 s, this and longer ones tell voices apart about as well.
 WINDOW_FRAMES = 160  # 1.6 s
-WINDOW_SAMPLES = WINDOW_FRAMES * HOP_SAMPLES
-# Halving the step again doubles the work; without segmentation, a change of speaker is found to
-# half of it.
-STEP_FRAMES = 75
+# Two windows may leave out one between them if their cosine is higher: one voice goes on.
+SAME_ABOVE = 0.6
+# Another window is taken across the border of two whose cosine is lower: the voice may change.
+CHANGED_BELOW = 0.4
 # Less speech identifies no speaker: assign it by the turns around it.
 LEAST_FRAMES = 30
 # Padding to keep around detected speech, since detection seldom finds all of it.
@@ -58,6 +58,8 @@ def session_of(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    # Kept per input shape, and windows have many lengths.
+    options.enable_mem_pattern = False
     try:
         return onnxruntime.InferenceSession(
             str(path), sess_options=options, providers=["CPUExecutionProvider"]
@@ -71,7 +73,7 @@ def session_of(path: Path) -> onnxruntime.InferenceSession:
 
 
 class SpeakerEmbedder:
-    """Computes the embeddings of windows of speech; about 60 times real time on one core.
+    """Computes the embeddings of windows of speech; RTFx about 150 on one core.
 
     Args:
         model: a packaged network, an .onnx file, a folder or repository of the hub with one, or
@@ -94,29 +96,57 @@ class SpeakerEmbedder:
     def __call__(self, samples: Samples, speech: Sequence[SampleSpan]) -> SpeechWindows:
         """Return windows of the spans of `samples`; times are in seconds from the first sample.
 
-        Windows do not cross the ends of spans, and spans of less than 0.3 s have none.
+        Windows touch within a span, and spans of less than 0.3 s have none.
         """
-        windows = [window for span in speech for window in windows_of(span)]
-        features = (cut for span in speech for cut in _features(samples, span, windows_of(span)))
-        values = self._embedded(features)
-        lengths = np.linalg.norm(values, axis=1, keepdims=True)
-        # Digital silence has no voice.
-        has_voice = np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0.0)
-        at = np.array(windows, dtype=np.float64).reshape(-1, 2)[has_voice] / SAMPLE_RATE_HZ
+        windows = [(np.zeros((0, 2)), np.zeros((0, self.width), dtype=np.float32))]
+        windows += [self._windows(samples, span) for span in speech if _is_enough(span)]
+        at, vectors = (np.concatenate(column) for column in zip(*windows, strict=True))
+        has_voice = vectors.any(axis=1)
         return SpeechWindows(
-            start_s=at[:, 0],
-            end_s=at[:, 1],
-            embeddings=(values[has_voice] / lengths[has_voice]).astype(np.float16),
+            start_s=at[has_voice, 0] / SAMPLE_RATE_HZ,
+            end_s=at[has_voice, 1] / SAMPLE_RATE_HZ,
+            embeddings=vectors[has_voice].astype(np.float16),
         )
+
+    def _windows(
+        self, samples: Samples, span: SampleSpan
+    ) -> tuple[Float64[np.ndarray, "window two"], Float32[np.ndarray, "window width"]]:
+        """Return borders and embeddings of a span's windows: few where one voice goes on.
+
+        An embedding is that of the middle of its window.
+        """
+        features = kaldi_fbank(samples[slice(*span)], num_mel_bins=FBANK_MELS)
+        number = max(1, round(len(features) / WINDOW_FRAMES))
+        size = len(features) // number
+        firsts = np.linspace(0, len(features) - size, number).round().astype(int).tolist()
+        waiting = sorted({*firsts[::2], firsts[-1]})
+        vectors: dict[int, Float32[np.ndarray, " width"]] = {}
+        while waiting:
+            cuts = (features[first : first + size] for first in waiting)
+            vectors.update(zip(waiting, self._embedded(cuts), strict=True))
+            waiting = [
+                (first + second) // 2
+                for first, second in pairwise(sorted(vectors))
+                if second - first > 1.5 * size * _spacing(float(vectors[first] @ vectors[second]))
+            ]
+        firsts = sorted(vectors)
+        middles = [(first + second + size) / 2 for first, second in pairwise(firsts)]
+        borders = [span[0], *(span[0] + middle * HOP_SAMPLES for middle in middles), span[1]]
+        at = np.array([*pairwise(borders)], dtype=np.float64)
+        return at, np.stack([vectors[first] for first in firsts])
 
     def _embedded(
         self, features: Iterator[Float32[np.ndarray, "frame mel"]]
-    ) -> Float32[np.ndarray, "window width"]:
-        embeddings = [np.zeros((0, self.width), dtype=np.float32)]
+    ) -> Iterator[Float32[np.ndarray, " width"]]:
+        """Yield embeddings of length 1; digital silence has no voice, and zeros."""
         while rows := list(islice(features, self._batch)):
+            # As these networks were trained.
+            rows = [row - row.mean(axis=0) for row in rows]
             filled = [*rows, *rows[-1:] * (self._batch - len(rows) if self._batch_is_fixed else 0)]
-            embeddings.append(self._run(np.stack(filled))[: len(rows)])
-        return np.concatenate(embeddings)
+            for vector in self._run(np.stack(filled))[: len(rows)]:
+                length = np.linalg.norm(vector)
+                has_voice = np.isfinite(length) and length > 0.0
+                yield vector / length if has_voice else np.zeros_like(vector)
 
     def _run(self, batch: np.ndarray) -> np.ndarray:
         values: np.ndarray = self._session.run(None, {self._input: batch})[0]
@@ -152,34 +182,13 @@ def _unfit(path: Path, found: str) -> CheckpointError:
     return unfit(path, found, expected, "remove the model to use the packaged one")
 
 
-def _features(
-    samples: Samples, span: SampleSpan, windows: Sequence[SampleSpan]
-) -> Iterator[Float32[np.ndarray, "frame mel"]]:
-    """Yield the log mel filter banks of each window of a span."""
-    if not windows:
-        return
-    values = kaldi_fbank(samples[slice(*span)], num_mel_bins=FBANK_MELS)
-    for start, _ in windows:
-        first = (start - span[0]) // HOP_SAMPLES
-        rows = values[first : first + WINDOW_FRAMES]
-        # Short windows are repeated: padding would be another sound.
-        rows = rows[np.arange(WINDOW_FRAMES) % len(rows)]
-        yield rows - rows.mean(axis=0)  # as these networks were trained
+def _spacing(cosine: float) -> float:
+    """Return how far apart two windows are in the end, in window lengths."""
+    return 2.0 if cosine > SAME_ABOVE else 0.5 if cosine < CHANGED_BELOW else 1.0
 
 
-def windows_of(span: SampleSpan) -> list[SampleSpan]:
-    """Split a span into windows; the last one ends with it, and a short span is one window."""
-    first, last = span
-    if last - first < LEAST_FRAMES * HOP_SAMPLES:
-        return []
-    if last - first <= WINDOW_SAMPLES:
-        return [span]
-    step = STEP_FRAMES * HOP_SAMPLES
-    starts = [*range(first, last - WINDOW_SAMPLES + 1, step)]
-    if last - (starts[-1] + WINDOW_SAMPLES) >= step // 3:
-        starts.append(last - WINDOW_SAMPLES)
-    windows = [(start, start + WINDOW_SAMPLES) for start in starts]
-    return [*windows[:-1], (windows[-1][0], last)]
+def _is_enough(span: SampleSpan) -> bool:
+    return span[1] - span[0] >= LEAST_FRAMES * HOP_SAMPLES
 
 
 def unpadded(span: SampleSpan, pad_s: float, num_samples: int) -> SampleSpan:
@@ -188,4 +197,4 @@ def unpadded(span: SampleSpan, pad_s: float, num_samples: int) -> SampleSpan:
     start = span[0] + removed if span[0] > 0 else 0
     end = span[1] - removed if span[1] < num_samples else num_samples
     # Parts usually start in silence: the first span's padding is as long as that allows.
-    return (start, end) if end - start >= LEAST_FRAMES * HOP_SAMPLES else span
+    return (start, end) if _is_enough((start, end)) else span

@@ -30,9 +30,12 @@ from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ
 # Threshold of the probability of overlap, fitted on conversations of 41 speakers.
 OVERLAPPED_ABOVE = 0.3
 # Threshold of the probability that somebody speaks: below it, the last speaker goes on.
-ACTIVE_ABOVE = 0.3
+ACTIVE_ABOVE = 0.2
 # Shorter overlaps are within the error of turn boundaries.
 LEAST_OVERLAP_S = 0.1
+# Silence that ends a piece; in a longer one, speech detection heard somebody too quiet for this
+# network.
+PAUSE_S = (0.4, 1.5)
 # Window length by number of classes, as in training.
 _WINDOW_S = {3: 5, 7: 10}
 _NUM_TRACKS = 3
@@ -42,7 +45,7 @@ _SETS = np.array(
 )
 _STEP_SAMPLES = SAMPLE_RATE_HZ // 50  # resolution at which windows are averaged
 _BATCH_WINDOWS = 8
-_OVERLAPPED, _NOBODY = -2, -1
+_PAUSED, _OVERLAPPED, _NOBODY = -3, -2, -1
 
 Tracks = Float32[np.ndarray, "step track"]
 
@@ -51,7 +54,7 @@ class Segments(NamedTuple):
     """Speech of a part, in samples from its start."""
 
     pieces: list[SampleSpan]
-    """Spans of one speaker, in order of time; touching pieces differ in speaker."""
+    """Spans of one speaker without pauses, in order of time; touching pieces differ in speaker."""
     overlaps: list[SampleSpan]
     """Spans of two speakers or more, apart from all pieces."""
 
@@ -76,15 +79,16 @@ class Segmenter:
     def __call__(self, samples: Samples, speech: Sequence[SampleSpan]) -> Segments:
         """Return the pieces and overlaps of spans of speech."""
         tracks, both = self._activity(samples, speech)
-        talkers = _filled(
-            np.where(tracks.max(axis=1) > ACTIVE_ABOVE, tracks.argmax(axis=1), _NOBODY)
-        )
-        talkers[_long(both > OVERLAPPED_ABOVE)] = _OVERLAPPED
+        is_active = tracks.max(axis=1) > ACTIVE_ABOVE
+        talkers = _filled(np.where(is_active, tracks.argmax(axis=1), _NOBODY))
+        talkers[_lasting(~is_active, *PAUSE_S)] = _PAUSED
+        talkers[_lasting(both > OVERLAPPED_ABOVE, LEAST_OVERLAP_S, np.inf)] = _OVERLAPPED
         segments = Segments([], [])
         for span in speech:
             for start, end, talker in _runs(talkers, span):
-                chosen = segments.overlaps if talker == _OVERLAPPED else segments.pieces
-                chosen.append((start, end))
+                if talker != _PAUSED:
+                    chosen = segments.overlaps if talker == _OVERLAPPED else segments.pieces
+                    chosen.append((start, end))
         return segments
 
     def _activity(
@@ -176,11 +180,13 @@ def _filled(talkers: Int64[np.ndarray, " step"]) -> Int64[np.ndarray, " step"]:
     return talkers[np.where(last < 0, first, last)]
 
 
-def _long(mask: Bool[np.ndarray, " step"]) -> Bool[np.ndarray, " step"]:
-    """Return the mask without its short runs."""
+def _lasting(
+    mask: Bool[np.ndarray, " step"], least_s: float, most_s: float
+) -> Bool[np.ndarray, " step"]:
+    """Return the mask without its shorter and longer runs."""
     kept = np.zeros_like(mask)
     for first, stop in true_runs(mask):
-        kept[first:stop] = (stop - first) * _STEP_SAMPLES >= LEAST_OVERLAP_S * SAMPLE_RATE_HZ
+        kept[first:stop] = least_s <= (stop - first) * _STEP_SAMPLES / SAMPLE_RATE_HZ <= most_s
     return kept
 
 
@@ -194,8 +200,8 @@ def _runs(talkers: Int64[np.ndarray, " step"], span: SampleSpan) -> Iterator[tup
     waiting: tuple[int, int, int] | None = None
     for begin, finish in pairwise(edges):
         talker = int(talkers[min(begin, end - 1) // _STEP_SAMPLES])
-        is_short = finish - begin < LEAST_FRAMES * HOP_SAMPLES and talker != _OVERLAPPED
-        if waiting and _OVERLAPPED not in (talker, waiting[2]):
+        is_short = finish - begin < LEAST_FRAMES * HOP_SAMPLES
+        if waiting and min(talker, waiting[2]) >= _NOBODY:
             if is_short or talker == waiting[2]:
                 waiting = (waiting[0], finish, waiting[2])
                 continue

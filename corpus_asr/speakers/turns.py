@@ -31,7 +31,7 @@ _SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！", "؟", "।")  # noq
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeechWindows:
-    """Windows of speech with embeddings; those of one span touch or overlap."""
+    """Windows of speech with embeddings; those of one span touch."""
 
     start_s: Float64[np.ndarray, " window"]
     """Seconds from the start of the recording."""
@@ -43,6 +43,12 @@ class SpeechWindows:
 
     def __len__(self) -> int:
         return len(self.start_s)
+
+    @property
+    def lasts_s(self) -> Float64[np.ndarray, " window"]:
+        """Lengths in seconds."""
+        lasts_s: Float64[np.ndarray, " window"] = self.end_s - self.start_s
+        return lasts_s
 
     @classmethod
     def of_columns(cls, columns: Mapping[str, Any]) -> "SpeechWindows":
@@ -128,9 +134,8 @@ def diarize(
     clusterings = []
     for channel, windows in sorted(channels.items(), key=lambda pair: pair[0] or 0):
         if len(windows):
-            lasts_s = windows.end_s - windows.start_s
             vectors = windows.embeddings.astype(np.float32)
-            clustering = find_speakers(vectors, bounds, lasts_s=lasts_s)
+            clustering = find_speakers(vectors, bounds, lasts_s=windows.lasts_s)
             turns = turns_of(windows, clustering.labels, clustering.confidences, channel=channel)
             turns = with_overlaps(turns, windows.overlaps)
             clusterings.append((clustering.voices, turns))
@@ -200,26 +205,20 @@ def turns_of(
     *,
     channel: int | None = None,
 ) -> list[SpeakerTurn]:
-    """Return the turns of labeled windows; speakers are numbered by label.
-
-    If two adjacent windows differ, the speaker changes where they touch, or in the middle of what
-    they share.
-    """
+    """Return the turns of labeled windows; speakers are numbered by label."""
     if not len(windows):
         return []
     apart = windows.start_s[1:] - windows.end_s[:-1] > _APART_S
-    halfway = (windows.start_s[1:] + windows.end_s[:-1]) / 2
-    starts = np.append(windows.start_s[0], np.where(apart, windows.start_s[1:], halfway))
-    ends = np.append(np.where(apart, windows.end_s[:-1], halfway), windows.end_s[-1])
     new = np.append(True, apart | (labels[1:] != labels[:-1]))
     borders = [*np.flatnonzero(new).tolist(), len(labels)]
-    lasts_s = np.maximum(ends - starts, 1e-6)
     return [
         SpeakerTurn(
-            start_s=float(starts[first]),
-            end_s=float(ends[stop - 1]),
+            start_s=float(windows.start_s[first]),
+            end_s=float(windows.end_s[stop - 1]),
             speaker=str(labels[first]),
-            confidence=float(np.average(confidences[first:stop], weights=lasts_s[first:stop])),
+            confidence=float(
+                np.average(confidences[first:stop], weights=windows.lasts_s[first:stop])
+            ),
             channel=channel,
         )
         for first, stop in pairwise(borders)
@@ -237,14 +236,14 @@ def with_overlaps(
     ends_s = [turn.end_s for turn in turns]
     for start_s, end_s in overlaps:
         at = bisect_right(ends_s, (start_s + end_s) / 2)
-        near = sorted(
-            (max(start_s - turn.end_s, turn.start_s - end_s, 0.0), place)
-            for place, turn in enumerate(turns[max(0, at - _LOOK) : at + _LOOK], max(0, at - _LOOK))
-        )
+        near = [
+            (max(start_s - turn.end_s, turn.start_s - end_s), turn)
+            for turn in turns[max(0, at - _LOOK) : at + _LOOK]
+        ]
         nearest: dict[str, SpeakerTurn] = {}
-        for distance_s, place in near:
+        for distance_s, turn in sorted(near, key=lambda pair: pair[0]):
             if distance_s < NEAR_S and len(nearest) < 2:
-                nearest.setdefault(turns[place].speaker, turns[place])
+                nearest.setdefault(turn.speaker, turn)
         added += [replace(turn, start_s=start_s, end_s=end_s) for turn in nearest.values()]
     return _joined([*turns, *added]) if added else [*turns]
 

@@ -6,6 +6,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 
 from corpus_asr.speakers.clustering import (
     MAX_NODES,
+    MAX_SPEAKERS,
     SpeakerBounds,
     agglomerate,
     find_speakers,
@@ -139,6 +140,16 @@ def test_long_recordings_are_condensed_and_come_out_the_same():
     assert np.array_equal(find_speakers(vectors).labels, said)
 
 
+def test_a_repeated_conversation_has_the_same_speakers():
+    directions = voices(3)
+    moods = directions[:, None] + 0.5 * voices(12, 5).reshape(3, 4, WIDTH)
+    moods = moods.reshape(12, WIDTH) / np.linalg.norm(moods.reshape(12, WIDTH), axis=1)[:, None]
+    vectors, _ = talk(moods.astype(np.float32), turns=36)
+    assert len(find_speakers(vectors).voices) == len(
+        find_speakers(np.tile(vectors, (30, 1))).voices
+    )
+
+
 def test_agglomeration_is_average_linkage():
     vectors, _ = talk(voices(4), turns=12)
     order = linkage(vectors, method="average", metric="cosine")
@@ -146,3 +157,25 @@ def test_agglomeration_is_average_linkage():
         expected = fcluster(order, most, criterion="maxclust")
         found = agglomerate(vectors, np.ones(len(vectors), dtype=np.float32), most=most)
         assert same_grouping(found, expected)
+
+
+@pytest.mark.parametrize(("cosine", "expected"), [(0.6, 2), (0.95, 1)])
+def test_voices_are_merged_if_they_are_similar_enough(cosine, expected):
+    first, second = np.linalg.qr(voices(2).T)[0].T
+    directions = np.stack([first, cosine * first + np.sqrt(1 - cosine**2) * second])
+    vectors, _ = talk(directions.astype(np.float32), turns=12)
+    assert len(find_speakers(vectors).voices) == expected
+
+
+def test_more_voices_than_the_maximum_are_merged():
+    vectors, _ = talk(voices(15), turns=30)
+    assert len(find_speakers(vectors).voices) == MAX_SPEAKERS
+
+
+@pytest.mark.parametrize(("window_s", "expected"), [(0.1, 2), (2.0, 3)])
+def test_little_speech_is_no_other_speaker(window_s, expected):
+    directions = voices(3)
+    speech, sound = talk(directions[:2], turns=16)[0], talk(directions[2:], turns=1)[0][:4]
+    vectors = np.concatenate([speech, sound])
+    lasts_s = np.repeat([1.6, window_s], [len(speech), len(sound)])
+    assert len(find_speakers(vectors, lasts_s=lasts_s).voices) == expected

@@ -84,8 +84,9 @@ def test_pieces_end_where_speakers_change_and_where_two_speak(monkeypatch, class
     )  # fmt: skip
     speech = [(0, 16 * SAMPLE_RATE_HZ), (40 * SAMPLE_RATE_HZ, 41 * SAMPLE_RATE_HZ)]
     pieces, overlaps = segmenter(samples, speech)
-    # Where nobody is heard the last one goes on, and what is shorter than a window is no change.
-    expected = [(0.0, 3.0), (4.5, 11.0), (11.0, 16.0), (40.0, 41.0)]
+    # Where nobody is heard for long the last one goes on, and what is shorter than a window is no
+    # change; a pause is in no piece.
+    expected = [(0.0, 3.0), (4.5, 11.0), (11.0, 13.0), (13.5, 16.0), (40.0, 41.0)]
     assert np.allclose(seconds_of(pieces), expected, atol=0.05)
     assert np.allclose(seconds_of(overlaps), [(3.0, 4.5)], atol=0.05)
     # Nobody looks at what is no speech.

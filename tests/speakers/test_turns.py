@@ -39,12 +39,11 @@ def windows(*times: tuple[float, float]) -> SpeechWindows:
         ([(1.0, 2.0)], [0], [(1.0, 2.0, "0")]),
         # One span, one speaker; another span is another turn.
         (
-            [(0.0, 1.6), (0.75, 2.35), (3.0, 4.0)],
+            [(0.0, 1.2), (1.2, 2.35), (3.0, 4.0)],
             [0, 0, 0],
             [(0.0, 2.35, "0"), (3.0, 4.0, "0")],
         ),
-        # Halfway between centers at 0.8 and 1.55.
-        ([(0.0, 1.6), (0.75, 2.35)], [0, 1], [(0.0, 1.175, "0"), (1.175, 2.35, "1")]),
+        ([(0.0, 1.2), (1.2, 2.35)], [0, 1], [(0.0, 1.2, "0"), (1.2, 2.35, "1")]),
     ],
 )
 def test_turns_of_labelled_windows(times, labels, expected):
