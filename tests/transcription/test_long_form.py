@@ -243,6 +243,19 @@ def test_a_window_that_was_ended_in_a_loop_is_retried() -> None:
     assert [one.text for one in segments] == [" w1 w2"]
 
 
+@pytest.mark.parametrize(("highest", "is_prompt"), [(0.4, True), (0.8, False)])
+def test_a_text_of_failed_temperatures_above_a_half_is_no_prompt(
+    highest: float, is_prompt: bool
+) -> None:
+    likely, unlikely = (said(BEGIN, 1, BEGIN + 50, logprob=-logprob) for logprob in (1.2, 1.4))
+    segments, jobs = loop(
+        [likely, unlikely, said(BEGIN, 2, BEGIN + 50)],
+        seconds=40, temperature=(0.0, highest), beam_size=1, condition_on_prev_tokens=True,
+    )  # fmt: skip
+    assert [(one.text, one.temperature) for one in segments] == [(" w1", 0.0), (" w2", 0.0)]
+    assert (PREVIOUS in jobs[2].prompt) == is_prompt
+
+
 def test_segments_outside_speech_are_dropped_when_that_is_asked_for() -> None:
     window = said(BEGIN, 1, BEGIN + 100, BEGIN + 150, 2, BEGIN + 250)  # 0-2 s and 3-5 s
     kept, _ = loop([window], seconds=20, speech=[(0.0, 2.2)])
