@@ -245,7 +245,8 @@ class DecodingSettings:
     padding_s: float | Literal["auto"] | None = "auto"
     """Seconds of silent padding after a window shorter than 30 s; null pads to 30 s, as in
     training. auto: null with `sequential` or with two and more beams everywhere, else 5, and more
-    where the text is uncertain: half as long again, or 30 s where it fails a threshold."""
+    where the text is uncertain: a window 1.5 times as long, or 30 s where it fails a
+    threshold."""
     word_timestamps: bool = False
     """Compute start time, end time and probability of each word."""
     align: bool = False

@@ -77,10 +77,10 @@ def result_of(found: Beams, job: WindowJob, *, token_score: float) -> WindowResu
     )
 
 
-def staying_first(sources: Int[Tensor, "place beam"]) -> Int[Tensor, "place beam"]:
-    """Return an order in which the first beam of each source is at the place of that source.
+def in_place_order(sources: Int[Tensor, "place beam"]) -> Int[Tensor, "place beam"]:
+    """Order beams so that the first one of each source is at the place of that source.
 
-    Only the others' keys and values must then be copied.
+    Keys and values are copied for the other beams only.
     """
     beams = sources.shape[1]
     number = torch.arange(beams, device=sources.device)
@@ -414,8 +414,9 @@ class BeamBatch:
         ranked, finished = score.topk(beams)
         running_scores, running = best.add(stop, alpha=OUT).topk(beams)
         highest = running_scores[:, :1]
-        order = staying_first(source.gather(1, running))
-        running_scores, running = running_scores.gather(1, order), running.gather(1, order)
+        if scores.device.type == "cpu":  # elsewhere nothing is copied
+            order = in_place_order(source.gather(1, running))
+            running_scores, running = running_scores.gather(1, order), running.gather(1, order)
         how = ended.long() if looped is None else ended.long() + looped
         choice, ranks = (
             torch.stack([running + beams, finished]),

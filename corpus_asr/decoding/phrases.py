@@ -183,7 +183,7 @@ class SlotPhrases:
         index: Int[Tensor, " batch"],
         layout: PhraseLayout,
     ) -> None:
-        """Add, in place, the gains of tokens, and subtract the `advance` of each slot."""
+        """Add, in place, the gains of tokens."""
         root, node = self._reached(index)
         for _ in range(self._depth(root, node, layout)):
             count = self._tables["count"][node] * (node != root)

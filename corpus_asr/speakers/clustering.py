@@ -83,7 +83,9 @@ def find_speakers(
     counts = seconds.astype(np.float32)
     sums = vectors * counts[:, None]
     labels = _condensed(sums, counts)
-    labels = _agglomerated(sums, counts, labels, most=max(FIRST_CLUSTERS, bounds.least))
+    labels = _agglomerated(
+        sums, counts, labels, most=max(FIRST_CLUSTERS, bounds.least, bounds.most or 0)
+    )
     labels = _merged(sums, counts, labels, bounds)
     smooth = _smoothed(sums @ unit(sums_of(sums, labels)).T)
     if len(np.unique(smooth)) >= min(labels.max() + 1, bounds.least):

@@ -98,7 +98,8 @@ class Voices:
         if self._segmenter is not None:
             pieces, overlaps = self._segmenter(samples, spans)
         windows = self._embedder(samples, pieces)
-        if overlaps and not len(windows):  # two speak all the time
+        # Two speak all the time, or only single words are said.
+        if self._segmenter is not None and not len(windows):
             windows, overlaps = self._embedder(samples, spans), ()
         width = windows.embeddings.shape[1:]
         row = [("start_s", "<f8"), ("end_s", "<f8"), ("embedding", "<f2", width)]

@@ -122,8 +122,8 @@ class DecodingRules(ABC):
         while (wider := self.wider(attempt, search)) is not None:
             window, search = wider
             wide_attempt = yield from self._attempt(window, number, temperature, search)
-            if self.fails(wide_attempt) and not self.fails(attempt):
-                break  # keep a text that passes
+            if self.is_bad(wide_attempt) and not self.is_bad(attempt):
+                break
             attempt = wide_attempt
         return attempt
 
@@ -170,6 +170,10 @@ class DecodingRules(ABC):
     def repeats(self, attempt: Attempt) -> bool:
         """Whether a text says something twice, though it fails no threshold."""
         return False
+
+    def is_bad(self, attempt: Attempt) -> bool:
+        """Whether a text fails a threshold or says something twice."""
+        return self.fails(attempt) or self.repeats(attempt)
 
     def fails(self, attempt: Attempt) -> bool:
         """Whether a threshold requires the next temperature."""
@@ -257,7 +261,7 @@ class OpenAIRules(DecodingRules):
         settings, window = self.settings, attempt.window
         if attempt.temperature:
             return None
-        is_bad = self.fails(attempt) or self.repeats(attempt)
+        is_bad = self.is_bad(attempt)
         limit = _UNCERTAIN_LOGPROB + _UNCERTAIN_ENDS / (len(attempt.result.tokens) + 1)
         uncertain = attempt.mean_logprob < limit and not self.lacks_speech(attempt)
         wider = search
@@ -278,13 +282,15 @@ class OpenAIRules(DecodingRules):
     def best(self, attempts: Sequence[Attempt]) -> Attempt:
         """Return the likeliest attempt, of those that are not repetitive if there are any.
 
-        The last one, as in openai-whisper, is sampled at the highest temperature.
+        openai-whisper keeps the last one, which is sampled at the highest temperature; only that
+        temperature is kept here, as it says how uncertain the text is.
 
         Source: faster-whisper `generate_with_fallback`.
         """
         varied = [attempt for attempt in attempts if not self.is_repetitive(attempt)]
         likeliest = max(varied or attempts, key=lambda attempt: attempt.mean_logprob)
-        return replace(likeliest, number=attempts[-1].number)
+        last = attempts[-1]
+        return replace(likeliest, number=last.number, temperature=last.temperature)
 
     def repeats(self, attempt: Attempt) -> bool:
         """As in the base class; a user who lets texts repeat sets no threshold."""

@@ -250,7 +250,8 @@ class _Rules(ChunkRules):
         prompt_format: Speech2TextPromptFormat,
         features: Speech2TextPartFeatures,
     ) -> None:
-        super().__init__(part, settings, prompt_format.text)
+        # Windows have their exact length.
+        super().__init__(part, replace(settings, padding_s=None), prompt_format.text)
         self.token_rules = prompt_format.rules
         self._prompt_format = prompt_format
         self._features = features

@@ -417,7 +417,7 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
                 self.segments.append(segment)
                 self._previous.extend(tokens[span.first : span.stop])
         # As in openai-whisper: the prompt is reset after an uncertain window.
-        uncertain = (self.settings.temperature[attempt.number] or 0.0) > _MAX_TEMPERATURE
+        uncertain = (attempt.temperature or 0.0) > _MAX_TEMPERATURE
         if uncertain or not self.settings.condition_on_prev_tokens:
             self._previous.clear()
         return seek

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from corpus_asr.decoding.batch import encode_windows
-from corpus_asr.decoding.beam import BeamBatch, staying_first
+from corpus_asr.decoding.beam import BeamBatch, in_place_order
 from corpus_asr.decoding.jobs import TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.protocols import SlotModel, check_assistant
 from corpus_asr.decoding.rules import RepetitionDetector
@@ -86,7 +86,7 @@ def test_logprobs_are_those_of_the_tokens_under_the_rules(
 
 @hypothesis.given(st.lists(st.lists(st.integers(0, 4), min_size=5, max_size=5), min_size=1))
 def test_only_second_beams_of_a_source_change_places(places: list[list[int]]) -> None:
-    order = staying_first(torch.tensor(places))
+    order = in_place_order(torch.tensor(places))
     for sources, ranks in zip(places, order.tolist(), strict=True):
         assert sorted(ranks) == [*range(5)]
         for source in set(sources):

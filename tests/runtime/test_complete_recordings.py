@@ -25,6 +25,7 @@ from corpus_asr.runtime.complete_recordings import find_speakers_of_run, place_w
 from corpus_asr.runtime.ray_cluster import Cluster
 from corpus_asr.runtime.ray_workers import on_workers
 from corpus_asr.schemas import RECORDINGS, SPEAKERS
+from corpus_asr.speakers import clustering
 from corpus_asr.speakers.voices import find_voices
 from corpus_asr.stages.measures import measured_columns
 from corpus_asr.storage.run_state import recording_rows, speaker_turns
@@ -70,6 +71,12 @@ def saying(
     found = zip(indices, (word["end_s"] for word in words), strict=True)
     metadata = json.dumps({"text": TEXT})
     return row | text_columns(list(map(len, WORDS)), found) | {"metadata": metadata}
+
+
+@pytest.fixture(autouse=True)
+def brief_speakers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripted parts last a second, which is too little for a speaker."""
+    monkeypatch.setattr(clustering, "SMALL_MERGE_S", 0.1)
 
 
 @pytest.fixture
@@ -340,8 +347,8 @@ def test_speakers_found_on_workers_are_those_of_one_process(
     monkeypatch.setattr(recording_rows, "RECORDINGS_PER_PORTION", 2)
     other = OutputStore(str(tmp_path / "other"))
     for each in (store, other):
-        for at in range(3):
-            rows = (spoken(f"r{number}", at, last=at == 2) for number in range(5))
+        for at in range(6):
+            rows = (spoken(f"r{number}", at, last=at == 5) for number in range(5))
             commit(each, results(*rows))
     spread = partial(on_workers, at_once=2)
     assert find_speakers_of_run(store, AUTO, spread) == find_speakers_of_run(other, AUTO) == 5

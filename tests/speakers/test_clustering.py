@@ -170,6 +170,8 @@ def test_voices_are_merged_if_they_are_similar_enough(cosine, expected):
 def test_more_voices_than_the_maximum_are_merged():
     vectors, _ = talk(voices(15), turns=30)
     assert len(find_speakers(vectors).voices) == MAX_SPEAKERS
+    vectors, _ = talk(voices(25), turns=60)
+    assert len(find_speakers(vectors, SpeakerBounds(most=50)).voices) == 25
 
 
 @pytest.mark.parametrize(("window_s", "expected"), [(0.1, 2), (2.0, 3)])

@@ -203,14 +203,13 @@ def test_voices_and_overlaps_are_in_recording_time(audio: AudioPart):
     np.testing.assert_array_equal(windows.embeddings, expected.embeddings)
     assert columns["voices"] == expected.embeddings.tobytes()
     assert [span["end_s"] for span in columns["voice_spans"]] == windows.end_s.tolist()
-    # A part in which two speak all the time still has voices.
-    voices._segmenter = lambda samples, speech: Segments(  # type: ignore[assignment]
-        pieces=[], overlaps=[*speech]
-    )
-    measured = measure_part({"corpus_asr.stages.measures:Voices": voices}, audio)
-    columns = measured_columns(measured, (), (), start_s=5.0)
-    assert (columns["voices"], columns["overlap_spans"]) == (expected.embeddings.tobytes(), None)
-    assert columns["measures"] is None
+    # A part in which two speak all the time, or say single words, still has voices.
+    for segments in (Segments([], [(8_000, 40_000)]), Segments([(9_000, 12_000)], [])):
+        voices._segmenter = lambda *_, found=segments: found  # type: ignore[assignment]
+        measured = measure_part({"corpus_asr.stages.measures:Voices": voices}, audio)
+        columns = measured_columns(measured, (), (), start_s=5.0)
+        assert columns["voices"] == expected.embeddings.tobytes()
+        assert (columns["overlap_spans"], columns["measures"]) == (None, None)
     silent = measure_part({"corpus_asr.stages.measures:Voices": voices}, AudioPart(
         start_sample=0, samples=np.zeros(SAMPLE_RATE_HZ, np.float32), speech=()
     ))  # fmt: skip

@@ -252,7 +252,7 @@ def test_a_text_of_failed_temperatures_above_a_half_is_no_prompt(
         [likely, unlikely, said(BEGIN, 2, BEGIN + 50)],
         seconds=40, temperature=(0.0, highest), beam_size=1, condition_on_prev_tokens=True,
     )  # fmt: skip
-    assert [(one.text, one.temperature) for one in segments] == [(" w1", 0.0), (" w2", 0.0)]
+    assert [(one.text, one.temperature) for one in segments] == [(" w1", highest), (" w2", 0.0)]
     assert (PREVIOUS in jobs[2].prompt) == is_prompt
 
 
@@ -512,7 +512,7 @@ def test_of_attempts_that_all_fail_the_likeliest_that_does_not_repeat_is_kept() 
     for results in ([likely, unlikely, POOR], [POOR, loop, likely], [loop, likely, unlikely]):
         taken, _ = searched(results)
         assert taken.result == likely
-        assert taken.number == len(LADDER) - 1
+        assert (taken.number, taken.temperature) == (len(LADDER) - 1, LADDER[-1])
     taken, _ = searched([loop, replace(POOR, looped=True), replace(unlikely, looped=True)])
     assert taken.result == loop
 

@@ -133,6 +133,9 @@ def test_each_window_of_speech_becomes_one_segment_with_its_times() -> None:
     ]
     assert sorted(model.transcribed, reverse=True) == model.transcribed  # the longest first
     assert model.transcribed == [798, 698, 448]
+    failing = Network([[3, 4], [5], [6, 30, 7]])
+    transcribe(failing, part(40.0, SPANS), language="en", logprob_threshold=0.5)
+    assert {*failing.transcribed} == {798, 698, 448}
     for one in found:
         assert (one.language, one.language_probability, one.task) == ("en", None, "transcribe")
         assert one.no_speech_prob is None

@@ -303,9 +303,9 @@ class OutputStore:
             self.remove(name)
             logger.info("removed leftover=%s", name)
 
-    def remove_temporary(self) -> None:
-        """Remove all files of killed local writes; the caller holds the folder's lock."""
-        self.remove_all(filter(_is_temporary, list(self.all_names(""))))
+    def remove_temporary(self, folder: str = "") -> None:
+        """Remove files of killed local writes below a folder; the caller holds its lock."""
+        self.remove_all(filter(_is_temporary, list(self.all_names(folder))))
 
     def leftovers(self) -> list[str]:
         """Return the objects of tables that do not count, and files of killed local writes."""
