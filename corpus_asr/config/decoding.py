@@ -169,9 +169,6 @@ AUTO_BEAMS = 5
 """Number of beams of `beam_size` auto, the default of openai-whisper and faster-whisper."""
 AUTO_PADDING_S = 5.0
 """First padding of `padding_s` auto; measured in docs/benchmarks/README.md#short-clips."""
-AUTO_LENGTHENING = 1.5
-"""Factor of a window's length where its text is uncertain and `padding_s` auto. With whole windows,
-which take a sixth more of the encoder, whisper-base and tiny.en make as many errors (266 clips)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,9 +241,8 @@ class DecodingSettings:
     """Text that the first window starts with; the model continues it."""
     padding_s: float | Literal["auto"] | None = "auto"
     """Seconds of silent padding after a window shorter than 30 s; null pads to 30 s, as in
-    training. auto: null with `sequential` or with two and more beams everywhere, else 5, and more
-    where the text is uncertain: a window 1.5 times as long, or 30 s where it fails a
-    threshold."""
+    training. auto: null with `sequential` or with two and more beams everywhere, else 5, and 30 s
+    where the text is very uncertain or fails a threshold."""
     word_timestamps: bool = False
     """Compute start time, end time and probability of each word."""
     align: bool = False

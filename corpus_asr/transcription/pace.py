@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from corpus_asr.config.decoding import AUTO_BEAMS, AUTO_LENGTHENING, DecodingSettings
+from corpus_asr.config.decoding import AUTO_BEAMS, DecodingSettings
 from corpus_asr.families.registry import family_of, resolve
 from corpus_asr.units import WINDOW_FRAMES, WINDOW_S, counted
 
@@ -76,11 +76,8 @@ def _rtfx(
     if decoding.first_padding_s is not None and decoding.in_chunks:
         read_s = min(WINDOW_S, said_s + decoding.first_padding_s)
     if decoding.padding_s == "auto" and read_s < WINDOW_S:
-        again_s = speech.failed * WINDOW_S
-        if decoding.beam_size == "auto":
-            uncertain = speech.uncertain - speech.failed
-            again_s += uncertain * min(WINDOW_S, AUTO_LENGTHENING * read_s)
-        read_s += again_s
+        again = speech.uncertain if decoding.beam_size == "auto" else speech.failed
+        read_s += again * WINDOW_S
     token_s = (1 + speech.failed) * pace.token_s
     if decoding.beam_size == "auto":
         token_s += speech.uncertain * pace.beam_token_s

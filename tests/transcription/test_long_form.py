@@ -491,8 +491,8 @@ def test_beams_are_followed_where_the_likeliest_text_is_uncertain(
         # All that follows is decoded whole, too.
         ([POOR, POOR, CERTAIN], {}, [600, None, None]),
         ([UNCERTAIN], {}, [600]),
-        ([UNCERTAIN, CERTAIN], {"beam_size": "auto"}, [600, 900]),
-        ([UNCERTAIN, UNCERTAIN], {"beam_size": "auto"}, [600, 900]),
+        ([UNCERTAIN, CERTAIN], {"beam_size": "auto"}, [600, None]),
+        ([result(-0.4), UNCERTAIN], {"beam_size": "auto"}, [600, 600]),
         ([POOR, CERTAIN], {"beam_size": "auto"}, [600, None]),
         ([POOR, CERTAIN], {"beam_size": 5}, [600, None]),
         ([POOR, CERTAIN], {"padding_s": 5.0}, [600, 600]),
