@@ -296,7 +296,7 @@ def problems_in(
 
 def _unknown_key(model: type[Settings], level: type[Settings], key: KeyPath, name: str) -> str:
     """Return the known key most similar to an unknown one, or all known keys."""
-    level_keys = [".".join((*key[:-1], known)) for known in level.model_fields]
+    level_keys = [".".join((*key[:-1], field)) for field in level.model_fields]
     known_keys = [".".join(path) for path, _ in keys_of(model)]
     hint = _ELSEWHERE.get(".".join(key)) or name_hint(name, level_keys, known_keys)
     return f"unknown key; {hint or 'expected one of: ' + ', '.join(level.model_fields)}"

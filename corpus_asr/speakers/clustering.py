@@ -73,7 +73,7 @@ def find_speakers(
     *,
     lasts_s: Float64[np.ndarray, " window"] | None = None,
 ) -> Clustering:
-    """Cluster a recording's windows, given in order of time; each counts by its seconds, or 1."""
+    """Cluster a recording's windows, in order of time; each counts by its seconds, or 1."""
     bounds = bounds or SpeakerBounds()
     vectors = np.asarray(embeddings, dtype=np.float32)
     if len(vectors) == 0:

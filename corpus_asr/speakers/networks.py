@@ -138,7 +138,7 @@ class SpeakerEmbedder:
     def _embedded(
         self, features: Iterator[Float32[np.ndarray, "frame mel"]]
     ) -> Iterator[Float32[np.ndarray, " width"]]:
-        """Yield embeddings of length 1; digital silence has no voice, and zeros."""
+        """Yield embeddings of length 1; zeros for those without a finite length."""
         while rows := list(islice(features, self._batch)):
             # As these networks were trained.
             rows = [row - row.mean(axis=0) for row in rows]

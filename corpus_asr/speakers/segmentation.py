@@ -33,8 +33,7 @@ OVERLAPPED_ABOVE = 0.3
 ACTIVE_ABOVE = 0.2
 # Shorter overlaps are within the error of turn boundaries.
 LEAST_OVERLAP_S = 0.1
-# Silence that ends a piece; in a longer one, speech detection heard somebody too quiet for this
-# network.
+# Silence that ends a piece; in a longer one, detected speech is too quiet for this network.
 PAUSE_S = (0.4, 1.5)
 # Window length by number of classes, as in training.
 _WINDOW_S = {3: 5, 7: 10}

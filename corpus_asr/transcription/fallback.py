@@ -119,13 +119,12 @@ class DecodingRules(ABC):
     def _searched(self, window: Window, number: int, temperature: float | None) -> Steps[Attempt]:
         search = self.search(window, temperature)
         attempt = yield from self._attempt(window, number, temperature, search)
-        while (wider := self.wider(attempt, search)) is not None:
-            window, search = wider
-            wide_attempt = yield from self._attempt(window, number, temperature, search)
-            if self.is_bad(wide_attempt) and not self.is_bad(attempt):
-                break
-            attempt = wide_attempt
-        return attempt
+        wider = self.wider(attempt, search)
+        if wider is None:
+            return attempt
+        window, search = wider
+        wide_attempt = yield from self._attempt(window, number, temperature, search)
+        return attempt if self.is_bad(wide_attempt) and not self.is_bad(attempt) else wide_attempt
 
     def _judged(self, attempt: Attempt, result: WindowResult) -> Attempt:
         return replace(
@@ -136,7 +135,7 @@ class DecodingRules(ABC):
         )
 
     def wider(self, attempt: Attempt, search: Search) -> tuple[Window, Search] | None:
-        """Return another search before the next temperature, and its window; None for none."""
+        """Return a second search before the next temperature, and its window; None for none."""
         return None
 
     def _attempt(
@@ -273,10 +272,10 @@ class OpenAIRules(DecodingRules):
             wider = replace(
                 search, num_beams=settings.most_beams, length_penalty=settings.length_penalty
             )
-        is_very_uncertain = attempt.mean_logprob < limit - _VERY_UNCERTAIN and wider != search
+        is_very_uncertain = attempt.mean_logprob < limit - _VERY_UNCERTAIN and wider is not search
         if settings.padding_s == "auto" and not window.resumes and (is_bad or is_very_uncertain):
             window = replace(window, num_frames=None)
-        if window.num_frames == attempt.window.num_frames and wider == search:
+        if window.num_frames == attempt.window.num_frames and wider is search:
             return None
         return window, wider
 

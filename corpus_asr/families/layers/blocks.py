@@ -221,7 +221,7 @@ def _attend_plainly(
     alike = unseen is None or unseen.shape[2] == 1
     if alike and query.shape[2] > _FEW_QUERIES:
         seen = None if unseen is None else ~unseen
-        # Of values that are contiguous along `pos`, the fused kernel would take no part.
+        # The fused kernel takes no values that are contiguous along `pos`.
         value = value.contiguous()
         return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=1.0)
     scores = _scores(query, key)
@@ -291,14 +291,14 @@ def attend_as_beams(
 
 
 def _scores(query: Heads, key: Keys) -> Float[Tensor, "batch head token pos"]:
-    # With tiles (AMX) oneDNN copies transposed keys of bfloat16 first: for one query and 1,500
-    # keys, the transposed product takes 0.3 ms instead of 0.55 (8 slots of whisper-base, two
-    # cores). Without AMX it is not vectorized and takes 1.0 ms instead of 0.54.
     if query.device.type != "cpu":
         return torch.matmul(query, key.mT)
     is_single_query = query.shape[2] == 1 and query.dtype == torch.bfloat16
-    # In float32 the transposed product of 8 heads takes 119 instead of 152 us, with five queries
-    # 241 instead of 357 (one thread).
+    # With tiles (AMX) oneDNN copies transposed keys of bfloat16 first: for one query and 1,500
+    # keys, the transposed product takes 0.3 ms instead of 0.55 (8 slots of whisper-base, two
+    # cores). Without AMX it is not vectorized and takes 1.0 ms instead of 0.54.
+    # In float32 that of 8 heads takes 119 instead of 152 us, with five queries 241 instead of 357
+    # (one thread).
     if query.dtype == torch.float32 or (is_single_query and torch.cpu._is_amx_tile_supported()):
         return torch.matmul(key, query.mT).mT
     if is_single_query:
