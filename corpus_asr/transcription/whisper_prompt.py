@@ -275,28 +275,38 @@ def ask_language(
 ) -> Generator[WindowJob, WindowResult, Language]:
     """Return the language with the highest mean probability over windows.
 
-    Detection decodes one token, restricted to language tokens.
+    Detection decodes one token, restricted to language tokens. Where the padding is auto, shortened
+    windows of an unsure language are also heard whole.
 
     Source: Radford et al. 2022, section 2.3; openai-whisper `detect_language`, for one window.
     """
     among = _choices(prompt_format, settings)
     rules = prompt_format.language_rules(among)
-    total = np.zeros(len(among))
-    for name, features, num_frames in windows:
-        result = yield WindowJob(
-            features=features,
-            num_frames=num_frames,
-            window=name,
-            prompt=(prompt_format.start,),
-            rules=rules,
-            max_new_tokens=1,
-            search=Search(keep_scores=True),
-        )
-        assert result.scores is not None, "scores were requested"
-        total += torch.softmax(result.scores[0, list(rules.only)].double(), dim=0).numpy()
-    means = (total / len(windows)).tolist()
-    candidates = tuple(sorted(zip(among, means, strict=True), key=lambda one: -one[1]))
-    return Language(code=candidates[0][0], probability=candidates[0][1], candidates=candidates)
+    probabilities: list[np.ndarray] = []
+
+    def ask(windows: Sequence[LanguageWindow]) -> Generator[WindowJob, WindowResult, Language]:
+        for name, features, num_frames in windows:
+            result = yield WindowJob(
+                features=features,
+                num_frames=num_frames,
+                window=name,
+                prompt=(prompt_format.start,),
+                rules=rules,
+                max_new_tokens=1,
+                search=Search(keep_scores=True),
+            )
+            assert result.scores is not None, "scores were requested"
+            scores = result.scores[0, list(rules.only)].double()
+            probabilities.append(torch.softmax(scores, dim=0).numpy())
+        means = np.mean(probabilities, axis=0).tolist()
+        candidates = tuple(sorted(zip(among, means, strict=True), key=lambda one: -one[1]))
+        return Language(code=candidates[0][0], probability=candidates[0][1], candidates=candidates)
+
+    language = yield from ask(windows)
+    if settings.padding_s == "auto" and language.is_unsure:
+        shortened = [window for window in windows if window[2] is not None]
+        language = yield from ask([(name, features, None) for name, features, _ in shortened])
+    return language
 
 
 def spoken_most(segments: Sequence[Segment]) -> Language | None:

@@ -47,10 +47,13 @@ def said(*tokens: int, logprob: float = -0.1, score: float | None = None) -> Win
     )
 
 
+FRENCH = 28
+
+
 def language_said(*logits: float) -> WindowResult:
     """What comes back when English and German have these logits, and nothing else is allowed."""
     scores = torch.full((2, 50), -torch.inf)
-    scores[0, [ENGLISH, GERMAN]] = torch.tensor(logits)
+    scores[0, [ENGLISH, GERMAN, FRENCH][: len(logits)]] = torch.tensor(logits)
     return WindowResult(tokens=(ENGLISH,), logprobs=(0.0,), end_logprob=0.0, score=None,
                         scores=scores)  # fmt: skip
 
@@ -115,6 +118,35 @@ def test_the_language_is_asked_for_in_the_first_speech() -> None:
     found = answers(own, [(0.0, math.log(3))])
     assert found.code == "de"
     assert found.probability == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    ("logits", "heard"),
+    [((0.0, 0.1, 0.2), [1300, None]), ((0.0, 0.1, 3.0), [1300])],
+    ids=["unsure", "sure"],
+)
+def test_an_unsure_language_is_also_asked_for_in_the_whole_window(
+    logits: tuple[float, ...], heard: list[int | None]
+) -> None:
+    languages = {"en": ENGLISH, "de": GERMAN, "fr": FRENCH}
+    steps = find_language(
+        part(8.0, [(1.0, 7.0)]), prompt_format(languages=languages), DecodingSettings()
+    )
+    jobs = [next(steps)]
+    for frames in (*heard[1:], "end"):
+        # The whole window says French for certain.
+        answer = language_said(*((0.0, 0.0, 9.0) if jobs[-1].num_frames is None else logits))
+        if frames == "end":
+            with pytest.raises(StopIteration) as stop:
+                steps.send(answer)
+        else:
+            jobs.append(steps.send(answer))
+    assert [job.num_frames for job in jobs] == heard
+    language: Language = stop.value.value
+    assert language.code == "fr"
+    if len(heard) == 2:  # the mean of both
+        assert language.probability == pytest.approx((0.367 + 1) / 2, abs=0.01)
+        assert not language.is_unsure
 
 
 def answers(own: PartRequest, logits: list[tuple[float, float]], **settings: Any) -> Language:
