@@ -297,10 +297,10 @@ def _scores(query: Heads, key: Keys) -> Float[Tensor, "batch head token pos"]:
     # With tiles (AMX) oneDNN copies transposed keys of bfloat16 first: for one query and 1,500
     # keys, the transposed product takes 0.3 ms instead of 0.55 (8 slots of whisper-base, two
     # cores). Without AMX it is not vectorized and takes 1.0 ms instead of 0.54.
-    # In float32 that of 8 heads takes 119 instead of 152 us, with five queries 241 instead of 357
-    # (one thread).
+    # In float32 that of 8 heads takes 119 instead of 152 us, with five queries 241 instead of 357,
+    # or 681 where these are not contiguous (one thread).
     if query.dtype == torch.float32 or (is_single_query and torch.cpu._is_amx_tile_supported()):
-        return torch.matmul(key, query.mT).mT
+        return torch.matmul(key, query.contiguous().mT).mT
     if is_single_query:
         # oneDNN copies keys that are part of a longer cache, slowly if transposed: with 128 of 448
         # tokens a step's six products take 1.9 ms, and 0.7 with this copy (one thread).
