@@ -77,6 +77,31 @@ def result_of(found: Beams, job: WindowJob, *, token_score: float) -> WindowResu
     )
 
 
+# Columns of which the highest values are compared first; of 128 to 1,024 the quickest.
+_COLUMNS = 512
+
+
+def highest_of_rows(
+    scores: Float[Tensor, "row vocab"], count: int
+) -> tuple[Float[Tensor, "row choice"], Int[Tensor, "row choice"]]:
+    """Return the `count` highest values of each row, highest first, and where they are.
+
+    On a CPU `topk` takes 2.5 times as long (189 us for five rows of 51,865): every value is copied
+    beside its index. The highest values lie in the columns that have the highest ones.
+    """
+    rows = scores.shape[1] // _COLUMNS
+    if scores.device.type != "cpu" or rows < 2 or count > _COLUMNS:
+        values, places = scores.topk(count, dim=1)
+        return values, places
+    start = rows * _COLUMNS
+    folded = scores[:, :start].unflatten(1, (rows, _COLUMNS))
+    _, column = folded.amax(dim=1).topk(count, dim=1)
+    inside = folded.gather(2, column.unsqueeze(1).expand(-1, rows, -1)).flatten(1)
+    values, at = torch.cat([inside, scores[:, start:]], dim=1).topk(count, dim=1)
+    folded_at = at // count * _COLUMNS + column.gather(1, at % count)
+    return values, torch.where(at < rows * count, folded_at, at - rows * count + start)
+
+
 def in_place_order(sources: Int[Tensor, "place beam"]) -> Int[Tensor, "place beam"]:
     """Order beams so that the first one of each source is at the place of that source.
 
@@ -387,7 +412,7 @@ class BeamBatch:
             boosted = scores - self._phrases.advance(slots.flatten()).unsqueeze(1)
             self._phrases.boost(boosted, slots.flatten(), phrases)
         # Of each beam first: totals of the whole vocabulary would be one more pass over it.
-        likeliest, tokens = boosted.topk(min(considered, vocab), dim=1)
+        likeliest, tokens = highest_of_rows(boosted, min(considered, vocab))
         total = (likeliest.view(len(count), beams, -1) + reached_before).flatten(1)
         best, picked = total.topk(considered)
         source = picked // tokens.shape[1]
@@ -422,8 +447,7 @@ class BeamBatch:
             torch.stack([running + beams, finished]),
             torch.stack([running_scores, ranked]),
         )
-        flat = source * vocab + token
-        token, row = self._pick(choice, ranks, flat, how, scores, length, at)
+        token, row = self._pick(choice, ranks, source, token, how, scores, length, at)
         self._go_on(token, row, places, at, phrases)
         # Whether a running beam can still beat the worst finished one.
         is_finished = held.end[_FINISHED, at] > 0
@@ -438,7 +462,8 @@ class BeamBatch:
         self,
         choice: Int[Tensor, "2 place beam"],
         ranks: Float[Tensor, "2 place beam"],
-        flat: Int[Tensor, "place choice"],
+        sources: Int[Tensor, "place choice"],
+        tokens: Int[Tensor, "place choice"],
         how: Int[Tensor, "place choice"],
         scores: Float[Tensor, "slot vocab"],
         length: Int[Tensor, " place"],
@@ -452,10 +477,11 @@ class BeamBatch:
         beam_rows = self._own[:, at]
         was_finished = choice < beams
         candidate = (choice - beams).clamp(min=0)
-        picked = flat.expand(2, -1, -1).gather(2, candidate)
-        source, token = picked // vocab, picked % vocab
+        source = sources.expand(2, -1, -1).gather(2, candidate)
+        token = tokens.expand(2, -1, -1).gather(2, candidate)
         # `log_softmax`, as `logsumexp` takes three times as long on CPUs.
-        likely = scores.log_softmax(dim=1).view(len(flat), -1).expand(2, -1, -1).gather(2, picked)
+        logprobs = scores.log_softmax(dim=1).view(len(sources), -1)
+        likely = logprobs.expand(2, -1, -1).gather(2, source * vocab + token)
         row = torch.where(was_finished, beam_rows[1, :, :1] + choice, beam_rows[0, :, :1] + source)
         ended = self._ended[at]
         row = torch.where(ended, beam_rows, row)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from corpus_asr.decoding.batch import encode_windows
-from corpus_asr.decoding.beam import BeamBatch, in_place_order
+from corpus_asr.decoding.beam import BeamBatch, highest_of_rows, in_place_order
 from corpus_asr.decoding.jobs import TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.protocols import SlotModel, check_assistant
 from corpus_asr.decoding.rules import RepetitionDetector
@@ -91,6 +91,24 @@ def test_only_second_beams_of_a_source_change_places(places: list[list[int]]) ->
         assert sorted(ranks) == [*range(5)]
         for source in set(sources):
             assert ranks[source] == sources.index(source)
+
+
+@given(
+    width=st.sampled_from((7, 512, 1023, 1024, 1500, 51_865)),
+    count=st.integers(1, 12),
+    removed=st.floats(0.0, 1.0),
+    seed=st.integers(0, 2**16),
+)
+def test_the_highest_values_of_rows_are_those_of_topk(
+    width: int, count: int, removed: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randperm(3 * width, generator=generator).view(3, width).float()
+    scores[torch.rand(3, width, generator=generator) < removed] = -torch.inf
+    values, places = highest_of_rows(scores, min(count, width))
+    assert torch.equal(values, scores.topk(min(count, width), dim=1).values)
+    assert torch.equal(values, scores.gather(1, places))
+    assert all(len(set(row)) == len(row) for row in places.tolist())
 
 
 def test_processors_and_criteria_are_asked_for_every_beam(models: list[WhisperSlotModel]) -> None:

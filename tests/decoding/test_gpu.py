@@ -363,8 +363,8 @@ LAUNCHES = {
     "move": 25,
     "fill": 6,
     "encode": 28,
-    "step of beams": 156,
-    "watched step of beams": 180,
+    "step of beams": 155,
+    "watched step of beams": 179,
 }
 
 
