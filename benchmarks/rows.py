@@ -162,8 +162,8 @@ ROWS: Mapping[str, Row] = {
 }
 
 _CORE = (
-    "ours", "ours-greedy", "ours-chunked", "ours-int8", "ours-accurate", "faster-batched",
-    "faster-batched-best", "openvino", "openvino-best",
+    "ours", "ours-greedy", "ours-chunked", "ours-int8", "ours-accurate", "faster",
+    "faster-batched", "faster-batched-best", "openvino", "openvino-best",
 )  # fmt: skip
 _BEST = ("ours", "ours-chunked", "faster-batched-best", "openvino-best")
 _OTHERS = (
