@@ -94,7 +94,7 @@ def highest_of_rows(
         values, places = scores.topk(count, dim=1)
         return values, places
     start = rows * _COLUMNS
-    folded = scores[:, :start].unflatten(1, (rows, _COLUMNS))
+    folded = scores[:, :start].view(len(scores), rows, _COLUMNS)
     _, column = folded.amax(dim=1).topk(count, dim=1)
     inside = folded.gather(2, column.unsqueeze(1).expand(-1, rows, -1)).flatten(1)
     values, at = torch.cat([inside, scores[:, start:]], dim=1).topk(count, dim=1)

@@ -132,21 +132,33 @@ def test_an_unsure_language_is_also_asked_for_in_the_whole_window(
     steps = find_language(
         part(8.0, [(1.0, 7.0)]), prompt_format(languages=languages), DecodingSettings()
     )
-    jobs = [next(steps)]
-    for frames in (*heard[1:], "end"):
+
+    def said(job: WindowJob) -> WindowResult:
         # The whole window says French for certain.
-        answer = language_said(*((0.0, 0.0, 9.0) if jobs[-1].num_frames is None else logits))
-        if frames == "end":
-            with pytest.raises(StopIteration) as stop:
-                steps.send(answer)
-        else:
-            jobs.append(steps.send(answer))
+        return language_said(*((0.0, 0.0, 9.0) if job.num_frames is None else logits))
+
+    jobs = [next(steps)]
+    for _ in heard[1:]:
+        jobs.append(steps.send(said(jobs[-1])))
+    with pytest.raises(StopIteration) as stop:
+        steps.send(said(jobs[-1]))
     assert [job.num_frames for job in jobs] == heard
     language: Language = stop.value.value
     assert language.code == "fr"
     if len(heard) == 2:  # the mean of both
         assert language.probability == pytest.approx((0.367 + 1) / 2, abs=0.01)
         assert not language.is_unsure
+
+
+@pytest.mark.parametrize(("probability", "frames"), [(0.49, None), (0.5, 1000), (None, 1000)])
+def test_a_text_in_an_unsure_language_is_decoded_in_the_whole_window(
+    probability: float | None, frames: int | None
+) -> None:
+    language = Language(code="en", probability=probability)
+    rules = WhisperLongForm(
+        part(5.0, [(1.0, 4.0)]), DecodingSettings(), prompt_format(), language=language
+    )
+    assert rules.frames_encoded(500) == frames
 
 
 def answers(own: PartRequest, logits: list[tuple[float, float]], **settings: Any) -> Language:
