@@ -116,7 +116,7 @@ def test_ratios_of_the_headline_follow_from_the_measurement() -> None:
     clips = f"{ratio(page, 81, fast)} times with `quality: fast` and {ratio(page, 81, usual)} times"
     assert clips in text
     page = "2026-11-30-peers-avx2.json"
-    long, by_default = ratio(page, 3, best), ratio(page, 3, usual, of="(defaults")
+    long, by_default = ratio(page, 8, best), ratio(page, 8, usual, of="(defaults")
     assert f"long recordings {long} and {by_default} times" in text
     assert f"clips {ratio(page, 81, fast)} times" in text
 
