@@ -299,13 +299,13 @@ def ask_language(
             scores = result.scores[0, list(rules.only)].double()
             probabilities.append(torch.softmax(scores, dim=0).numpy())
         means = np.mean(probabilities, axis=0).tolist()
-        candidates = tuple(sorted(zip(among, means, strict=True), key=lambda one: -one[1]))
+        candidates = tuple(sorted(zip(among, means, strict=True), key=lambda pair: -pair[1]))
         return Language(code=candidates[0][0], probability=candidates[0][1], candidates=candidates)
 
     language = yield from ask(windows)
     if settings.padding_s == "auto" and language.is_unsure:
-        shortened = [window for window in windows if window[2] is not None]
-        language = yield from ask([(name, features, None) for name, features, _ in shortened])
+        whole = [(name, features, None) for name, features, frames in windows if frames is not None]
+        language = yield from ask(whole)
     return language
 
 
