@@ -242,7 +242,7 @@ class DecodingSettings:
     padding_s: float | Literal["auto"] | None = "auto"
     """Seconds of silent padding after a window shorter than 30 s; null pads to 30 s, as in
     training. auto: null with `sequential` or with two and more beams everywhere, else 5, and 30 s
-    where the language is unsure and where the text is very uncertain or fails a threshold."""
+    where the language is uncertain, and where the text is very uncertain or fails a threshold."""
     word_timestamps: bool = False
     """Compute start time, end time and probability of each word."""
     align: bool = False

@@ -296,8 +296,8 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         return cut(seek, end)
 
     def frames_encoded(self, content_frames: int) -> int | None:
-        """Encode the content and the padding of a first try; all if the language is unsure."""
-        if self.settings.padding_s == "auto" and self._language and self._language.is_unsure:
+        """Encode the content and the padding of a first try; all if the language is uncertain."""
+        if self.settings.padding_s == "auto" and self._language and self._language.is_uncertain:
             return None  # that of a clip is encoded whole already
         return frames_to_encode(content_frames, self.settings.first_padding_s)
 

@@ -276,7 +276,7 @@ def ask_language(
     """Return the language with the highest mean probability over windows.
 
     Detection decodes one token, restricted to language tokens. Where the padding is auto, shortened
-    windows of an unsure language are also heard whole.
+    windows of an uncertain language are also encoded whole.
 
     Source: Radford et al. 2022, section 2.3; openai-whisper `detect_language`, for one window.
     """
@@ -303,7 +303,7 @@ def ask_language(
         return Language(code=candidates[0][0], probability=candidates[0][1], candidates=candidates)
 
     language = yield from ask(windows)
-    if settings.padding_s == "auto" and language.is_unsure:
+    if settings.padding_s == "auto" and language.is_uncertain:
         whole = [(name, features, None) for name, features, frames in windows if frames is not None]
         language = yield from ask(whole)
     return language

@@ -34,7 +34,7 @@ _TOUCHED_S = 1.0  # detected speech is padded by up to half a second at both end
 
 
 # Measured in README.md of this folder; 48 of 157 clips in 39 languages are below it.
-_UNSURE_LANGUAGE = 0.5
+_UNCERTAIN_LANGUAGE = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +47,9 @@ class Language:
     """Candidate languages with their probabilities, most likely first."""
 
     @property
-    def is_unsure(self) -> bool:
+    def is_uncertain(self) -> bool:
         """Whether it was detected with a probability below one half."""
-        return self.probability is not None and self.probability < _UNSURE_LANGUAGE
+        return self.probability is not None and self.probability < _UNCERTAIN_LANGUAGE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -123,9 +123,9 @@ def test_the_language_is_asked_for_in_the_first_speech() -> None:
 @pytest.mark.parametrize(
     ("logits", "heard"),
     [((0.0, 0.1, 0.2), [1300, None]), ((0.0, 0.1, 3.0), [1300])],
-    ids=["unsure", "sure"],
+    ids=["uncertain", "certain"],
 )
-def test_an_unsure_language_is_also_asked_for_in_the_whole_window(
+def test_an_uncertain_language_is_also_asked_for_in_the_whole_window(
     logits: tuple[float, ...], heard: list[int | None]
 ) -> None:
     languages = {"en": ENGLISH, "de": GERMAN, "fr": FRENCH}
@@ -147,11 +147,11 @@ def test_an_unsure_language_is_also_asked_for_in_the_whole_window(
     assert language.code == "fr"
     if len(heard) == 2:  # the mean of both
         assert language.probability == pytest.approx((0.367 + 1) / 2, abs=0.01)
-        assert not language.is_unsure
+        assert not language.is_uncertain
 
 
 @pytest.mark.parametrize(("probability", "frames"), [(0.49, None), (0.5, 1000), (None, 1000)])
-def test_a_text_in_an_unsure_language_is_decoded_in_the_whole_window(
+def test_a_text_in_an_uncertain_language_is_decoded_in_the_whole_window(
     probability: float | None, frames: int | None
 ) -> None:
     language = Language(code="en", probability=probability)
