@@ -38,8 +38,8 @@ from corpus_asr.storage.run_state.tables import (
     COMMITS_FOLDER,
     RECORDINGS_FOLDER,
     SPEAKERS_FOLDER,
-    SUFFIX,
     OutputStore,
+    table_name,
 )
 from corpus_asr.storage.stores.uri import public, recording_id, within
 
@@ -112,7 +112,7 @@ class KeptRun:
 
     def forget(self, stems: Sequence[str]) -> None:
         """Remove earlier commits of a recording."""
-        names = [f"{folder}/{stem}{SUFFIX}" for stem in stems for folder in _FOLDERS]
+        names = [table_name(folder, stem) for stem in stems for folder in _FOLDERS]
         self._store.remove_all(names)
 
 

@@ -42,6 +42,7 @@ from corpus_asr.runtime.workers import (
 from corpus_asr.stages.extract import REPORTING_EXTRACTOR
 from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, load_engine
 from corpus_asr.storage.run_state.recording_rows import LostPortion
+from corpus_asr.storage.run_state.tables import INTERNAL_SUFFIX
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_store
 from corpus_asr.units import counted
 
@@ -242,7 +243,10 @@ def planned_packs(config: RunConfig, packs: Sequence[str]) -> Dataset:
     filesystems, paths = zip(*(open_store(uri, options) for uri in packs), strict=True)
     # Ray would split each object into hundreds of blocks, with a task for each.
     return ray.data.read_parquet(
-        list(paths), filesystem=filesystems[0], override_num_blocks=len(paths)
+        list(paths),
+        filesystem=filesystems[0],
+        file_extensions=[INTERNAL_SUFFIX],
+        override_num_blocks=len(paths),
     )
 
 

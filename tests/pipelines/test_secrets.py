@@ -217,7 +217,7 @@ def kept_in(output: FaultyStore) -> str:
     tables = [
         str(pq.read_table(io.BytesIO(data)).to_pylist())
         for name, data in objects.items()
-        if name.endswith(".parquet")
+        if name.endswith((".parquet", ".rows"))
     ]
     return "\n".join(
         [*names, *(data.decode("utf-8", "replace") for data in objects.values()), *tables]

@@ -41,5 +41,5 @@ def test_plans_of_a_clock_that_was_ahead_are_retired_as_well(tmp_path: Path) -> 
         plan = make_plan(config, store)
     retire_plans(store, plan.name)
     assert {"/".join(name.split("/")[:3]) for name in store.all_names(PLANS_FOLDER)} == {plan.name}
-    left = b"".join(path.read_bytes() for path in tmp_path.glob("out/**/*.parquet"))
+    left = b"".join(path.read_bytes() for path in tmp_path.glob("out/**/*.rows"))
     assert b"secret" not in left

@@ -129,9 +129,9 @@ def naming(job: ManualRun) -> list[str]:
 def rows_seen(store: OutputStore) -> dict[str, list[str]]:
     """Return what any reader of Parquet finds in each table."""
     rows: dict[str, list[str]] = {}
-    for path in sorted(Path(store.uri).rglob("*.parquet")):
+    for path in sorted(Path(store.uri).rglob("*")):
         table = str(path.parent.relative_to(store.uri))
-        if not table.startswith("_run/plan"):
+        if path.suffix in {".parquet", ".rows"} and not table.startswith("_run/plan"):
             rows.setdefault(table, []).extend(
                 str(row) for row in pq.read_table(path, partitioning=None).to_pylist()
             )

@@ -364,3 +364,16 @@ def test_durations_of_a_manifest_order_and_fill_packs(tmp_path: Path) -> None:
     assert sums.size < 2000 * MEBIBYTE, "not of unknown size"
     assert plan.num_unknown_sizes == 2000
     assert plan.num_remaining_bytes == 0
+
+
+def test_no_glob_for_parquet_finds_what_is_internal(source: Path, tmp_path: Path) -> None:
+    """Readers of `**/*.parquet` would add its rows to those of tables."""
+    job = config(source, tmp_path / "out")
+    store = OutputStore.of(job.output)
+    plan = make_plan(job, store)
+    commit(store, results(part("a", 0, texts=["x"])))
+    folders = {path.relative_to(tmp_path / "out").parts[0]: path.suffix
+               for path in tmp_path.glob("out/**/*.rows")}  # fmt: skip
+    assert folders == {"_run": ".rows"}
+    assert not list(tmp_path.glob("out/_run/**/*.parquet"))
+    assert planned(store, plan)

@@ -52,7 +52,7 @@ def tables_of(store: OutputStore) -> dict[str, Any]:
     }
     return {name: sorted(table, key=repr) for name, table in rows.items()} | {
         "counts": (store.read_json("run.json") or {}).get("counts"),
-        "redo": (store.exists("_run/redo.parquet"), store.exists("_SUCCESS")),
+        "redo": (store.exists("_run/redo.rows"), store.exists("_SUCCESS")),
     }
 
 

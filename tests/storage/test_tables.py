@@ -167,7 +167,7 @@ def test_json_is_kept_and_missing_json_is_none(store: OutputStore) -> None:
         store.read_json("_run/x.json")
 
 
-@pytest.mark.parametrize("name", ["outcomes/broken.parquet", "_run/commits/broken.parquet"])
+@pytest.mark.parametrize("name", ["outcomes/broken.parquet", "_run/commits/broken.rows"])
 def test_a_broken_object_is_named(store: OutputStore, name: str) -> None:
     whole = filesystem.read_bytes(store.address(commit(store, results(part("a", 0, texts=["x"])))))
     for data in (b"not parquet", whole[:-1], whole[: len(whole) // 2], b""):

@@ -209,7 +209,7 @@ def test_what_is_noted_of_a_run_is_kept_when_the_next_is_taken_over(tmp_path: Pa
         commit(worker, results(part(run_id, 0, texts=["x"])), run_id=run_id)
         with Lock(store, "thief", steal=True, timing=QUICK):
             pass
-        name = f"_run/commits/{worker.stem()}.parquet"
+        name = f"_run/commits/{worker.stem()}.rows"
         store.write_bytes(name, filesystem.read_bytes(store.address(store.commit_names()[0])))
         assert name not in store.commit_names()
     assert {*store.read_json(TABLES_NAME)["taken_over"]} == {"first", "second"}
@@ -241,7 +241,7 @@ def test_a_finish_that_is_late_cannot_replace_what_counts(tmp_path: Path) -> Non
 def test_a_listing_after_a_takeover_takes_time_in_proportion_to_its_tables() -> None:
     times_s = []
     for count in (2_000, 20_000):
-        names = [f"_run/commits/{tables.unique_stem(run_id='old')}.parquet" for _ in range(count)]
+        names = [f"_run/commits/{tables.unique_stem(run_id='old')}.rows" for _ in range(count)]
         store = OutputStore("memory://nowhere")
         store._listed = lambda _, names=names: ((name, 1) for name in names)  # type: ignore[method-assign, misc]
         noted = tables._Names(taken_over={"old": frozenset(names)})

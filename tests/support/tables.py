@@ -112,7 +112,7 @@ def held_by(folder: str) -> dict[str, bytes]:
     for path in sorted(Path(folder).rglob("*")):
         name = str(path.relative_to(folder))
         data = path.read_bytes() if path.is_file() else b""
-        if name.endswith(".parquet"):
+        if name.endswith((".parquet", ".rows")):
             table = pq.read_table(io.BytesIO(data))
             data += repr(table.to_pylist()).encode() + str(table.schema.metadata).encode()
         if name.endswith(".gz"):

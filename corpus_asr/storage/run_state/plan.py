@@ -57,8 +57,8 @@ from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
     PLANS_FOLDER,
     SEGMENT_ROWS,
-    SUFFIX,
     OutputStore,
+    table_name,
     time_ns_of,
     without_credentials,
 )
@@ -189,7 +189,7 @@ class Plan:
     def pack_names(self) -> list[str]:
         """Object names of its packs; stored, as a store's listing may lag behind."""
         shards = range(0, max(1, self.num_remaining), SHARD_ROWS)
-        return [f"{self.name}/packs/{shard:05d}{SUFFIX}" for shard in range(len(shards))]
+        return [table_name(f"{self.name}/packs", f"{shard:05d}") for shard in range(len(shards))]
 
     def unknown(self) -> list[SampledFile]:
         """Return recordings whose headers predict the audio duration; empty if that is known."""
@@ -360,7 +360,7 @@ def retire_plans(store: OutputStore, finished: str, others: Collection[str] = ()
     kept = {finished, *others}
     for name in list(store.all_names(PLANS_FOLDER)):
         plan = _plan_of(name)
-        if plan in kept and name == f"{plan}/packs/{0:05d}{SUFFIX}":
+        if plan in kept and name == table_name(f"{plan}/packs", f"{0:05d}"):
             # The presence of packs marks the listing as complete.
             store.write_table(name, PACKS.empty_table())
         # Names begin with their creation time; newer plans may be in use.
@@ -385,7 +385,7 @@ def _plan_of(name: str) -> str:
 def _list_source(plan: Plan, store: OutputStore, shards: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """Yield a source's listing while writing it."""
     for shard, files in enumerate(shards):
-        name = f"{plan.name}/listing/{shard:05d}{SUFFIX}"
+        name = table_name(f"{plan.name}/listing", f"{shard:05d}")
         store.write_table(name, without_credentials(files))
         plan.num_files += files.num_rows
         plan.num_bytes += pc.sum(files["size_bytes"]).as_py() or 0

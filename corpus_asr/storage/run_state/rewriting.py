@@ -42,6 +42,7 @@ from corpus_asr.storage.run_state.tables import (
     OutputStore,
     is_commit,
     projected,
+    table_name,
     time_ns_of,
 )
 from corpus_asr.storage.stores import filesystem
@@ -51,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 NAMES_NAME: Final = "speakers.csv"
 """File of an output folder in which people name speakers."""
-FAILING_NAME: Final = "_run/failing.parquet"
+FAILING_NAME: Final = table_name("_run", "failing")
 """Recordings that nights have tried, with the number of tries."""
 _TABLES = {RECORDINGS_FOLDER: RECORDINGS, SPEAKERS_FOLDER: SPEAKERS, VOICES_FOLDER: VOICES,
            DUPLICATES_FOLDER: DUPLICATES, HOOKS_FOLDER: HOOKS}  # fmt: skip

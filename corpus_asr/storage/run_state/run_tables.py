@@ -55,6 +55,7 @@ from corpus_asr.storage.run_state.tables import (
     beside,
     is_commit,
     projected,
+    table_name,
 )
 from corpus_asr.storage.run_state.what_counts import (
     AGAIN,
@@ -101,7 +102,7 @@ NOTED = pa.schema([
 ])  # fmt: skip
 _INSERTED_ROWS = 122_880  # at once, a row group of the database; commits have some hundreds
 _PARTS_AT_ONCE = 100_000  # some hundred MB while they are folded
-REDO_NAME = "_run/redo.parquet"
+REDO_NAME = table_name("_run", "redo")
 REDO = pa.schema([("recording_id", pa.string()), ("earlier_runs", pa.list_(pa.string()))])
 """Each row asks for a recording to be done again; what these runs committed came before."""
 _ID, _ROW = pa.field("id", pa.int64()), pa.field("row", pa.int32())

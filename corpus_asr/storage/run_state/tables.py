@@ -65,10 +65,17 @@ HOOKS_FOLDER = "hooks"  # with a folder for the table of each
 COMMITS_FOLDER: Final = "_run/commits"
 """Commits since the last finish, and parts that wait until all of their version are there."""
 SUFFIX = ".parquet"
+INTERNAL_SUFFIX = ".rows"  # so that **/*.parquet finds only tables for users
 # Of each object that is read ahead: a small commit as a whole, a merged one only at its beginning.
 READ_AHEAD_ROWS = 16_384
 # A commit that is late does not count, so what a look at the lock saves is only requests.
 LOOK_EVERY_S = 5.0
+
+
+def table_name(folder: str, stem: str) -> str:
+    """Return the name of a table's object; below `_run/` it has a suffix of its own."""
+    is_internal = folder.partition("/")[0] == "_run"
+    return f"{folder}/{stem}{INTERNAL_SUFFIX if is_internal else SUFFIX}"
 
 
 def is_commit(name: str) -> bool:
@@ -107,7 +114,7 @@ class WriteGuard(Protocol):
 
 
 TABLES_NAME: Final = "_run/tables.json"
-IDENTITIES_NAME: Final = "_run/identities.parquet"
+IDENTITIES_NAME: Final = table_name("_run", "identities")
 """Addresses of recordings that moved (`identities`)."""
 PLANS_FOLDER: Final = "_run/plan"
 FINISHED_FOLDERS = (OUTCOMES_FOLDER, *PART_ROWS_FOLDERS)
@@ -119,7 +126,7 @@ TABLES_OF_RUNS = (
 _REMOVE = "restore it, or remove it to count all tables of the folder"
 _NOTED = {"tables", "merged", "taken_over", "settled"}
 _TIME_DIGITS = 20
-_BY_RUN = re.compile(r"(_run/|hooks/)?[a-z0-9_]+/\d+-(?P<run_id>.+)-[0-9a-f]{12}(-\d{5})?\.parquet")
+_BY_RUN = re.compile(r"(_run/|hooks/)?[a-z0-9_]+/\d+-(?P<run_id>.+)-[0-9a-f]{12}(-\d{5})?\.[a-z]+")
 
 
 class _Names(NamedTuple):
@@ -324,7 +331,7 @@ class OutputStore:
 
     def put_commit(self, rows: pa.Table, *, stem: str | None = None) -> str:
         """Put `commit_rows` as one object, so that all of them count or none; return its name."""
-        name = f"{COMMITS_FOLDER}/{stem or self.stem()}{SUFFIX}"
+        name = table_name(COMMITS_FOLDER, stem or self.stem())
         self.write_bytes(name, encode_parquet(rows.schema, [rows]), check=self._look)
         return name
 
@@ -546,7 +553,7 @@ def _is_temporary(name: str) -> bool:
 
 
 def _is_table(name: str) -> bool:
-    return name.endswith(SUFFIX) and not _is_temporary(name)
+    return name.endswith((SUFFIX, INTERNAL_SUFFIX)) and not _is_temporary(name)
 
 
 def projected(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
