@@ -1,8 +1,12 @@
 """Batches of other programs' pipelines: audio in, the same batches with transcripts out.
 
-A batch is an Arrow table, a pandas data frame or a mapping of columns.
+A batch is an Arrow table or record batch, a data frame of pandas or polars, or a mapping of
+columns; a mapping of single values is one row. The columns that join it have the types of
+`BATCH_COLUMNS`, also where all of their values are null.
 """
 
+import numbers
+import sys
 import threading
 from collections.abc import Iterable, Mapping, MutableMapping
 from contextlib import closing, suppress
@@ -30,13 +34,15 @@ from corpus_asr.stages.parts import Failure, failure_fields
 _AUDIO = ("audio", "bytes", "array", "amplitude", "path", "uri")
 _RATES = ("sampling_rate", "sample_rate")
 _PLACES = ("path", "uri")
+_ARROW = (pa.Table, pa.RecordBatch)
 
 
 class Transcribe:
     """Adds transcripts to batches of audio; for `map_batches` of Ray Data, and the like.
 
     The columns `text`, `language`, `confidence`, `duration_s`, `segments`, `error_kind` and `error`
-    join those of the batch, whose type stays. A recording that fails is a row with its error.
+    join those of the batch, whose type stays. A recording that fails is a row with its error. One
+    row, as `datasets.map` gives it without `batched=True`, returns as one row.
     Threads may call it at once: their batches share the model's slots. The model loads with the
     first batch and stays until `close`; an unpickled copy loads its own.
 
@@ -73,11 +79,15 @@ class Transcribe:
         """Return the batch with the columns of its transcripts.
 
         Raises:
-            ConfigError: it has no column of audio, or one with the name of an added one.
+            ConfigError: it is no batch, has no column of audio, or one with the name of an added
+                one.
             CorpusAsrError: the model cannot be loaded, or cannot transcribe any recording.
         """
+        is_mapping = isinstance(batch, Mapping)
+        if not (is_mapping or isinstance(batch, _ARROW) or hasattr(batch, "assign")):
+            return type(batch)(self(_table(batch)))  # such as of polars
         # A batch of datasets decodes what is read of it, and would have that written back.
-        source = copy(batch) if isinstance(batch, MutableMapping) else batch
+        source = copy(batch) if is_mapping else batch
         names = list(getattr(source, "column_names", source))
         if taken := ", ".join(name for name in BATCH_COLUMNS.names if name in names):
             raise ConfigError(
@@ -89,9 +99,13 @@ class Transcribe:
             raise ConfigError(
                 f"transcribing a batch: found columns {', '.join(names)}, expected {column}; {hint}"
             )
-        wanted = (column, _first(_RATES, names), _first(_PLACES, names))
-        values = [_values(source[name]) if name in names else [] for name in wanted]
-        rows = self._transcribed(zip_longest(*values))
+        inputs = (column, _first(_RATES, names), _first(_PLACES, names))
+        columns = [source[name] if name in names else [] for name in inputs]
+        if is_mapping and column in names and _is_single(columns[0], columns[1]):
+            audio, rate_hz, place = (source[name] if name in names else None for name in inputs)
+            [row] = self._transcribed([(audio, rate_hz, place)])
+            return _updated(batch, {name: row.get(name) for name in BATCH_COLUMNS.names})
+        rows = self._transcribed(zip_longest(*map(_values, columns)))
         return _joined(batch, {
             field.name: pa.array([row.get(field.name) for row in rows], field.type)
             for field in BATCH_COLUMNS
@@ -129,15 +143,46 @@ class Transcribe:
         return [_row(outcome) for outcome in outcomes]
 
 
+def _table(batch: Any) -> pa.Table:
+    """Return a table of another library as one of Arrow."""
+    with suppress(TypeError, ValueError):  # of a single column, and of what is no table
+        return pa.table(batch)
+    raise ConfigError(
+        f"transcribing a batch: found a {type(batch).__name__}, expected an Arrow table, a data "
+        "frame or a mapping of columns; pass a list of recordings as {'audio': recordings}"
+    )
+
+
 def _first(wanted: tuple[str, ...], names: list[str]) -> str:
     return next((name for name in wanted if name in names), wanted[0])
 
 
+def _is_single(audio: Any, rate_hz: Any) -> bool:
+    """Tell whether the audio of a mapping is one recording in place of a column."""
+    if _is_number(rate_hz) or not isinstance(audio, Iterable):
+        return True
+    if isinstance(audio, str | bytes | bytearray | memoryview | Mapping) or hasattr(audio, "read"):
+        return True
+    # A null of pandas is a number, too.
+    samples = [value for value in _values(audio) if not _is_nan(value)]
+    return bool(samples) and all(_is_number(value) for value in samples)
+
+
+def _is_number(value: Any) -> bool:
+    is_scalar = getattr(value, "ndim", None) == 0 and not isinstance(value, str | bytes)
+    return is_scalar or isinstance(value, numbers.Number)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and value != value
+
+
 def _values(column: Any) -> list[Any]:
-    if not isinstance(column, pa.ChunkedArray):
+    if not isinstance(column, pa.ChunkedArray | pa.Array):
         return list(column)
     is_tensor = isinstance(column.type, pa.BaseExtensionType)  # of Ray
-    return list(column.to_pylist() if is_tensor else column.to_numpy())
+    chunked = column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
+    return list(chunked.to_pylist() if is_tensor else chunked.to_numpy())
 
 
 def _recording(audio: Any, rate_hz: Any, place: Any, number: int) -> GivenAudio:
@@ -179,22 +224,47 @@ def _row(outcome: Any) -> dict[str, Any]:
 
 
 def _joined(batch: Any, columns: dict[str, pa.Array]) -> Any:
-    if isinstance(batch, pa.Table):
+    if isinstance(batch, _ARROW):
         for name, values in columns.items():
             batch = batch.append_column(name, values)
         return batch
-    arrays = {name: _numpy(values) for name, values in columns.items()}
-    if not isinstance(batch, MutableMapping):
-        return batch.assign(**arrays)
-    source, joined = copy(batch), copy(batch)
-    is_numpy = isinstance(next(iter(source.values()), None), np.ndarray)
-    lists = {name: values.to_pylist() for name, values in columns.items()}
-    joined.update(arrays if is_numpy else lists)
-    return joined
+    if not isinstance(batch, Mapping):
+        import pandas as pd  # whose frame this is
+
+        frames = {
+            name: values.to_pandas(types_mapper=pd.ArrowDtype) for name, values in columns.items()
+        }
+        return batch.assign(
+            **{name: series.set_axis(batch.index) for name, series in frames.items()}
+        )
+    if _is_ray_worker():
+        return _updated(batch, columns)  # Ray would guess the types of lists and NumPy's arrays
+    return _updated(batch, {name: _TypedList(values) for name, values in columns.items()})
 
 
-def _numpy(values: pa.Array) -> np.ndarray:
-    if pa.types.is_floating(values.type):
-        return np.asarray(values.to_numpy(zero_copy_only=False))
-    # Ray takes lists of structs, but not arrays of them.
-    return np.fromiter(values.to_pylist(), dtype=object, count=len(values))
+def _is_ray_worker() -> bool:
+    ray: Any = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return False
+    return bool(ray.get_runtime_context().worker.mode == ray.WORKER_MODE)
+
+
+def _updated(batch: Mapping[str, Any], columns: Mapping[str, Any]) -> Any:
+    """Return a copy of a mapping, of its type if that can be changed, with further columns."""
+    updated: Any = copy(batch) if isinstance(batch, MutableMapping) else dict(batch)
+    updated.update(columns)
+    return updated
+
+
+class _TypedList(list[Any]):
+    """Values of a column whose type Arrow and datasets take from it, also where all are null."""
+
+    def __init__(self, values: pa.Array) -> None:
+        super().__init__(values.to_pylist())
+        self._type = values.type
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.__arrow_array__(),)
+
+    def __arrow_array__(self, type: pa.DataType | None = None) -> pa.Array:
+        return pa.array(list(self), self._type)

@@ -12,15 +12,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
+from ray.data._internal.tensor_extensions.arrow import convert_to_pyarrow_array
 
 from corpus_asr import Transcribe
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.failure_kinds import FAILURE_KINDS
+from corpus_asr.runtime import batches
 from corpus_asr.runtime.ray_cluster import Cluster
 from corpus_asr.schemas import BATCH_COLUMNS
 from tests.repo.sources import REPOSITORY
@@ -130,11 +134,110 @@ def test_a_batch_returns_as_what_it_was(transcribe: Transcribe) -> None:
     assert framed["confidence"].isna().tolist() == [False, True]
     arrays = {"amplitude": np.zeros((2, 1, 16_000), np.float32), "sample_rate": np.full(2, 16_000)}
     silent = transcribe(arrays)
-    assert {type(column) for column in silent.values()} == {np.ndarray}
     assert {len(column) for column in silent.values()} == {2}
-    assert [*silent["text"]] == ["", ""]
+    assert silent["text"] == ["", ""]
     nested = pa.table({"array": [[SILENCE[:800]] * 2], "sampling_rate": [16_000]})
     assert transcribe(nested)["duration_s"].to_pylist() == [pytest.approx(0.05)]
+
+
+class Frame:
+    """A table of another library, which exports it to Arrow, as one of polars."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        return self.table.__arrow_c_stream__(requested_schema)
+
+
+def test_other_tables_of_arrow_and_arrow_columns_are_batches(transcribe: Transcribe) -> None:
+    paths = pa.array([CLIP, "gone.wav"], pa.string_view())
+    found = transcribe(pa.record_batch({"path": paths}))
+    assert isinstance(found, pa.RecordBatch)
+    assert [*found.schema][1:] == [*BATCH_COLUMNS]
+    assert found["text"].to_pylist() == [TEXT, None]
+    framed = transcribe(Frame(pa.table({"path": paths})))
+    assert isinstance(framed, Frame)
+    assert framed.table["error_kind"].to_pylist() == [None, "not_found"]
+    assert transcribe({"path": paths})["text"] == [TEXT, None]
+
+
+@pytest.mark.parametrize("batch", [[{"path": CLIP}], CLIP, None, b"RIFF", pd.Series([CLIP])])
+def test_what_is_no_batch_is_refused_before_any_work(batch: Any) -> None:
+    with pytest.raises(ConfigError, match=r"found a \w+, expected an Arrow table"):
+        Transcribe("./no-such-folder")(batch)
+
+
+@pytest.mark.parametrize("row", [
+    {"path": CLIP},
+    {"path": Path(CLIP)},
+    {"bytes": Path(CLIP).read_bytes(), "path": None},
+    {"bytes": None, "path": CLIP},
+    {"audio": {"path": CLIP, "bytes": None}, "id": 3},
+    {"audio": {"array": samples(), "sampling_rate": 16_000}},
+    {"array": samples(), "sampling_rate": 16_000},
+    {"amplitude": (samples() / 32_768)[np.newaxis], "sample_rate": np.int64(16_000)},
+    {"array": (samples() / 32_768).tolist(), "sampling_rate": 16_000},
+])  # fmt: skip
+def test_one_row_returns_as_one_row(transcribe: Transcribe, row: dict[str, Any]) -> None:
+    found = transcribe(row)
+    assert [*found] == [*row, *BATCH_COLUMNS.names]
+    assert (found["text"], found["error_kind"], found["language"]) == (TEXT, None, "en")
+    assert found["segments"][0]["start_s"] == 0
+
+
+def test_one_row_that_fails_is_a_row_with_its_error(transcribe: Transcribe) -> None:
+    assert transcribe({"path": "gone.wav"})["error_kind"] == "not_found"
+    assert transcribe({"bytes": None})["error_kind"] == "not_audio"
+    assert transcribe({"array": samples()})["error_kind"] == "not_audio"
+    assert transcribe({"audio": [float("nan")]})["error_kind"] == ["not_audio"]
+
+
+def test_datasets_maps_rows_and_batches_alike(transcribe: Transcribe) -> None:
+    clips = datasets.Dataset.from_dict({"path": [CLIP, CLIP, "gone.wav"]})
+    one_by_one = clips.map(transcribe)
+    assert one_by_one["text"] == [TEXT, TEXT, None]
+    # The first batches written have no failure.
+    options = {"batched": True, "batch_size": 1, "writer_batch_size": 1}
+    assert clips.with_format("numpy").map(transcribe, **options)["error_kind"][2] == "not_found"
+    found = clips.map(transcribe, remove_columns=["path"], **options)
+    assert found["error_kind"] == [None, None, "not_found"]
+    assert found.column_names == BATCH_COLUMNS.names
+    assert found.features.arrow_schema.types == BATCH_COLUMNS.types
+
+
+@pytest.mark.parametrize("kind", [
+    lambda batch: batch,
+    lambda batch: {name: np.array(values, dtype=object) for name, values in batch.items()},
+    pd.DataFrame,
+])  # fmt: skip
+def test_types_are_those_of_the_schema_with_and_without_failures(
+    transcribe: Transcribe, tmp_path: Path, kind: Any
+) -> None:
+    for number, paths in enumerate(([CLIP], ["gone.wav"])):
+        found = transcribe(kind({"path": paths}))
+        if isinstance(found, pd.DataFrame):
+            found.to_parquet(tmp_path / f"{number}.parquet")
+        else:
+            pq.write_table(pa.table(found), tmp_path / f"{number}.parquet")
+        written = pq.read_schema(tmp_path / f"{number}.parquet")
+        assert [written.field(field.name).type for field in BATCH_COLUMNS] == BATCH_COLUMNS.types
+    assert pq.read_table(tmp_path)["error_kind"].to_pylist() == [None, "not_found"]
+
+
+def test_columns_of_a_mapping_keep_their_types_through_a_pickle(transcribe: Transcribe) -> None:
+    found = pickle.loads(pickle.dumps(transcribe({"path": ["gone.wav"]})))
+    assert found["text"] == [None]
+    assert pa.array(found["text"]).type == pa.string()
+
+
+def test_ray_takes_the_types_of_its_default_format(
+    transcribe: Transcribe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "_is_ray_worker", lambda: True)
+    found = transcribe({"path": np.array(["gone.wav"])})
+    for field in BATCH_COLUMNS:
+        assert convert_to_pyarrow_array(found[field.name], field.name).type == field.type
 
 
 def test_an_empty_batch_gets_empty_columns(transcribe: Transcribe) -> None:
