@@ -27,6 +27,7 @@ _CLASSES = {
         "whisper": f"{_GENERATION}.whisper:WhisperForConditionalGeneration",
         "speech_to_text": f"{_GENERATION}.speech2text:Speech2TextForConditionalGeneration",
     },
+    "causal_lm": {"whisper": f"{_GENERATION}.whisper:WhisperForCausalLM"},
 }
 
 
@@ -150,6 +151,12 @@ class AutoModelForSpeechSeq2Seq(_AutoModel):
     """Loads a checkpoint's speech recognition encoder-decoder."""
 
     _role = "speech_seq2seq"
+
+
+class AutoModelForCausalLM(_AutoModel):
+    """Loads a checkpoint's decoder, such as for an assistant."""
+
+    _role = "causal_lm"
 
 
 def _family_of_config(config: Any) -> Family | None:

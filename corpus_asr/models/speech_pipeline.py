@@ -3,7 +3,8 @@
 import copy
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from os import PathLike
 from typing import Any
 
@@ -29,8 +30,10 @@ logger = logging.getLogger(__name__)
 # Source: `transformers.AutomaticSpeechRecognitionPipeline._default_generation_config`.
 _DEFAULTS = {"max_new_tokens": 256, "num_beams": 5}
 
-# Taken only by the pipeline of transformers, which cuts recordings and merges their texts.
-_NOT_HERE = ("chunk_length_s", "stride_length_s", "ignore_warning", "return_language")
+# Of the pipeline of transformers, which cuts recordings and merges their texts; here recordings of
+# any length are read window by window.
+_WITHOUT_EFFECT = ("chunk_length_s", "stride_length_s", "ignore_warning")
+_OF_PIPELINE = ("generate_kwargs", "return_timestamps", "return_language", *_WITHOUT_EFFECT)
 _MAX_CHANNELS = 2
 _FULL_SCALE = 32_768  # of int16
 
@@ -96,15 +99,16 @@ class AutomaticSpeechRecognitionPipeline:
         A recording is a path or URI (local, http(s), s3, ...); the bytes of a file; an array or
         tensor of samples at 16 kHz, float in -1 to 1 or int16, one row per channel if it has two
         dimensions; a row of a data set; or a dictionary with `raw` or `array` and `sampling_rate`.
-        Returns a dictionary of `text` and, with timestamps, `chunks`; a list of such for a list.
+        Returns a dictionary of `text` and, with timestamps, `chunks`; a list of such for a list,
+        and an iterator for other iterables, of which a batch at a time is read.
 
         Args:
-            inputs: one recording or a list.
+            inputs: one recording, a list, or another iterable, such as a generator or a data set.
             batch_size: recordings of up to 30 s that are decoded together.
             num_workers: without effect.
             kwargs: `return_timestamps` (True for segments, `"word"` for words) and
-                `generate_kwargs`; all others are passed on to the model's `generate`, as are those
-                of `generate_kwargs`.
+                `generate_kwargs`; `chunk_length_s` and `stride_length_s` have no effect; all others
+                are passed on to the model's `generate`, as are those of `generate_kwargs`.
 
         Raises:
             ItemError: a recording cannot be read.
@@ -122,14 +126,32 @@ class AutomaticSpeechRecognitionPipeline:
                 f"transcribing: found return_timestamps={timestamps!r}, expected True for "
                 "segments or 'word' for words; change it"
             )
+        if timestamps and not self._is_whisper:
+            raise ValueError(
+                "transcribing: found return_timestamps, expected none for a model without "
+                "timestamps; remove it, or choose a Whisper model"
+            )
         keywords = _generate_keywords(self.defaults) | _generate_keywords(kwargs)
-        several = inputs if isinstance(inputs, list) else [inputs]
-        texts = [
-            text
-            for start in range(0, len(several), size)
-            for text in self._texts(several[start : start + size], keywords, timestamps)
-        ]
-        return texts if isinstance(inputs, list) else texts[0]
+        is_iterable = _is_iterable(inputs)
+        texts = self._all_texts(inputs if is_iterable else [inputs], size, keywords, timestamps)
+        if not is_iterable:
+            return next(texts)
+        return list(texts) if isinstance(inputs, list) else texts
+
+    def _all_texts(
+        self,
+        recordings: Iterable[Any],
+        size: int,
+        keywords: Mapping[str, Any],
+        timestamps: bool | str | None,
+    ) -> Iterator[dict[str, Any]]:
+        remaining = iter(recordings)
+        while batch := list(islice(remaining, size)):
+            yield from self._texts(batch, keywords, timestamps)
+
+    @property
+    def _is_whisper(self) -> bool:
+        return bool(self.model.config.model_type == "whisper")
 
     def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
         """Save all parts into one folder; `kwargs` are those of the model's `save_pretrained`."""
@@ -147,19 +169,19 @@ class AutomaticSpeechRecognitionPipeline:
         self, recordings: Sequence[Any], keywords: Mapping[str, Any], timestamps: bool | str | None
     ) -> list[dict[str, Any]]:
         # Those of one length together: none is padded for another, which would change its text.
-        by_frames: dict[int, list[tuple[int, Any]]] = defaultdict(list)
+        by_shape: dict[torch.Size, list[tuple[int, Any]]] = defaultdict(list)
         for number, recording in enumerate(recordings):
             inputs = self._features(samples_of(recording))
-            by_frames[inputs.input_features.shape[-1]].append((number, inputs))
+            by_shape[inputs.input_features.shape].append((number, inputs))
         texts: dict[int, dict[str, Any]] = {}
-        for numbered in by_frames.values():
+        for numbered in by_shape.values():
             numbers, rows = zip(*numbered, strict=True)
             texts.update(zip(numbers, self._decoded(rows, keywords, timestamps), strict=True))
         return [texts[number] for number in range(len(recordings))]
 
     def _features(self, samples: Float32[np.ndarray, " sample"]) -> Any:
         extractor, options = self.feature_extractor, {}
-        if samples.size > extractor.n_samples:
+        if self._is_whisper and samples.size > extractor.n_samples:
             # All its frames, which `generate` decodes window by window.
             options = {"truncation": False, "padding": "longest"}
         return extractor(
@@ -208,6 +230,8 @@ class AutomaticSpeechRecognitionPipeline:
     def _text(
         self, named: Mapping[str, Any], sequences: Tensor, row: int, timestamps: bool | str | None
     ) -> dict[str, Any]:
+        if not self._is_whisper:
+            return {"text": self.tokenizer.decode(sequences[row], skip_special_tokens=True)}
         output: dict[str, Any] = {"tokens": sequences[row : row + 1]}
         if timestamps == "word":
             spans = [segment["token_timestamps"] for segment in named["segments"][row]]
@@ -298,6 +322,13 @@ def pipeline(
     )
 
 
+def _is_iterable(inputs: Any) -> bool:
+    """Tell whether inputs are several recordings: a list, a generator or a data set."""
+    is_one = isinstance(inputs, str | bytes | bytearray | memoryview | Mapping | np.ndarray)
+    is_one = is_one or any(hasattr(inputs, name) for name in ("detach", "read", "get_all_samples"))
+    return not is_one and (isinstance(inputs, Iterable) or hasattr(inputs, "__getitem__"))
+
+
 def samples_of(recording: Any) -> Float32[np.ndarray, " sample"]:
     """Return the samples of a recording, at 16 kHz, of all channels mixed.
 
@@ -371,20 +402,18 @@ def _set_names(config: Any) -> set[str]:
 
 
 def _generate_keywords(options: Mapping[str, Any]) -> dict[str, Any]:
-    if elsewhere := [name for name in _NOT_HERE if options.get(name) is not None]:
+    if options.get("return_language"):
         raise TypeError(
-            f"transcribing: found {elsewhere[0]}, expected no such option for recordings of any "
-            "length; remove it, or use transformers.pipeline"
+            "transcribing: found return_language, expected no such option; remove it, or use "
+            "transformers.pipeline, which takes this model and its processor"
         )
+    if ignored := [name for name in _WITHOUT_EFFECT[:2] if options.get(name) is not None]:
+        logger.info("ignored=%s reason='recordings of any length are read'", ",".join(ignored))
     named = options.get("generate_kwargs") or {}
     if not isinstance(named, Mapping):
         raise TypeError(
             f"transcribing: found generate_kwargs of type {type(named).__name__}, expected a "
             "dictionary of generate's keywords"
         )
-    rest = {
-        name: value
-        for name, value in options.items()
-        if name not in ("generate_kwargs", "return_timestamps", *_NOT_HERE)
-    }
+    rest = {name: value for name, value in options.items() if name not in _OF_PIPELINE}
     return {**named, **rest}

@@ -12,6 +12,7 @@ from corpus_asr.models import speech2text, whisper
 from corpus_asr.models.auto import (
     AutoConfig,
     AutoFeatureExtractor,
+    AutoModelForCausalLM,
     AutoModelForSpeechSeq2Seq,
     AutoProcessor,
     AutoTokenizer,
@@ -26,6 +27,7 @@ from corpus_asr.models.speech2text import (
 from corpus_asr.models.whisper import (
     WhisperConfig,
     WhisperFeatureExtractor,
+    WhisperForCausalLM,
     WhisperForConditionalGeneration,
     WhisperProcessor,
     WhisperTokenizer,
@@ -41,6 +43,7 @@ CLASSES: dict[str, dict[Any, type]] = {
         AutoTokenizer: WhisperTokenizer,
         AutoProcessor: WhisperProcessor,
         AutoModelForSpeechSeq2Seq: WhisperForConditionalGeneration,
+        AutoModelForCausalLM: WhisperForCausalLM,
     },
     "speech2text": {
         AutoConfig: Speech2TextConfig,

@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ import torch
 import transformers
 
 from corpus_asr.errors import DecodeError, FetchError
-from corpus_asr.models.speech_pipeline import samples_of
+from corpus_asr.models.speech2text import (
+    Speech2TextFeatureExtractor,
+    Speech2TextForConditionalGeneration,
+)
+from corpus_asr.models.speech_pipeline import AutomaticSpeechRecognitionPipeline, samples_of
 from corpus_asr.models.whisper import (
     AutoModelForSpeechSeq2Seq,
     AutoProcessor,
@@ -21,7 +26,7 @@ from corpus_asr.models.whisper import (
     pipeline,
 )
 from tests.support.audio import noise
-from tests.support.checkpoints import tiny_whisper
+from tests.support.checkpoints import tiny_speech2text, tiny_whisper
 from tests.support.tokenizers import tiny_tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -97,7 +102,7 @@ def test_their_pipeline_cuts_and_names_languages_with_a_model_of_here(
 ) -> None:
     speech = sound(45)
     options = {**SHORT, "language": None, "chunk_length_s": 25, "return_language": True}
-    with pytest.raises(TypeError, match=r"found chunk_length_s.*transformers\.pipeline"):
+    with pytest.raises(TypeError, match=r"found return_language.*transformers\.pipeline"):
         ours(speech, **options)
     processor = AutoProcessor.from_pretrained(folder)
     made = THEIRS(
@@ -107,6 +112,63 @@ def test_their_pipeline_cuts_and_names_languages_with_a_model_of_here(
         feature_extractor=processor.feature_extractor,
     )
     assert made(speech, **options) == theirs(speech, **options)
+
+
+@pytest.mark.long
+def test_lengths_of_chunks_change_nothing_for_recordings_of_any_length(ours: Any) -> None:
+    speech, options = sound(45), {**SHORT, "return_timestamps": True}
+    chunked = ours(speech, chunk_length_s=30, stride_length_s=(4, 2), batch_size=4, **options)
+    assert chunked == ours(speech, **options)
+
+
+class Rows:
+    """A data set without an iterator, such as `KeyDataset` of transformers."""
+
+    def __init__(self, rows: list[Any]) -> None:
+        self.rows = rows
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[index]
+
+
+def test_iterables_are_read_a_batch_at_a_time(ours: Any) -> None:
+    recordings = [sound(1, seed) for seed in range(3)]
+    expected = ours(recordings, **SHORT)
+    read: list[int] = []
+
+    def rows() -> Iterator[np.ndarray]:
+        for number, recording in enumerate(recordings):
+            read.append(number)
+            yield recording
+
+    texts = ours(rows(), batch_size=2, **SHORT)
+    assert read == []
+    assert next(texts) == expected[0]
+    assert read == [0, 1]
+    assert [*texts] == expected[1:]
+    assert [*ours(Rows(recordings), batch_size=2, **SHORT)] == expected
+
+
+class Letters:
+    """A tokenizer that writes the number of each token."""
+
+    pad_token_id = 1
+
+    def decode(self, tokens: Any, *, skip_special_tokens: bool) -> str:
+        return " ".join(str(int(token)) for token in tokens)
+
+
+def test_speech2text_transcribes_what_its_model_generates(tmp_path: Path) -> None:
+    model = Speech2TextForConditionalGeneration.from_pretrained(tiny_speech2text(tmp_path))
+    extractor = Speech2TextFeatureExtractor()
+    made = AutomaticSpeechRecognitionPipeline(model, extractor, Letters())
+    found = made([sound(1), sound(2)], max_new_tokens=4, num_beams=1, batch_size=2)
+    features = extractor(sound(1), sampling_rate=RATE, return_tensors="pt")
+    tokens = model.generate(**features, max_new_tokens=4, num_beams=1)
+    assert found[0] == {"text": Letters().decode(tokens[0], skip_special_tokens=True)}
+    assert len(found) == 2
+    with pytest.raises(ValueError, match="found return_timestamps, expected none"):
+        made(sound(1), return_timestamps=True)
 
 
 @pytest.mark.slow

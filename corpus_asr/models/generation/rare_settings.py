@@ -56,6 +56,7 @@ KEPT = ("output_scores", "output_logits", "output_attentions", "output_hidden_st
 # Custom code is not executed; drafts and caches do not change the text.
 _NOT_PASSED = (
     "trust_remote_code", "assistant_model", "prompt_lookup_num_tokens", "past_key_values",
+    "cache_implementation", "cache_config",
 )  # fmt: skip
 
 
@@ -172,5 +173,8 @@ def _view_class(kind: type, is_whisper: bool) -> type:
 
 
 def _converted(config: Any) -> Any:
+    """Return settings as transformers' own, without a cache, which the modules bring along."""
     kind = importlib.import_module("transformers").GenerationConfig
-    return config if isinstance(config, kind) else kind.from_dict(config.to_dict())
+    converted = kind.from_dict(config.to_dict())
+    converted.cache_implementation = converted.cache_config = None
+    return converted

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from corpus_asr.models.auto import (
         AutoConfig,
         AutoFeatureExtractor,
+        AutoModelForCausalLM,
         AutoModelForSpeechSeq2Seq,
         AutoProcessor,
         AutoTokenizer,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AutoConfig",
     "AutoFeatureExtractor",
+    "AutoModelForCausalLM",
     "AutoModelForSpeechSeq2Seq",
     "AutoProcessor",
     "AutoTokenizer",

@@ -73,8 +73,9 @@ def agree(both: Pair, features: Tensor, **options: Any) -> Any:
         (SHORT, {"sequence_bias": [[[5], 3.0]], "num_beams": 3, "return_timestamps": True}),
         (SHORT, NAMED),
         (LONG, {"return_timestamps": True, "min_new_tokens": 3, "return_segments": True}),
+        (SHORT, {"cache_implementation": "static", "min_new_tokens": 4}),
     ],
-    ids=["sampled", "beams", "by name", "many windows"],
+    ids=["sampled", "beams", "by name", "many windows", "static cache"],
 )
 def test_whisper_says_what_it_says_in_transformers(
     whisper: Pair, features: Tensor, options: dict[str, Any]
@@ -83,6 +84,15 @@ def test_whisper_says_what_it_says_in_transformers(
     if "output_scores" in options:
         scores = whisper.ours.compute_transition_scores(found.sequences, found.scores)
         assert len(scores) == 2
+
+
+@pytest.mark.parametrize("option", [{"min_length": 4}, {"min_new_tokens": 4}, {"max_time": 9.0}])
+def test_a_static_cache_of_a_checkpoint_is_taken(
+    whisper: Pair, monkeypatch: pytest.MonkeyPatch, option: dict[str, Any]
+) -> None:
+    for model in (whisper.ours, whisper.theirs):
+        monkeypatch.setattr(model.generation_config, "cache_implementation", "static")
+    agree(whisper, SHORT, **option)
 
 
 @pytest.mark.parametrize(
