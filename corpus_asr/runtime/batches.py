@@ -229,10 +229,10 @@ def _joined(batch: Any, columns: dict[str, pa.Array]) -> Any:
             batch = batch.append_column(name, values)
         return batch
     if not isinstance(batch, Mapping):
-        import pandas as pd  # whose frame this is
-
+        pandas: Any = sys.modules["pandas"]  # whose frame this is
         frames = {
-            name: values.to_pandas(types_mapper=pd.ArrowDtype) for name, values in columns.items()
+            name: values.to_pandas(types_mapper=pandas.ArrowDtype)
+            for name, values in columns.items()
         }
         return batch.assign(
             **{name: series.set_axis(batch.index) for name, series in frames.items()}

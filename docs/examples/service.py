@@ -96,11 +96,13 @@ async def on_error(request: Request, error: Any) -> JSONResponse:
         name = str(wrong["loc"][:2][-1])  # of a list, its place follows
         return refused(400, f"{name}: {wrong['msg']}", param=name)
     if isinstance(error, HTTPException):
-        return refused(error.status_code, error.detail)
+        code = "unknown_url" if error.status_code == 404 else None
+        return refused(error.status_code, error.detail, code=code)
     doing, _, reason = str(error).partition(": ")
-    if isinstance(error, ConfigError) and "language" in doing:
+    of_model = next((name for name in ("language", "task") if name in doing), None)
+    if isinstance(error, ConfigError) and of_model:
         # Without its advice, which is for whoever chose the model.
-        return refused(400, f"language: {reason.partition(';')[0]}", param="language")
+        return refused(400, f"{of_model}: {reason.partition(';')[0]}", param=of_model)
     return refused(status_of(error), str(error))
 
 
@@ -191,10 +193,23 @@ def models() -> list[str]:
     return [MODEL.rstrip("/").rpartition("/")[2], "whisper-1"]
 
 
+def described(model: str) -> dict[str, Any]:
+    return {"id": model, "object": "model", "created": 0, "owned_by": "corpus-asr"}
+
+
+def unknown(model: str) -> JSONResponse:
+    message = f"The model `{model}` does not exist; this service has `{models()[0]}`"
+    return refused(404, message, param="model", code="model_not_found")
+
+
 @app.get("/v1/models")
 async def list_models() -> dict[str, Any]:
-    kind = {"object": "model", "created": 0, "owned_by": "corpus-asr"}
-    return {"object": "list", "data": [{"id": name} | kind for name in models()]}
+    return {"object": "list", "data": [described(name) for name in models()]}
+
+
+@app.get("/v1/models/{model:path}", response_model=None)
+async def retrieve_model(model: str) -> dict[str, Any] | JSONResponse:
+    return described(model) if model in models() else unknown(model)
 
 
 @app.post("/v1/audio/transcriptions")
@@ -244,8 +259,7 @@ async def answer(
     stream: bool = False,
 ) -> Response:
     if model not in (MODEL, *models()):
-        message = f"The model `{model}` does not exist; this service has `{models()[0]}`"
-        return refused(404, message, param="model", code="model_not_found")
+        return unknown(model)
     if not file.size:
         return refused(400, "file: found an empty upload, expected audio", param="file")
     options = {name: value for name, value in options.items() if value}

@@ -220,6 +220,26 @@ def test_an_error_after_the_first_segment_is_the_last_event(expected: Transcript
         asyncio.run(events(0))
 
 
+def test_a_model_is_described_by_its_name(client: openai.OpenAI, service: Any) -> None:
+    for model in client.models.list():
+        assert client.models.retrieve(model.id) == model
+    with pytest.raises(openai.NotFoundError, match="`large` does not exist") as caught:
+        client.models.retrieve("large")
+    assert caught.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.get("/nowhere", cast_to=object)
+    assert caught.value.code == "unknown_url"
+
+
+def test_advice_is_for_the_caller() -> None:
+    module = loaded_example()
+    error = ConfigError("decoding.task: found translate, expected transcribe; name another model")
+    answer = asyncio.run(module.on_error(None, error))
+    told = json.loads(answer.body)["error"]
+    assert (answer.status_code, told["param"]) == (400, "task")
+    assert told["message"] == "task: found translate, expected transcribe"
+
+
 @pytest.mark.parametrize(
     ("error", "status", "kind"),
     [
