@@ -38,7 +38,6 @@ from corpus_asr.storage.run_state.lock import (
 from corpus_asr.storage.run_state.own_sources import forget_sources, read_own_sources
 from corpus_asr.storage.run_state.prune import PRUNE, prune, recount
 from corpus_asr.storage.run_state.rewriting import (
-    NAMES_NAME,
     remove_corrections,
     remove_names,
     remove_recordings,
@@ -56,6 +55,7 @@ from corpus_asr.storage.run_state.run_files import (
     SUMMARIES_FOLDER,
     failures_name,
 )
+from corpus_asr.storage.run_state.speaker_names import NAMES_NAME
 from corpus_asr.storage.run_state.speaker_turns import read_turns
 from corpus_asr.storage.run_state.tables import (
     PLANS_FOLDER,
