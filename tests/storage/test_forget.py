@@ -28,13 +28,14 @@ from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.rewriting import (
     FAILING_NAME,
-    NAMES_NAME,
 )
 from corpus_asr.storage.run_state.run_files import PAGE_NAME
 from corpus_asr.storage.run_state.run_tables import REDO
+from corpus_asr.storage.run_state.speaker_names import NAMES_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import recording_id
+from tests.support.audio import wav_of
 from tests.support.runs import (
     REVISION,
     ManualRun,
@@ -96,7 +97,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[ManualRun, Path]:
     (Path(job.store.uri) / ".tmp-x").write_bytes(SECRET.encode())
     job.finish()
     # A newer version of which a part waits for the others, and a redo that is under way.
-    Path(uri).write_bytes(b"newer")
+    Path(uri).write_bytes(wav_of("newer"))
     job.begin()
     job.commit("ada.wav", segments=[segment(f"{SECRET}, now")], last_part=False)
     job.finish()
@@ -196,7 +197,7 @@ def test_by_its_content_another_file_of_its_size_and_time_is_done(tmp_path: Path
     job = ManualRun(tmp_path, ())
 
     def put(name: str, content: str, mtime_s: float = 0.0) -> None:
-        (job.source / name).write_text(content)
+        (job.source / name).write_bytes(wav_of(content))
         os.utime(job.source / name, (mtime_s, mtime_s))
 
     put("mon.wav", "monday")

@@ -25,6 +25,7 @@ from corpus_asr.storage.run_state.speaker_names import NAMES_NAME
 from corpus_asr.storage.run_state.tables import IDENTITIES_NAME, OutputStore
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, open_binary
 from corpus_asr.storage.stores.uri import recording_id
+from tests.support.audio import wav_of
 from tests.support.runs import REVISION, ManualRun, correct_segment, says
 from tests.support.stores import life
 from tests.support.tables import commit, complete, files, part, results, rows_of, stored_segments
@@ -52,7 +53,7 @@ def put(job: ManualRun, name: str, content: str | None = None, *, mtime: float =
     """Write a file; all are of one size and time, as of loggers and in unpacked archives."""
     path = job.source / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{content or name:20}")
+    path.write_bytes(wav_of(f"{content or name:20}"))
     os.utime(path, (mtime, mtime))
 
 
@@ -92,7 +93,7 @@ def other_ends(job: ManualRun) -> None:
 
 def lengthened(job: ManualRun) -> None:
     move(job, "a.wav", "new.wav")
-    (job.source / "new.wav").write_bytes(b"longer" * 100)
+    (job.source / "new.wav").write_bytes(wav_of("longer" * 100))
 
 
 @pytest.mark.parametrize("change", [other, copied, other_ends, lengthened])
@@ -190,7 +191,7 @@ def test_only_new_files_of_a_size_that_is_gone_are_read(
     job = done(tmp_path, *names)
     for name in names[:2]:
         move(job, name, f"sub/{name}")
-    (job.source / "longer.wav").write_bytes(b"other" * 10)
+    (job.source / "longer.wav").write_bytes(wav_of("other" * 10))
     read: list[str] = []
 
     def opened(uri: str, *args: Any, **options: Any) -> Any:
