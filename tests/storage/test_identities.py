@@ -45,12 +45,12 @@ def ids(job: ManualRun) -> dict[str, str]:
             for row in complete(job.store)}  # fmt: skip
 
 
-def test_what_moved_and_is_touched_later_is_done_once_more(tmp_path: Path) -> None:
+def test_what_moved_and_is_replaced_later_is_done_once_more(tmp_path: Path) -> None:
     """Before: its new rows counted as those of the version that had moved, and no run ended."""
     job = done(tmp_path, "a.wav", "b.wav")
     move(job, "a.wav", "c.wav")
     run_over(job)
-    put(job, "c.wav", "a.wav", mtime=5.0)
+    put(job, "c.wav", "other", mtime=5.0)
     job.begin()
     assert (job.plan.num_changed, job.plan.num_remaining) == (1, 1)
     run_over(job, "c.wav")

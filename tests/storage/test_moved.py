@@ -13,10 +13,9 @@ import pytest
 
 from corpus_asr.config.run import RunOptions
 from corpus_asr.export.speakers import read_names, read_segments
-from corpus_asr.schemas import FILES
 from corpus_asr.storage.run_state import moved
 from corpus_asr.storage.run_state.corrections import Corrections
-from corpus_asr.storage.run_state.moved import Arrivals, Move
+from corpus_asr.storage.run_state.moved import Arrivals
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.run_tables import RunTables
@@ -207,33 +206,6 @@ def test_only_new_files_of_a_size_that_is_gone_are_read(
 MD5 = "0123456789abcdef0123456789abcdef"
 
 
-@pytest.mark.parametrize(
-    ("etag", "now", "moves"),
-    [
-        (MD5, "s3://b/new.wav", True),
-        (f"{MD5}-12", "s3://b/new.wav", True),
-        ("0" * 32 + "-1", "s3://b/new.wav", False),  # what some servers say of all that they have
-        (MD5, "https://host/new.wav", False),  # which may be made of size and time
-        ("0x8DC0FFEE", "az://b/new.wav", False),
-        (MD5, "/new.wav", False),
-    ],
-)
-def test_an_etag_tells_a_content_only_where_it_is_made_of_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, etag: str, now: str, moves: bool
-) -> None:
-    monkeypatch.setattr(moved, "read_digests", lambda files, _: [None for _ in files])
-    store = OutputStore(str(tmp_path))
-    commit(store, results(part("", 0, texts=["x"], uri="s3://b/old.wav", etag=etag)))
-    row = {"recording_id": recording_id(now), "uri": now, "size_bytes": 100, "etag": etag}
-    new = pa.Table.from_pylist([row], schema=FILES)
-    with RunTables(store) as tables:
-        arrivals = Arrivals(tables)
-        arrivals.add(new, new)
-        found = arrivals.moves(store, DEFAULT_STORE)
-    expected = {recording_id("s3://b/old.wav"): Move("s3://b/old.wav", now, None, etag)}
-    assert found == (expected if moves else {})
-
-
 def test_parts_that_are_left_are_done_at_the_new_place(tmp_path: Path) -> None:
     job = ManualRun(tmp_path, ["a.wav"])
     job.begin()
@@ -371,7 +343,7 @@ def test_what_an_unreadable_archive_may_hold_is_neither_gone_nor_moved(
         assert gone == [("/b.tar#one.wav",), ("/c.wav",)]
         arrivals = Arrivals(tables)
         arrivals.add(pa.Table.from_batches(listing[1:]), pa.Table.from_batches(listing[1:]))
-        moves = arrivals.moves(store, DEFAULT_STORE)
+        moves = arrivals.changes(store, DEFAULT_STORE).moves
     assert {each.old_uri: each.uri for each in moves.values()} == {
         "/b.tar#one.wav": "/moved/one.wav", "/c.wav": "/moved/c.wav"
     }  # fmt: skip
