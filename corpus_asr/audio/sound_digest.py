@@ -6,7 +6,7 @@ the container; gaps and what is not to be played are hashed, too, since they cha
 """
 
 import hashlib
-from typing import Final
+from typing import Any, Final
 
 import av
 from av.stream import Discard
@@ -64,7 +64,7 @@ class _Track:
         self._expected_s: float | None = None
         self.num_bytes = 0
 
-    def add(self, packet: "av.Packet[av.AudioStream]") -> None:
+    def add(self, packet: "av.Packet[Any]") -> None:
         """Add the next packet."""
         base = packet.time_base
         if packet.pts is not None and base is not None:
