@@ -8,6 +8,7 @@ import pytest
 
 from corpus_asr.export.speakers import read_names
 from corpus_asr.storage.run_state.corrections import Corrections
+from corpus_asr.storage.run_state.forget import find_recordings, forget
 from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.speaker_names import NAMES_NAME
@@ -128,8 +129,6 @@ def test_a_file_with_other_tags_or_another_time_is_not_transcribed_again(job: Ma
 
 
 def test_another_sound_at_an_erased_address_is_transcribed(job: ManualRun) -> None:
-    from corpus_asr.storage.run_state.forget import forget
-
     uri = str(job.source / "rec.1.wav")
     forget(job.store, {Identities.read(job.store).id_of(uri): uri})
     plan = make_plan(job.config, job.store, model_revision=REVISION)
@@ -140,3 +139,11 @@ def test_another_sound_at_an_erased_address_is_transcribed(job: ManualRun) -> No
     night(job)
     put(job, "again.wav", "sound 1", 950.0)
     night(job)
+
+
+def test_an_address_erases_what_waits_there_for_its_sound(job: ManualRun) -> None:
+    put(job, "rec.1.wav", "other", 900.0)
+    night(job, "rec.1.wav")
+    uri = str(job.source / "rec.1.wav")
+    found = find_recordings(job.store, [uri])
+    assert found.corrections == 1

@@ -114,9 +114,20 @@ def find_recordings(
     exact: dict[str, dict[str, str]] = {pattern: {} for pattern in addresses}
     globs: dict[str, dict[str, str]] = {pattern: {} for pattern in addresses}
     seen: dict[str, None] = {}
+    present = identities.present()
+    # Another sound is at their address, by which whoever wants to erase knows them.
+    waiting = {
+        (recording, uri): uri.removesuffix(f"#{recording}")
+        for recording, uri in _pairs_of(present)
+        if uri.endswith(f"#{recording}")
+    }
     for recording, uri in itertools.chain(_addresses_of(store), identities.pairs()):
+        address = waiting.get((recording, uri))
         for pattern, recording_id in ids.items():
-            if recording == recording_id:
+            if recording == recording_id or (
+                address is not None
+                and (address == addresses[pattern] or fnmatchcase(address, pattern))
+            ):
                 exact[pattern][recording] = uri
             elif fnmatchcase(uri, pattern):
                 globs[pattern][uri] = recording
