@@ -27,8 +27,8 @@ _URI = _field("uri", pa.string(), "URI of the recording: where it is in recordin
               "was transcribed elsewhere")  # fmt: skip
 _SIZE = _field("size_bytes", pa.int64(), "object size when listed; null where unknown", unit="byte")
 _ETAG = _field("etag", pa.string(), "content version when listed: ETag, or size and mtime")
-_DIGEST = _field("content_digest", pa.string(), "hash of size and content (beyond 1 MiB of head, "
-                 "middle and tail), by which a moved file is recognized")  # fmt: skip
+_DIGEST = _field("content_digest", pa.string(), "hash of the packets of all audio tracks, by which "
+                 "a sound is recognized; null where they could not be read to the end")  # fmt: skip
 _METADATA = _field("metadata", pa.string(), "extra manifest columns as a JSON object, or null: in "
                    "recordings the newest, elsewhere those of the run")  # fmt: skip
 _PART = _field("part", pa.int32(), "index of the part within its recording, from 0")

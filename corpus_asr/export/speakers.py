@@ -37,9 +37,9 @@ from corpus_asr.storage.run_state.corrections import (
 from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.manifest_columns import columns_of, join_columns
 from corpus_asr.storage.run_state.part_rows import kind_of
-from corpus_asr.storage.run_state.rewriting import NAMES_NAME
 from corpus_asr.storage.run_state.run_files import open_run, outcomes_names
 from corpus_asr.storage.run_state.seen_segments import PLACED_COLUMNS, SEEN_SEGMENTS, SeenSegments
+from corpus_asr.storage.run_state.speaker_names import NAMES_NAME
 from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
 from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore
 from corpus_asr.storage.stores import filesystem

@@ -27,6 +27,7 @@ import numpy as np
 from corpus_asr.array_types import Float16
 from corpus_asr.audio.decode import DAMAGED, AudioDecoder, open_audio
 from corpus_asr.audio.parts import AudioPart, PartCutter, language_window_starts
+from corpus_asr.audio.sound_digest import sound_digest
 from corpus_asr.audio.vad import SileroDetector, SpeechCriteria
 from corpus_asr.config.decoding import ALL_TRACKS
 from corpus_asr.config.extraction import NO_SPEAKERS, ExtractSettings, SpeakerSettings
@@ -43,7 +44,6 @@ from corpus_asr.stages.parts import DecodeProgress, ExtractedPart, ExtractReques
 from corpus_asr.storage.stores.filesystem import (
     DEFAULT_STORE,
     StoreOptions,
-    digest_content,
     open_binary,
 )
 from corpus_asr.storage.stores.store import retries_so_far
@@ -173,7 +173,7 @@ class PartExtractor:
         if request.upcoming:
             self._prefetcher.expect((request.uri, *request.upcoming))
         with self._prefetcher.take(request.uri) as file:
-            digest = digest_content(file)
+            digest = sound_digest(file, uri=uri)
             yield DecodeProgress(decoded_s=0.0, expected_s=None, content_digest=digest)
             opened = functools.partial(
                 open_audio,
@@ -347,7 +347,6 @@ class PartExtractor:
             num_bytes = file.seek(0, io.SEEK_END)
             file.seek(0)
             check_size(num_bytes, uri=redact_uri(uri), max_file_gb=self._settings.max_file_gb)
-            digest_content(file)  # prefetches too
         except BaseException:
             file.close()
             raise

@@ -17,7 +17,7 @@ from corpus_asr.labelling.selection import _beside_the_other, open_sources
 from corpus_asr.pipelines.evaluate import evaluate
 from corpus_asr.storage.run_state.corrections import read_saved
 from corpus_asr.storage.run_state.identities import Identities
-from corpus_asr.storage.run_state.moved import Move
+from corpus_asr.storage.run_state.moved import Changes, Move
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support.nightly import Archive
@@ -123,7 +123,7 @@ def test_runs_that_know_a_recording_by_other_ids_are_compared(
         for name, uri in uris.items()
     }
     identities = Identities()
-    identities.move({recording_id("/c/a.wav"): Move("/c/a.wav", "/c/b.wav")})
+    identities.follow(Changes({recording_id("/c/a.wav"): Move("/c/a.wav", "/c/b.wav")}))
     identities.write(stores[moved_in])
     references = tmp_path / "references.jsonl"
     references.write_text(json.dumps({"uri": at, "text": "one two"}))

@@ -89,54 +89,6 @@ def digest(uri: str, options: StoreOptions = StoreOptions(), **more: Any) -> str
         return found
 
 
-def test_a_digest_is_of_the_content_wherever_it_lies_and_however_it_is_read(
-    place: tuple[str, StoreOptions], tmp_path: Path
-) -> None:
-    random.seed(1)
-    for size in (0, 5, 300_000, 1_200_000):
-        data = random.randbytes(size)
-        (tmp_path / "copy").write_bytes(data)
-        uri, options = f"{place[0]}/{size}", place[1]
-        write_atomic(uri, data, options)
-        digests = [digest(str(tmp_path / "copy"), block_bytes=block) for block in (None, 65_536)]
-        assert {digest(uri, options), *digests} == {digests[0]} != {None}
-        (tmp_path / "copy").write_bytes(data + b"0")
-        assert digest(str(tmp_path / "copy")) not in digests
-
-
-def test_little_is_read_for_a_digest_but_all_where_the_middle_is_silent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    random.seed(1)
-    path, mebibyte = tmp_path / "sound", 2**20
-    read: list[int] = []
-    whole = local.LocalStore.read_range
-
-    def counted(store: Any, uri: str, start: int, end: int) -> Any:
-        found = whole(store, uri, start, end)
-        read.append(len(found[0]))
-        return found
-
-    monkeypatch.setattr(local.LocalStore, "read_range", counted)
-    for middle, most in ((random.randbytes(mebibyte), mebibyte), (bytes(mebibyte), None)):
-        found = []
-        for _ in range(2):  # other speech between what is the same
-            speech = random.randbytes(mebibyte)
-            path.write_bytes(bytes(mebibyte) + speech + middle + speech + bytes(mebibyte))
-            read.clear()
-            found.append(digest(str(path), block_bytes=65_536))
-            assert most is None or sum(read) < most
-        assert (found[0] != found[1]) == (most is None)
-
-
-def test_a_digest_that_cannot_be_read_is_none(tmp_path: Path) -> None:
-    path = tmp_path / "sound"
-    path.write_bytes(b"sound" * 1_000_000)
-    with open_binary(str(path), StoreOptions(policy=QUICK)) as file:
-        path.write_bytes(b"other")
-        assert file.raw.content_digest is None  # type: ignore[attr-defined]
-
-
 def test_memory_is_bounded_by_a_few_blocks(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filesystem, "BLOCK_BYTES", 1000)
     web.files["long"] = bytes(100_000)

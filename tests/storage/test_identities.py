@@ -14,7 +14,7 @@ from corpus_asr.export.speakers import name_speaker, read_names
 from corpus_asr.schemas import FILES
 from corpus_asr.storage.run_state.forget import find_recordings, forget
 from corpus_asr.storage.run_state.identities import Identities
-from corpus_asr.storage.run_state.moved import Move
+from corpus_asr.storage.run_state.moved import Changes, Move
 from corpus_asr.storage.run_state.prune import prune
 from corpus_asr.storage.run_state.run_tables import REDO, REDO_NAME
 from corpus_asr.storage.run_state.source_listings import note_listing
@@ -45,12 +45,12 @@ def ids(job: ManualRun) -> dict[str, str]:
             for row in complete(job.store)}  # fmt: skip
 
 
-def test_what_moved_and_is_touched_later_is_done_once_more(tmp_path: Path) -> None:
+def test_what_moved_and_is_replaced_later_is_done_once_more(tmp_path: Path) -> None:
     """Before: its new rows counted as those of the version that had moved, and no run ended."""
     job = done(tmp_path, "a.wav", "b.wav")
     move(job, "a.wav", "c.wav")
     run_over(job)
-    put(job, "c.wav", "a.wav", mtime=5.0)
+    put(job, "c.wav", "other", mtime=5.0)
     job.begin()
     assert (job.plan.num_changed, job.plan.num_remaining) == (1, 1)
     run_over(job, "c.wav")
@@ -225,7 +225,7 @@ def lost(job: ManualRun) -> None:
 def of_another_folder(job: ManualRun) -> None:
     identities = Identities()
     uri = str(job.source / "b.wav")
-    identities.move({"f" * 16: Move("/elsewhere/b.wav", uri)})
+    identities.follow(Changes({"f" * 16: Move("/elsewhere/b.wav", uri)}))
     identities.write(job.store)
 
 
@@ -278,7 +278,7 @@ def test_a_large_folder_that_is_renamed_takes_little_time_and_memory() -> None:
         uri = f"/archive/old/{at:07d}.wav"
         moves[recording_id(uri)] = Move(uri, uri.replace("old", "new"), "d" * 32, "9-0")
     start_s = time.process_time()
-    identities.move(moves)
+    identities.follow(Changes(moves))
     uris = pa.array([move.uri for move in moves.values()])
     hashes = pa.array(map(recording_id, uris.to_pylist()))
     nulls = [pa.nulls(number, field.type) for field in FILES][2:]
@@ -295,10 +295,10 @@ def test_ids_of_late_ones_are_the_same_each_time() -> None:
 
     def named(*, is_kept: bool) -> list[str]:
         identities = Identities()
-        identities.move(
-            {recording_id("/a"): Move("/a", "/x"), recording_id("/y"): Move("/y", "/b")}
+        identities.follow(
+            Changes({recording_id("/a"): Move("/a", "/x"), recording_id("/y"): Move("/y", "/b")})
         )
-        identities.move({recording_id("/y"): Move("/b", "/z")})
+        identities.follow(Changes({recording_id("/y"): Move("/b", "/z")}))
         table = identities.name_files(files)
         if is_kept:
             identities.keep(table)

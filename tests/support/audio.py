@@ -402,3 +402,9 @@ class CrashingCutter(ClipCutter):
         if request.uri.endswith("crash.wav"):
             os.kill(os.getpid(), signal.SIGSEGV)
         return super().__call__(request)
+
+
+def wav_of(text: str) -> bytes:
+    """A WAV file whose samples are the characters of a text."""
+    codes = np.frombuffer(text.encode("utf-16-le"), np.int16)
+    return wav_bytes(codes[None].astype(np.float32) / 32768, rate_hz=16_000)

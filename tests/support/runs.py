@@ -38,7 +38,7 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import describe
 from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.units import SAMPLE_RATE_HZ
-from tests.support.audio import share_of_tone, tone, wav_bytes
+from tests.support.audio import share_of_tone, tone, wav_bytes, wav_of
 from tests.support.tables import (
     commit,
     digest_of,
@@ -179,7 +179,7 @@ class ManualRun:
         self.source = folder / "source"
         self.source.mkdir()
         for name in names:
-            (self.source / name).write_bytes(name.encode())
+            (self.source / name).write_bytes(wav_of(name))
         self.config = run_config(self.source, folder / "output", **sections)
         self.store = OutputStore(self.config.output.uri)
 

@@ -12,7 +12,7 @@ from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER, hash_of
 from corpus_asr.storage.run_state.forget import finish_killed, forget
 from corpus_asr.storage.run_state.forgotten import Forgotten
 from corpus_asr.storage.run_state.identities import Identities
-from corpus_asr.storage.run_state.moved import Move
+from corpus_asr.storage.run_state.moved import Changes, Move
 from corpus_asr.storage.run_state.rewriting import write_identities
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
@@ -48,7 +48,7 @@ def forgotten(store: OutputStore) -> None:
 
 def moved(store: OutputStore) -> None:
     identities = Identities.read(store)
-    identities.move({ID: Move(URI, NOW)})
+    identities.follow(Changes({ID: Move(URI, NOW)}))
     write_identities(store, identities)
 
 

@@ -38,7 +38,6 @@ from corpus_asr.storage.run_state.lock import (
 from corpus_asr.storage.run_state.own_sources import forget_sources, read_own_sources
 from corpus_asr.storage.run_state.prune import PRUNE, prune, recount
 from corpus_asr.storage.run_state.rewriting import (
-    NAMES_NAME,
     remove_corrections,
     remove_names,
     remove_recordings,
@@ -56,6 +55,7 @@ from corpus_asr.storage.run_state.run_files import (
     SUMMARIES_FOLDER,
     failures_name,
 )
+from corpus_asr.storage.run_state.speaker_names import NAMES_NAME
 from corpus_asr.storage.run_state.speaker_turns import read_turns
 from corpus_asr.storage.run_state.tables import (
     PLANS_FOLDER,
@@ -114,9 +114,20 @@ def find_recordings(
     exact: dict[str, dict[str, str]] = {pattern: {} for pattern in addresses}
     globs: dict[str, dict[str, str]] = {pattern: {} for pattern in addresses}
     seen: dict[str, None] = {}
+    present = identities.present()
+    # Another sound is at their address, by which whoever wants to erase knows them.
+    waiting = {
+        (recording, uri): uri.removesuffix(f"#{recording}")
+        for recording, uri in _pairs_of(present)
+        if uri.endswith(f"#{recording}")
+    }
     for recording, uri in itertools.chain(_addresses_of(store), identities.pairs()):
+        address = waiting.get((recording, uri))
         for pattern, recording_id in ids.items():
-            if recording == recording_id:
+            if recording == recording_id or (
+                address is not None
+                and (address == addresses[pattern] or fnmatchcase(address, pattern))
+            ):
                 exact[pattern][recording] = uri
             elif fnmatchcase(uri, pattern):
                 globs[pattern][uri] = recording

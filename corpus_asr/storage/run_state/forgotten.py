@@ -1,8 +1,8 @@
-"""Blocked recordings: salted hashes of their URIs, contents and sizes.
+"""Blocked recordings: salted hashes of their URIs, sounds and sizes.
 
-The file reveals no URIs; a run checks whether a known URI is in it. A content is stored if only one
-recording had it, so that a renamed file stays blocked, too. To check this, new files of equal size
-are read.
+The file reveals no URIs. A sound is stored if only one recording had it; to find it again, new
+files at its address or of its size are read. Other sounds at the address are other recordings; only
+where no sound is known of it, as no run read it to the end, the address is blocked.
 """
 
 import hashlib
@@ -22,9 +22,10 @@ from corpus_asr.storage.stores.uri import public, redact_uri
 
 FORGOTTEN_NAME: Final = "_run/forgotten.json"
 _SALT_BYTES = _HASH_BYTES = 16
+_WITHOUT_CONTENT = 2  # hashes of an entry: URI and ID
 # Possibly blocked files that are new at their URI.
 _NEW = """
-select position, uri, etag, size_bytes from doubtful anti join committed
+select position, uri, etag from doubtful anti join committed
 on doubtful.recording_id = committed.recording_id and fits(committed.etag, doubtful.etag)
   and coalesce(committed.size_bytes = doubtful.size_bytes, true)
 """
@@ -70,7 +71,7 @@ class Forgotten:
         """Block a recording, and any other file with one of its contents: digest and bytes."""
         entry = [self._of_uri(uri), self._of_id(recording_id)]
         for digest, size_bytes in contents:
-            entry += [self._of_content(digest, size_bytes), self._of_size(size_bytes)]
+            entry += [self._of_content(digest), self._of_size(size_bytes)]
         if not {*entry} <= self._hashes:
             self.entries.append(tuple(entry))
             self._hashes |= {*entry}
@@ -89,23 +90,37 @@ class Forgotten:
         """
         if not self._hashes:
             return files
-        stays = [not self.has(uri) for uri in files.column("uri").to_pylist()]
+        uris = files.column("uri").to_pylist()
+        stays = [not self._is_closed(uri) for uri in uris]
         sizes = files.column("size_bytes").to_pylist()
         of_forgotten = {size for size in {*sizes} if self._of_size(size) in self._hashes}
-        doubtful = [at for at, size in enumerate(sizes) if stays[at] and size in of_forgotten]
+        doubtful = [
+            at for at, size in enumerate(sizes)
+            if stays[at] and (size in of_forgotten or self.has(uris[at]))
+        ]  # fmt: skip
         if doubtful:
             rows = files.take(doubtful)
             tables.add("doubtful", rows.append_column("position", pa.array(doubtful)))
             new = tables.rows(_NEW)
-            digests = read_digests([(uri, etag) for _, uri, etag, _ in new], options)
-            for (at, _, _, size_bytes), digest in zip(new, digests, strict=True):
-                stays[at] = self._of_content(str(digest), size_bytes) not in self._hashes
+            digests = read_digests([row[1:] for row in new], options)
+            for (at, uri, _), digest in zip(new, digests, strict=True):
+                if digest is None:  # it may be the erased one
+                    stays[at] = not self.has(uri)
+                else:
+                    stays[at] = self._of_content(digest) not in self._hashes
         self.num_left_out += len(stays) - sum(stays)
         return files if all(stays) else files.filter(pa.array(stays, pa.bool_()))
 
     def has(self, uri: str) -> bool:
         """Return whether a recording is blocked, by its URI."""
         return self._of_uri(uri) in self._hashes
+
+    def _is_closed(self, uri: str) -> bool:
+        """Return whether all files at a URI are blocked, as no sound is known of it."""
+        name = self._of_uri(uri)
+        return name in self._hashes and any(
+            name in entry and len(entry) == _WITHOUT_CONTENT for entry in self.entries
+        )
 
     def has_id(self, recording_id: str) -> bool:
         """Return whether a recording is blocked, by its ID."""
@@ -117,8 +132,8 @@ class Forgotten:
     def _of_uri(self, uri: str) -> str:
         return self._hash(f"uri {public(uri)}")
 
-    def _of_content(self, digest: str, size_bytes: int) -> str:
-        return self._hash(f"content {digest} {size_bytes}")
+    def _of_content(self, digest: str) -> str:
+        return self._hash(f"content {digest}")
 
     def _of_size(self, size_bytes: int) -> str:
         return self._hash(f"size {size_bytes}")

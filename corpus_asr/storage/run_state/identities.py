@@ -6,8 +6,8 @@ recording left; any other address is of the recording that its hash names. So a 
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Self
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,6 +26,9 @@ from corpus_asr.storage.run_state.tables import (
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import public, recording_id, redact_uri
 
+if TYPE_CHECKING:
+    from corpus_asr.storage.run_state.moved import Changes
+
 IDENTITIES: Final = pa.schema(
     [
         ("uri", pa.string()),
@@ -33,10 +36,12 @@ IDENTITIES: Final = pa.schema(
         ("is_present", pa.bool_()),
         ("content_digest", pa.string()),
         ("etag", pa.string()),
+        ("size_bytes", pa.int64()),
     ]
 )
 """Each address once, with the recording that came to it last, and whether that is still there.
-Where it is, outcomes of the content count as those of the version `etag`."""
+Where it is, outcomes of the content count as those of `etag` and `size_bytes`. One at whose last
+address there is another sound is at its `former_address`, while its own is nowhere."""
 _PAIR = ("recording_id", "uri")
 
 logger = logging.getLogger(__name__)
@@ -163,24 +168,29 @@ class Identities:
             self._put(_rows(uris, map(self._new_ids.get, uris), is_present=True))
         self._new_ids.clear()
 
-    def move(self, moves: Mapping[str, tuple[str, str, str | None, str | None]]) -> None:
-        """Set the old and new URI, content digest and version of moved recordings, by ID."""
-        ids = pa.array(moves, pa.string())
+    def follow(self, changes: "Changes") -> None:
+        """Set the addresses and versions of recordings that moved, were touched or replaced."""
+        moves, newcomers, left = changes
         rows = self.rows
-        is_moved = pc.is_in(rows["recording_id"], value_set=ids)
-        leaving = rows.filter(pc.and_(is_moved, rows["is_present"]))
-        names = leaving["recording_id"].to_pylist()
-        digests = dict(zip(names, leaving["content_digest"].to_pylist(), strict=True))
-        stays = pc.and_(rows["is_present"], pc.invert(is_moved))
-        self.rows = with_column(rows, "is_present", stays)
-        old_uris, uris, new_digests, etags = zip(*moves.values(), strict=True)
-        self._put(_rows(map(public, old_uris), moves, is_present=False))
-        new = _rows(map(public, uris), moves, is_present=True)
-        contents = (
-            digest or digests.get(name) for name, digest in zip(moves, new_digests, strict=True)
+        is_moved = pc.is_in(rows["recording_id"], value_set=pa.array([*moves, *left], pa.string()))
+        self.rows = with_column(
+            rows, "is_present", pc.and_(rows["is_present"], pc.invert(is_moved))
         )
-        new = with_column(new, "content_digest", pa.array(contents, pa.string()))
-        self._put(with_column(new, "etag", pa.array(etags, pa.string())))
+        self._put(_rows((public(move.old_uri) for move in moves.values()), moves, is_present=False))
+        former = _rows((former_address(uri, name) for name, uri in left.items()), left,
+                       is_present=True)  # fmt: skip
+        is_lost = pc.invert(
+            pc.is_in(former["recording_id"], value_set=pa.array(moves, pa.string()))
+        )
+        self._put(with_column(former, "is_present", is_lost))
+        self.newcomers |= {uri: name for name, uri in left.items()}
+        ids = [name for name, _ in newcomers.values()]
+        self._put(_rows(newcomers, ids, is_present=True))
+        new = _rows((public(move.uri) for move in moves.values()), moves, is_present=True)
+        for column in ("content_digest", "etag", "size_bytes"):
+            values = [getattr(move, column) for move in moves.values()]
+            new = with_column(new, column, pa.array(values, IDENTITIES.field(column).type))
+        self._put(new)
 
     def leave_versions(self, files: pa.Table) -> None:
         """Let outcomes have versions of their own where FILES rows to be done are of another one.
@@ -258,6 +268,11 @@ def forget_addresses(store: OutputStore, ids: Iterable[str]) -> None:
         Identities(rows.filter(pc.invert(is_gone)), is_changed=True).write(store)
 
 
+def former_address(uri: str, recording: str) -> str:
+    """Return what stands for an address of a recording where another sound is now."""
+    return f"{uri}#{recording}"
+
+
 def _public_uris(files: pa.Table) -> pa.Array:
     return without_credentials(files.select(["uri"]))["uri"].combine_chunks()
 
@@ -266,5 +281,5 @@ def _rows(uris: Iterable[str], ids: Iterable[Any], *, is_present: bool) -> pa.Ta
     columns: list[pa.Array] = [pa.array(uris, pa.string()), pa.array(ids, pa.string())]
     number = len(columns[0])
     columns.append(pa.repeat(pa.scalar(is_present), number))
-    columns += [pa.nulls(number, pa.string())] * 2
+    columns += [pa.nulls(number, field.type) for field in list(IDENTITIES)[len(columns) :]]
     return pa.table(columns, schema=IDENTITIES)

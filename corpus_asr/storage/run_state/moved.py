@@ -1,152 +1,177 @@
-"""Detection of moved recordings: new files with the content of recordings that are gone.
+"""What became of recordings: moved, touched, or replaced by another sound at their address.
 
-A file is taken for a recording that is committed under another address if that one is not listed
-any more, nor still there for another source, nothing is committed of the file's own address, and
-the content agrees: by an ETag that is
-made of it, else by the digest that was kept when it was extracted. For this, new files are read
-that have the size of a recording which is gone. Time stamps tell nothing of content.
+The sound decides, by its digest (`audio.sound_digest`). Read whole are, of the files that are new
+or of another version: those at the address of a known sound, and those of the size of one that is
+gone or was replaced. Time stamps, sizes and ETags tell only which.
 """
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import compress
+from types import MappingProxyType
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from corpus_asr.audio.sound_digest import sound_digest
 from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.schemas import FILES
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore, projected
 from corpus_asr.storage.stores.filesystem import (
-    SAMPLE_BYTES,
     StoreOptions,
-    digest_content,
     exists,
     open_binary,
 )
-from corpus_asr.storage.stores.store import content_version
-from corpus_asr.storage.stores.uri import located, public
+from corpus_asr.storage.stores.uri import located, public, recording_id, redact_uri
 
-_READERS = 16  # of some samples each: waiting for disks and stores
+_READERS = 8  # whole files, block by block: waiting for disks and stores
 _ARRIVED = projected(FILES, ("recording_id", "uri", "etag", "size_bytes"))
 
 
 class Move(NamedTuple):
-    """The old and the new address of a recording."""
+    """The old and the new address of a recording; equal if only its version is another."""
 
     old_uri: str
     uri: str
     content_digest: str | None = None
-    """The content at the new address, if it was read ..."""
+    """The sound at the new address ..."""
     etag: str | None = None
-    """... and its version there, as which rows of this content count."""
+    """... and its version and size there, as which rows of this sound count."""
+    size_bytes: int | None = None
 
     def __str__(self) -> str:
         """Return both URIs."""
         return f"{self.old_uri} -> {self.uri}"
 
 
-_Content = tuple[int, str]
-"""A size in bytes, and a digest or an ETag that is made of content."""
-_Version = tuple[str | None, str | None]
-"""A digest, where it was read, and an ETag."""
-_CONTENTS = pa.schema([("size_bytes", pa.int64()), ("content", pa.string())])
 Moves = Mapping[str, Move]
 """By `recording_id`."""
 
+
+class Changes(NamedTuple):
+    """What a listing says of the recordings that were there before."""
+
+    moves: Moves = MappingProxyType({})
+    newcomers: Mapping[str, tuple[str, str]] = MappingProxyType({})
+    """Present recording and digest at addresses whose earlier recording is not there any more."""
+    left: Mapping[str, str] = MappingProxyType({})
+    """Address of recordings at which another sound is now."""
+
+
 _MAY_BE_GONE = """
-select recording_id from settled anti join seen using (recording_id)
-where size_bytes in (select size_bytes from arrived)
+select recording_id from settled
+where recording_id in (select recording_id from arrived where is_changed)
+   or (recording_id not in (select recording_id from seen)
+       and size_bytes in (select size_bytes from arrived))
 """
-# Versions of recordings that are gone, and new files that may be of one of their contents.
+# Sounds of recordings that are gone or whose file is another, and files that may be one of them.
 _GONE = """
 create or replace table gone as
-select distinct recording_id, plain(outcomes.etag) as etag, outcomes.size_bytes, content_digest
-from outcomes semi join live using (id) anti join seen using (recording_id)
-where outcomes.size_bytes in (select size_bytes from arrived)
+select distinct recording_id, outcomes.size_bytes, content_digest
+from outcomes semi join live using (id)
+where content_digest is not null
+  and (recording_id in (select recording_id from arrived where is_changed)
+       or (recording_id not in (select recording_id from seen)
+           and outcomes.size_bytes in (select size_bytes from arrived)))
 """
 _CANDIDATES = """
-select uri, etag, size_bytes, plain(etag) in (select etag from gone) as has_known_etag from arrived
-where size_bytes in (select size_bytes from gone where content_digest is not null)
-  or plain(etag) in (select etag from gone)
+select uri, etag, size_bytes, if(is_changed, recording_id, null) from arrived
+where (is_changed and recording_id in (select recording_id from gone))
+   or size_bytes in (select size_bytes from gone)
 """
-_SAME = """
-select contents.size_bytes, content, recording_id from contents join gone
-on contents.size_bytes = gone.size_bytes and content = gone.{} order by all
-"""
+_SAME = "select distinct content_digest, recording_id from gone order by all"
 
 
 class Arrivals:
-    """Collects a listing as it arrives, and its files without committed results."""
+    """Collects a listing as it arrives, and its files that are new or of another version."""
 
     def __init__(self, tables: RunTables) -> None:
         self._tables = tables
-        tables.add("arrived", _ARRIVED.empty_table())
+        no_change = pa.array([], pa.bool_())
+        tables.add("arrived", _ARRIVED.empty_table().append_column("is_changed", no_change))
 
-    def add(self, files: pa.Table, new: pa.Table) -> None:
-        """Add listed FILES rows; `new` are those that seem to have no commits."""
+    def add(self, files: pa.Table, open_files: pa.Table) -> None:
+        """Add listed FILES rows; `open_files` are those that seem to be new or changed."""
         self._tables.note_listed(files)
         self._tables.execute(
-            "insert into arrived from arriving anti join committed using (recording_id) "
-            "where size_bytes is not null",
-            new.select(_ARRIVED.names),
+            "insert into arrived select *, recording_id in (select recording_id from committed) "
+            "from arriving where size_bytes is not null",
+            open_files.select(_ARRIVED.names),
         )
 
-    def moves(
-        self, store: OutputStore, options: StoreOptions, elsewhere: Iterable[pa.Table] = ()
-    ) -> Moves:
-        """Return the committed recordings that moved, once the listing is complete.
+    def changes(
+        self,
+        store: OutputStore,
+        options: StoreOptions,
+        elsewhere: Iterable[pa.Table] = (),
+        held: Collection[str] = (),
+    ) -> Changes:
+        """Return what became of committed recordings, once the listing is complete.
 
-        `options` are the source's, to read new files. Recordings of other sources
-        (`source_listings.other_listings`) moved only if nothing is at their URI.
+        `options` are the source's, to read files. Recordings of other sources
+        (`source_listings.other_listings`) moved only if nothing is at their URI. Recordings in
+        `held` have something that people wrote: another sound at their address gets its own ID.
         """
-        arrived = self._arrived(options)
-        contents = [{"size_bytes": size_bytes, "content": name} for size_bytes, name in arrived]
-        self._tables.add("contents", pa.Table.from_pylist(contents, _CONTENTS))
-        ids = dict.fromkeys(
-            row
-            for column in ("content_digest", "etag")
-            for row in self._tables.rows(_SAME.format(column))
-        )
-        unread = tuple(prefix for (prefix,) in self._tables.rows("from unread"))
-        gone_ids = {recording for *_, recording in ids}
-        old_uris = dict(addresses(store, gone_ids)) if ids else {}
-        old_uris |= self._tables.identities.addresses_of(gone_ids)
-        for rows in elsewhere if ids else ():
-            listed = old_uris.keys() & {*rows["recording_id"].to_pylist()}
-            for recording in still_there({name: old_uris[name] for name in listed}, options):
-                del old_uris[recording]
-        gone = defaultdict[_Content, dict[str, str]](dict)
-        for size_bytes, content, recording in ids:
-            uri = old_uris.get(recording)
-            if uri is not None and not (unread and uri.startswith(unread)):  # may still be there
-                gone[size_bytes, content][uri] = recording
-        moves: dict[str, Move] = {}
-        for content, old in gone.items():
-            new = arrived[content]
-            unmoved = [uri for uri, recording in old.items() if recording not in moves]
-            # Recordings of equal content may be paired in any way; names give the likeliest.
-            for old_uri, uri in zip(_by_name(unmoved, new), _by_name(new, unmoved), strict=False):
-                moves[old[old_uri]] = Move(old_uri, public(uri), *new[uri])
-        return moves
-
-    def _arrived(self, options: StoreOptions) -> dict[_Content, dict[str, _Version]]:
-        """Return the new files of each candidate content, with digest and version."""
         self._tables.unsettle(self._tables.table(_MAY_BE_GONE)["recording_id"])
         self._tables.execute(_GONE)
         files = self._tables.rows(_CANDIDATES)
-        versions = [has_etag and content_version(uri, etag) for uri, etag, _, has_etag in files]
-        unread = [row[:2] for row, version in zip(files, versions, strict=True) if not version]
-        digests = iter(read_digests(unread, options))
-        arrived = defaultdict[_Content, dict[str, _Version]](dict)
-        for (uri, etag, size_bytes, _), version in zip(files, versions, strict=True):
-            digest = None if version else next(digests)
-            if content := version or digest:
-                arrived[size_bytes, content][uri] = (digest, etag)
-        return arrived
+        arrived = defaultdict[str, dict[str, Move]](dict)
+        changed: dict[str, tuple[str, str]] = {}  # recording and present digest, by address
+        digests = read_digests([row[:2] for row in files], options)
+        for (uri, etag, size_bytes, recording), digest in zip(files, digests, strict=True):
+            if digest is not None:
+                arrived[digest][uri] = Move("", public(uri), digest, etag, size_bytes)
+                if recording is not None:
+                    changed[public(uri)] = recording, digest
+        known = [row for row in self._tables.rows(_SAME) if row[0] in arrived]
+        old_uris = self._old_uris(store, {name for _, name in known}, options, elsewhere)
+        old_uris |= {recording: uri for uri, (recording, _) in changed.items()}
+        gone = defaultdict[str, dict[str, str]](dict)
+        for digest, recording in known:
+            if recording in old_uris:
+                gone[digest][old_uris[recording]] = recording
+        moves: dict[str, Move] = {}
+        for digest, old in gone.items():
+            new = dict(arrived[digest])
+            for uri in [uri for uri, move in new.items() if old.get(move.uri)]:  # where it was
+                old_uri = new[uri].uri
+                moves[old[old_uri]] = new.pop(uri)._replace(old_uri=old_uri)
+            unmoved = [uri for uri, recording in old.items() if recording not in moves]
+            # Recordings of equal sound may be paired in any way; names give the likeliest.
+            for old_uri, uri in zip(_by_name(unmoved, new), _by_name(new, unmoved), strict=False):
+                moves[old[old_uri]] = new[uri]._replace(old_uri=old_uri)
+        taken = {move.uri: recording for recording, move in moves.items()}
+        newcomers, left = dict[str, tuple[str, str]](), dict[str, str]()
+        for uri, (recording, digest) in changed.items():
+            present = taken.get(uri)
+            if present is None and (recording in moves or recording in held):
+                present = recording_id(f"{uri}#{digest}")
+            if present is not None and present != recording:
+                newcomers[uri], left[recording] = (present, digest), uri
+        return Changes(moves, newcomers, left)
+
+    def _old_uris(
+        self,
+        store: OutputStore,
+        ids: Collection[str],
+        options: StoreOptions,
+        elsewhere: Iterable[pa.Table],
+    ) -> dict[str, str]:
+        """Return the addresses of recordings, without those that may still be there."""
+        if not ids:
+            return {}
+        old_uris = dict(addresses(store, ids)) | self._tables.identities.addresses_of(ids)
+        for rows in elsewhere:
+            listed = old_uris.keys() & {*rows["recording_id"].to_pylist()}
+            for recording in still_there({name: old_uris[name] for name in listed}, options):
+                del old_uris[recording]
+        unread = tuple(prefix for (prefix,) in self._tables.rows("from unread"))
+        return {
+            name: uri for name, uri in old_uris.items() if not (unread and uri.startswith(unread))
+        }
 
 
 def _by_name(uris: Iterable[str], others: Iterable[str]) -> list[str]:
@@ -159,12 +184,12 @@ def _by_name(uris: Iterable[str], others: Iterable[str]) -> list[str]:
 def read_digests(
     files: Iterable[tuple[str, str | None]], options: StoreOptions
 ) -> list[str | None]:
-    """Return content digests of files given by URI and version; None if unreadable."""
+    """Return sound digests of files given by URI and version; None if unreadable."""
 
     def read(file: tuple[str, str | None]) -> str | None:
         try:
-            with open_binary(located(*file), options, block_bytes=SAMPLE_BYTES) as opened:
-                return digest_content(opened)
+            with open_binary(located(*file), options) as opened:
+                return sound_digest(opened, uri=redact_uri(file[0]))
         except FetchError:  # a failure of this recording, if it is processed
             return None
 

@@ -33,7 +33,7 @@ from corpus_asr.storage.run_state.forgotten import Forgotten
 from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.lock import is_finished
 from corpus_asr.storage.run_state.manifest_columns import other_texts
-from corpus_asr.storage.run_state.moved import Arrivals, Moves
+from corpus_asr.storage.run_state.moved import Arrivals, Changes, Moves
 from corpus_asr.storage.run_state.redo import chosen
 from corpus_asr.storage.run_state.run_files import (
     RUN_NAME,
@@ -53,6 +53,7 @@ from corpus_asr.storage.run_state.source_listings import (
     other_listings,
     read_listings,
 )
+from corpus_asr.storage.run_state.speaker_names import with_notes
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
     PLANS_FOLDER,
@@ -171,6 +172,8 @@ class Plan:
     num_duplicates: int = 0  # named more than once; listed once
     num_forgotten: int = 0  # blocked by `forget`
     num_moved: int = 0  # recordings moved to another URI; results are kept
+    num_touched: int = 0  # of another version and the same sound; results are kept
+    num_waiting: int = 0  # replaced by another sound; what people wrote waits for theirs
     num_unlisted: int = 0  # recordings with results that the source does not list
     source_change: str | None = None  # description of changes to the last run's source
     empty: list[str] = field(default_factory=list)  # URIs without any recording
@@ -209,6 +212,15 @@ class Plan:
             lines.append(f"{counted(self.num_ignored, 'other file')} ignored (source.ignore)")
         if self.num_moved:
             lines.append(f"{counted(self.num_moved, 'recording')} moved: their results follow them")
+        if self.num_touched:
+            touched = counted(self.num_touched, "file")
+            lines.append(f"{touched} of another time, size or ETag with the sound of before")
+        if self.num_waiting:
+            waiting = counted(self.num_waiting, "recording")
+            lines.append(f"{waiting} replaced by other sounds: corrections and names wait for them")
+        if self.num_forgotten:
+            erased = counted(self.num_forgotten, "erased recording")
+            lines.append(f"{erased} in the source again, and skipped (remove --allow-again)")
         if self.source_change:
             lines.append(self.source_words())
         return lines
@@ -300,12 +312,21 @@ def make_plan(
         sizes, ids, retried = _left(plan, shards, config, tables, options, scratch, arrivals)
         elsewhere = other_listings(store, None, config.source)
         read_as = StoreOptions.of(config.source)
-        moves = {} if arrivals is None else arrivals.moves(store, read_as, elsewhere)
-        if moves:
-            plan.moves, plan.num_moved = moves, len(moves)
-            plan.identities.move(moves)
+        changes = Changes()
+        if arrivals is not None:
+            changes = arrivals.changes(store, read_as, elsewhere, with_notes(store))
+        if changes.moves or changes.left:
+            plan.moves = {
+                name: move for name, move in changes.moves.items() if move.old_uri != move.uri
+            }
+            plan.num_moved = len(plan.moves)
+            plan.num_touched = len(changes.moves) - plan.num_moved
+            plan.num_waiting = len(changes.left.keys() - changes.moves.keys())
+            plan.identities.follow(changes)
             tables.place(plan.identities)
-            tables.note_listed(pa.table({"recording_id": [*moves]}))
+            tables.note_left(changes.left)
+            present = [*changes.moves, *(name for name, _ in changes.newcomers.values())]
+            tables.note_listed(pa.table({"recording_id": present}))
             _name_again(plan, target)
             shards = (_named(plan, files) for files in parquet_batches(scratch))
             scratch = str(folder / "unmoved.parquet")
@@ -428,7 +449,7 @@ def _left(
             )
             if arrivals is not None:
                 arrivals.add(
-                    files, remaining.filter(pc.field("reason") == int(RemainingReason.new))
+                    files, remaining.filter(pc.field("reason") <= int(RemainingReason.changed))
                 )
             plan.identities.leave_versions(remaining)
             remaining_file.write_table(remaining)

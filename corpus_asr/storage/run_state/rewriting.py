@@ -26,10 +26,11 @@ from corpus_asr.storage.run_state.corrections import (
 )
 from corpus_asr.storage.run_state.duplicates import without_losers
 from corpus_asr.storage.run_state.finish import write_empty_tables
-from corpus_asr.storage.run_state.identities import Identities
+from corpus_asr.storage.run_state.identities import Identities, former_address
 from corpus_asr.storage.run_state.part_rows import kind_of, nested, part_rows
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.run_tables import REDO_NAME
+from corpus_asr.storage.run_state.speaker_names import NAMES_NAME, named_lines
 from corpus_asr.storage.run_state.tables import (
     DUPLICATES_FOLDER,
     HOOKS_FOLDER,
@@ -50,8 +51,6 @@ from corpus_asr.storage.stores.uri import public, redact_uri
 
 logger = logging.getLogger(__name__)
 
-NAMES_NAME: Final = "speakers.csv"
-"""File of an output folder in which people name speakers."""
 FAILING_NAME: Final = table_name("_run", "failing")
 """Recordings that nights have tried, with the number of tries."""
 _TABLES = {RECORDINGS_FOLDER: RECORDINGS, SPEAKERS_FOLDER: SPEAKERS, VOICES_FOLDER: VOICES,
@@ -194,7 +193,7 @@ def named_numbers(store: OutputStore) -> dict[str, int]:
               for segment in correction.segments]  # fmt: skip
     if store.exists(NAMES_NAME):
         data = filesystem.read_bytes(store.address(NAMES_NAME), store.options)
-        lines, at, who = _named_lines(data)
+        lines, at, who = named_lines(data)
         lines = [line for line in lines[1:] if len(line) > max(at, who)]
         ids = Identities.read(store).ids_of([line[at] for line in lines])
         labels += zip(ids, (line[who].strip() for line in lines), strict=True)
@@ -203,15 +202,6 @@ def named_numbers(store: OutputStore) -> dict[str, int]:
         if SPEAKER_LABEL.fullmatch(label):
             highest[recording_id] = max(highest.get(recording_id, 0), int(label[1:]))
     return highest
-
-
-def _named_lines(data: bytes) -> tuple[list[list[str]], int, int]:
-    """Return the lines of a names file, and the column indices of address and speaker."""
-    text = data.decode("utf-8-sig", "surrogateescape")
-    lines = [line for line in csv.reader(io.StringIO(text, newline="")) if line]
-    if not lines or not {"uri", "speaker"} <= {*lines[0]}:
-        return [], 0, 0  # not a names file
-    return lines, lines[0].index("uri"), lines[0].index("speaker")
 
 
 def remove_names(store: OutputStore, is_gone: Callable[[str, str], bool]) -> None:
@@ -230,7 +220,18 @@ def write_identities(store: OutputStore, identities: Identities) -> None:
     if newcomers:
         # Names stay with their recordings; later the former recording of a URI would be unknown.
         addresses = identities.addresses_of(newcomers.values())
-        rewrite_names(store, lambda uri, _: addresses.get(newcomers.get(public(uri), ""), uri))
+
+        def present(uri: str, _: str) -> str:
+            former = newcomers.get(public(uri))
+            if former is None:
+                return uri
+            present_uri = addresses.get(former)
+            # Files may have changed names; killed in between, this is done twice.
+            if present_uri is None or present_uri in newcomers:
+                return former_address(public(uri), former)
+            return present_uri
+
+        rewrite_names(store, present)
     identities.write(store)
 
 
@@ -245,7 +246,7 @@ def rewrite_names(store: OutputStore, change: Callable[[str, str], str | None]) 
         if not store.exists(NAMES_NAME):
             return
         data = filesystem.read_bytes(address, store.options)
-        lines, at, who = _named_lines(data)
+        lines, at, who = named_lines(data)
         if not lines:
             return
         changed = [lines[0]]

@@ -352,7 +352,9 @@ class RunTables:
             uri = "uri = arriving.uri, " if "uri" in self._schema.names else ""
             self.execute(
                 f"update outcomes set {uri}"
-                f"etag = if({same}, coalesce(arriving.etag, outcomes.etag), outcomes.etag) "
+                f"etag = if({same}, coalesce(arriving.etag, outcomes.etag), outcomes.etag), "
+                f"size_bytes = if({same}, coalesce(arriving.size_bytes, outcomes.size_bytes), "
+                "outcomes.size_bytes) "
                 "from arriving where outcomes.recording_id = arriving.recording_id", present,
             )  # fmt: skip
         self._count()
@@ -361,6 +363,11 @@ class RunTables:
         """Add FILES rows to `seen`, as a listing arrives; which rows are current stays."""
         self._insert("seen", files.select(["recording_id"]))
         self._note_unread(files)
+
+    def note_left(self, recording_ids: Iterable[str]) -> None:
+        """Remove recordings from `seen` at whose address there is another sound."""
+        left = pa.table({"recording_id": pa.array(recording_ids, pa.string())})
+        self.execute("delete from seen where recording_id in (from arriving)", left)
 
     def _list(self, listing: Iterable[pa.RecordBatch]) -> None:
         self.execute(LISTED)

@@ -6,12 +6,10 @@ a `ConfigError` when no library supports the URI's scheme.
 
 import contextlib
 import functools
-import hashlib
 import io
 import itertools
 import os
 import tempfile
-import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -60,10 +58,6 @@ BLOCK_BYTES = 4 * MEBIBYTE  # about four minutes of mp3: few requests, little wa
 KEPT_BLOCKS = 4  # containers jump between their index and two or three positions
 READ_BUFFER_BYTES = 128 * 1024  # serves a demuxer's many small reads
 PEEK_BYTES = MEBIBYTE // 16
-SAMPLE_BYTES = MEBIBYTE // 16  # at the head, in the middle and at the tail of a file
-_MOST_WHOLE_BYTES = MEBIBYTE  # files up to this size are read in full
-# The middle sample is almost silent if every fourth byte of it compresses below this size.
-_LEAST_PACKED_BYTES = SAMPLE_BYTES // 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,12 +151,6 @@ def open_binary(
     except ConfigError as error:
         # One invalid URI fails its own recording, not the run.
         raise FetchError(str(error), uri=uri, kind=UNSUPPORTED_SCHEME, retryable=False) from error
-
-
-def digest_content(file: io.BufferedIOBase) -> str | None:
-    """Return the `RangeFile.content_digest` of a file from `open_binary`; None for other files."""
-    raw = getattr(file, "raw", None)
-    return raw.content_digest if isinstance(raw, RangeFile) else None
 
 
 def _open(uri: str, options: StoreOptions, *, block_bytes: int | None = None) -> io.BufferedReader:
@@ -434,36 +422,6 @@ class RangeFile(io.RawIOBase):
             return data
 
         return self._with_retries(attempt)
-
-    @functools.cached_property
-    def content_digest(self) -> str | None:
-        """Hash of size and content, used to detect identical files; None if unreadable.
-
-        Three samples of a large file are read; all of it if the middle one is almost silent.
-        """
-        size, digest = self.size_bytes, hashlib.blake2b(b"%d\n" % self.size_bytes, digest_size=16)
-        starts, step = list(range(0, size, BLOCK_BYTES)), BLOCK_BYTES
-        try:
-            if size > _MOST_WHOLE_BYTES:
-                middle = (size - SAMPLE_BYTES) // 2
-                packed = zlib.compress(self._at(middle, SAMPLE_BYTES)[::4], 1)
-                if len(packed) >= _LEAST_PACKED_BYTES:
-                    starts, step = [0, middle, size - SAMPLE_BYTES], SAMPLE_BYTES
-            for start in starts:
-                digest.update(self._at(start, step))
-        except FetchError:
-            return None
-        return digest.hexdigest()
-
-    def _at(self, start: int, count: int) -> bytes:
-        """Return `count` bytes from `start` without seeking; they are not cached."""
-        end = min(start + count, self.size_bytes)
-        if self._whole is not None:
-            self._whole.seek(start)
-            return self._whole.read(end - start)
-        index, offset = divmod(start, self._block_bytes)
-        kept = self._blocks.get(index, b"")[offset : offset + end - start]
-        return kept if len(kept) == end - start else self._range(start, end)
 
     def _block(self, index: int) -> bytes:
         if index not in self._blocks:

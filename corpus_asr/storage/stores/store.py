@@ -77,10 +77,6 @@ class ObjectInfo:
             object.__setattr__(self, "etag", encodable(self.etag))
 
 
-# MD5 ETag of a single or multipart upload; some servers return zeros for objects not hashed.
-_MD5 = re.compile(r"(?!0{32})[0-9a-f]{32}(-\d+)?", re.IGNORECASE)
-
-
 def may_be_same(version: str | None, present: str | None) -> bool:
     """Return whether two versions may be equal; unknown, or a size and an ETag, may be."""
     if version is None or present is None or is_by_size(version) != is_by_size(present):
@@ -88,12 +84,6 @@ def may_be_same(version: str | None, present: str | None) -> bool:
     if is_by_size(version):
         return version.partition("@")[0] == present.partition("@")[0]
     return version == present
-
-
-def content_version(uri: str, version: str | None) -> str | None:
-    """Return the version if derived from the content; None for time stamps and the like."""
-    is_md5 = version and scheme_of(uri) == "s3" and _MD5.fullmatch(version.partition("@")[0])
-    return version if is_md5 else None
 
 
 class Page(NamedTuple):

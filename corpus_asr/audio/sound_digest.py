@@ -1,0 +1,98 @@
+"""Digest of a recording's sound: of the packets of its audio tracks, as they are read.
+
+Name, address, time, tags, pictures and chunks around samples make no difference; any changed packet
+does. Nothing is decoded. Packets are hashed as one sequence of bytes, since their borders depend on
+the container; gaps and what is not to be played are hashed, too, since they change what is heard.
+"""
+
+import hashlib
+from typing import Any, Final
+
+import av
+from av.stream import Discard
+
+from corpus_asr.audio.guarded_file import BinarySource, GuardedFile
+from corpus_asr.audio.probe import open_container
+from corpus_asr.errors import DecodeError, FetchError
+
+_DIGEST_BYTES: Final = 16
+_GAP_S: Final = 0.05  # beyond what containers round
+_LACE: Final = 255
+
+
+def sound_digest(file: BinarySource, *, uri: str) -> str | None:
+    """Return the digest of a recording's sound, read to the end; None if that is not possible.
+
+    The position in `file` is the start afterwards.
+    """
+    try:
+        guarded = GuardedFile(file, uri=uri)
+        with open_container(guarded, uri=uri) as container:
+            digest = _digest(container)
+        guarded.check()
+        file.seek(0)
+    except (DecodeError, FetchError, av.error.FFmpegError, IndexError, ValueError):
+        # Without a digest nothing follows by content: extraction says what is wrong with the file.
+        return None
+    return digest
+
+
+def _digest(container: av.container.InputContainer) -> str | None:
+    tracks = {stream.index: _Track(stream) for stream in container.streams.audio}
+    for stream in container.streams:
+        if stream.index not in tracks:
+            stream.discard = Discard.all
+    for packet in container.demux(list(container.streams.audio)):
+        if packet.size:
+            tracks[packet.stream_index].add(packet)
+    if not any(track.num_bytes for track in tracks.values()):
+        return None
+    whole = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    for track in tracks.values():
+        whole.update(track.digest())
+    return whole.hexdigest()
+
+
+class _Track:
+    """The bytes of one track, and where they are not played one after the other."""
+
+    def __init__(self, stream: av.AudioStream) -> None:
+        context = stream.codec_context
+        self._format = (context.name, context.sample_rate, context.layout.nb_channels)
+        self._extradata = _without_comments(context.name, context.extradata or b"")
+        self._bytes, self._jumps = hashlib.blake2b(), hashlib.blake2b()
+        self._expected_s: float | None = None
+        self.num_bytes = 0
+
+    def add(self, packet: "av.Packet[Any]") -> None:
+        """Add the next packet."""
+        base = packet.time_base
+        if packet.pts is not None and base is not None:
+            start_s = float(packet.pts * base)
+            jump_s = 0.0 if self._expected_s is None else start_s - self._expected_s
+            if abs(jump_s) > _GAP_S:
+                self._jumps.update(b"%d %.1f\n" % (self.num_bytes, jump_s))
+            self._expected_s = start_s + float((packet.duration or 0) * base)
+        if packet.is_discard:
+            self._jumps.update(b"%d -\n" % self.num_bytes)
+        self._bytes.update(packet)
+        self.num_bytes += packet.size
+
+    def digest(self) -> bytes:
+        """Return the digest of what was added."""
+        what = hashlib.blake2b(repr(self._format).encode())
+        for part in (self._extradata, self._bytes.digest(), self._jumps.digest()):
+            what.update(b"%d\n" % len(part) + part)
+        return what.digest()
+
+
+def _without_comments(codec: str, extradata: bytes) -> bytes:
+    """Return a codec's header without tags: that of Vorbis has them in the second of three."""
+    if codec != "vorbis" or extradata[:1] != b"\2":
+        return extradata
+    sizes, at = [0, 0], 1
+    for number in range(len(sizes)):
+        while at < len(extradata) and extradata[at] == _LACE:
+            sizes[number], at = sizes[number] + _LACE, at + 1
+        sizes[number], at = sizes[number] + extradata[at], at + 1
+    return extradata[at : at + sizes[0]] + extradata[at + sum(sizes) :]
