@@ -255,6 +255,7 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         self._num_final = 0
         self._texts: list[tuple[float, float]] = []  # time spans of the newest window's texts
         self._again = again
+        self._resumes_at_cut = False
         self._try_again(or_else=part.num_frames if again else None)
 
     def _try_again(self, *, or_else: int | None) -> None:
@@ -264,8 +265,9 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         self.temperatures = self.settings.temperature[: None if or_else is None else 1]
 
     def wider(self, attempt: Attempt, search: Search) -> tuple[Window, Search] | None:
-        """As in the base class, but without a second search of repeated windows."""
-        return None if self._or_else is not None else super().wider(attempt, search)
+        """As in the base class, but without a second search of repeated windows and cut ends."""
+        without = self._or_else is not None or self._resumes_at_cut
+        return None if without else super().wider(attempt, search)
 
     def decode(self, window: Window) -> Steps[Attempt]:
         """As in the base class, but chunks are decoded to their end.
@@ -289,7 +291,9 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
             is_short = rest_s < _LEAST_REST_S
             resumed = opened
             if rest_s >= least_rest_s:
+                self._resumes_at_cut = is_closed or is_short
                 resumed = yield from self.resume(opened)
+                self._resumes_at_cut = False
             if len(resumed.result.tokens) == len(opened.result.tokens):
                 return without_last_token(opened) if is_closed or is_short else attempt
             attempt = resumed

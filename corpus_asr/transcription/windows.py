@@ -291,9 +291,11 @@ class PartRequest:
         return is_short and silence_s >= _HELD_S
 
     def is_cut_in_speech(self, frame: int) -> bool:
-        """Whether a frame lies within detected speech."""
+        """Whether a frame lies within detected speech, before the end of the audio."""
         time_s = self.seconds(frame)
-        return any(span.start_s < time_s < span.end_s for span in self.speech or ())
+        return frame < self.num_frames and any(
+            span.start_s < time_s < span.end_s for span in self.speech or ()
+        )
 
     def is_stretched(self, text: str, start_s: float, end_s: float) -> bool:
         """Whether a text is too short for the detected speech of its span, so that it omits some.
