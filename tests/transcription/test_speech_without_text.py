@@ -62,7 +62,11 @@ def decoded(
 
 
 def decoded_jobs(
-    results: list[WindowResult], *, seconds: float, speech: Speech | None, **settings: Any
+    results: Sequence[WindowResult | AlignResult],
+    *,
+    seconds: float,
+    speech: Speech | None,
+    **settings: Any,
 ) -> tuple[list[Segment], list[WindowJob]]:
     chosen = DecodingSettings(**{"language": "en", "strategy": "sequential"} | settings)
     prompts = prompt_format(no_speech=NO_SPEECH, max_target_positions=448)
