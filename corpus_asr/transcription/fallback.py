@@ -4,6 +4,7 @@ import math
 import unicodedata
 import zlib
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -282,6 +283,8 @@ class OpenAIRules(DecodingRules):
     def best(self, attempts: Sequence[Attempt]) -> Attempt:
         """Return the likeliest attempt, of those that are not repetitive if there are any.
 
+        A text of which none is not is cut where it begins to repeat itself.
+
         openai-whisper keeps the last one, which is sampled at the highest temperature; only that
         temperature is kept here, as it says how uncertain the text is.
 
@@ -289,8 +292,27 @@ class OpenAIRules(DecodingRules):
         """
         varied = [attempt for attempt in attempts if not self.is_repetitive(attempt)]
         likeliest = max(varied or attempts, key=lambda attempt: attempt.mean_logprob)
+        if not varied:
+            likeliest = self._without_loop(likeliest)
         last = attempts[-1]
         return replace(likeliest, number=last.number, temperature=last.temperature)
+
+    def _without_loop(self, attempt: Attempt) -> Attempt:
+        """Cut a repetitive text before its first repetition.
+
+        Its compression ratio is kept, which lowers its confidence.
+        """
+        tokens, logprobs = attempt.result.tokens, attempt.result.logprobs
+        # Each text that repeats itself is the beginning of longer ones that do.
+        num_tokens = bisect_left(
+            range(len(tokens)), True, key=lambda count: says_twice(self.text(tokens[: count + 1]))
+        )
+        if num_tokens == len(tokens):
+            return attempt
+        cut = replace(
+            attempt.result, tokens=tokens[:num_tokens], logprobs=logprobs[:num_tokens], looped=True
+        )
+        return replace(attempt, result=cut)
 
     def repeats(self, attempt: Attempt) -> bool:
         """As in the base class; a user who lets texts repeat sets no threshold."""
@@ -364,6 +386,8 @@ def compression_ratio(text: str) -> float:
 # Text on less than a second of audio with lower confidence is a hallucination: on 17 cuts with
 # whisper-tiny.en, spoken text has at least 0.35, hallucinated text at most 0.04.
 _LEAST_CONFIDENCE = 0.05
+# Nobody says so many letters in a second: fast speech has 20 to 25. Only tells in short audio.
+_MOST_LETTERS_PER_S = 30
 
 
 def finished_segment(
@@ -410,8 +434,11 @@ def finished_segment(
             words=words if settings.word_timestamps else None,
         )
     )
-    is_invented = made.confidence < _LEAST_CONFIDENCE and part.num_frames < FRAMES_PER_SECOND
-    return None if is_invented else made
+    if part.num_frames >= FRAMES_PER_SECOND:
+        return made
+    num_letters = sum(letter.isalnum() for letter in text)
+    is_too_fast = num_letters > _MOST_LETTERS_PER_S * part.num_frames / FRAMES_PER_SECOND
+    return None if is_too_fast or made.confidence < _LEAST_CONFIDENCE else made
 
 
 def _without_silence(

@@ -189,6 +189,12 @@ _SILENCE_FRAMES = FRAMES_PER_SECOND
 _LEAST_ADVANCE_FRAMES = FRAMES_PER_SECOND
 # Less audio at the end of a chunk says nothing: detected speech is padded with 0.4 s.
 _LEAST_REST_S = 0.5
+# Where a chunk is cut in speech there is no padding.
+_LEAST_CUT_REST_S = 0.3
+# The words of less likely texts lie anywhere: between them the same text is found again.
+_LEAST_TIMED_LOGPROB = -0.5
+# No text has more tokens, in any language: bounds what a loop in a short window costs.
+_FIRST_TOKENS, _TOKENS_PER_S = 32, 30
 # Above this temperature the text is too uncertain to prompt the next window with: openai-whisper's.
 _MAX_TEMPERATURE = 0.5
 
@@ -249,6 +255,7 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         self._num_final = 0
         self._texts: list[tuple[float, float]] = []  # time spans of the newest window's texts
         self._again = again
+        self._resumes_at_cut = False
         self._try_again(or_else=part.num_frames if again else None)
 
     def _try_again(self, *, or_else: int | None) -> None:
@@ -258,22 +265,38 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         self.temperatures = self.settings.temperature[: None if or_else is None else 1]
 
     def wider(self, attempt: Attempt, search: Search) -> tuple[Window, Search] | None:
-        """As in the base class, but without a second search of repeated windows."""
-        return None if self._or_else is not None else super().wider(attempt, search)
+        """As in the base class, but without a second search of repeated windows and cut ends."""
+        without = self._or_else is not None or self._resumes_at_cut
+        return None if without else super().wider(attempt, search)
 
     def decode(self, window: Window) -> Steps[Attempt]:
-        """As in the base class, but chunks, which end in silence, are decoded to their end."""
-        attempt = yield from super().decode(window)
+        """As in the base class, but chunks are decoded to their end.
+
+        They end in silence, after which a single timestamp says that no speech follows, or are cut
+        in speech, of which their texts may omit some words.
+        """
+        longest = _FIRST_TOKENS + _TOKENS_PER_S * window.content_frames // FRAMES_PER_SECOND
+        most_tokens = min(window.max_new_tokens, len(window.prompt) + longest)
+        attempt = yield from super().decode(replace(window, max_new_tokens=most_tokens))
         if not self.settings.in_chunks or self.fails(attempt):
             return attempt
-        while (rest_s := self._rest_s(attempt)) is not None:
-            if rest_s < _LEAST_REST_S:
-                return without_last_token(attempt)
-            resumed = yield from self.resume(attempt)
-            if resumed is attempt:
-                break
+        is_cut = self.part.is_cut_in_speech(window.end)
+        least_rest_s = _LEAST_CUT_REST_S if is_cut else _LEAST_REST_S
+        while True:
+            is_closed = ends_closed(attempt.result.tokens, self.clock)
+            opened = _with_second_timestamp(attempt) if is_closed and is_cut else attempt
+            rest_s = self._rest_s(opened)
+            if rest_s is None:
+                return attempt
+            is_short = rest_s < _LEAST_REST_S
+            resumed = opened
+            if rest_s >= least_rest_s:
+                self._resumes_at_cut = is_closed or is_short
+                resumed = yield from self.resume(opened)
+                self._resumes_at_cut = False
+            if len(resumed.result.tokens) == len(opened.result.tokens):
+                return without_last_token(opened) if is_closed or is_short else attempt
             attempt = resumed
-        return attempt
 
     def _rest_s(self, attempt: Attempt) -> float | None:
         """Seconds of audio after a text that ends with two timestamps; None for other texts."""
@@ -403,7 +426,9 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
     def keep(self, attempt: Attempt, spans: Sequence[TokenSpan], seek: int) -> Steps[int]:
         """Keep segments with text, duration and requested content, with words if enabled."""
         drafts: Sequence[DraftSegment] = [self._draft(attempt, span) for span in spans]
-        if self.settings.word_timestamps:
+        is_sure = attempt.mean_logprob >= _LEAST_TIMED_LOGPROB and not attempt.temperature
+        is_stretched = is_sure and any(map(self._is_stretched, drafts))
+        if self.settings.word_timestamps or is_stretched:
             timed, seek = yield from self._time_words(attempt, drafts, seek)
             if timed is None:
                 return seek
@@ -423,6 +448,10 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         if uncertain or not self.settings.condition_on_prev_tokens:
             self._previous.clear()
         return seek
+
+    def _is_stretched(self, draft: DraftSegment) -> bool:
+        text = self.text(draft.tokens)
+        return bool(text.strip()) and self.part.is_stretched(text, draft.start_s, draft.end_s)
 
     def _time_words(
         self, attempt: Attempt, drafts: Sequence[DraftSegment], seek: int
@@ -487,6 +516,13 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
             task=self.settings.task,
             no_speech_prob=result.score or 0.0,
         )
+
+
+def _with_second_timestamp(attempt: Attempt) -> Attempt:
+    """Open another text where the last one ends."""
+    result = attempt.result
+    tokens, logprobs = (*result.tokens, result.tokens[-1]), (*result.logprobs, 0.0)
+    return replace(attempt, result=replace(result, tokens=tokens, logprobs=logprobs))
 
 
 _PUNCTUATION = BEFORE_A_WORD + AFTER_A_WORD

@@ -58,6 +58,12 @@ def language_said(*logits: float) -> WindowResult:
                         scores=scores)  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def words_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripted texts are single words, however long they last: none is stretched."""
+    monkeypatch.setattr("corpus_asr.transcription.windows._LEAST_BYTES_PER_S", 1e-6)
+
+
 def loop(
     results: list[WindowResult],
     *,
@@ -284,6 +290,22 @@ def test_a_window_that_was_ended_in_a_loop_is_retried() -> None:
     assert [job.search.temperature for job in jobs] == [0.0, 0.2]
     assert [one.temperature for one in segments] == [0.2]
     segments, _ = loop([looped], seconds=20, compression_ratio_threshold=None)
+    assert [one.text for one in segments] == [" w1 w2"]
+
+
+def test_a_loop_at_the_last_temperature_is_cut_and_uncertain() -> None:
+    looped = said(BEGIN, *(5, 6, 7, 8) * 20, logprob=-0.1)
+    (segment,), _ = loop([looped], seconds=20, temperature=(0.0,), beam_size=1)
+    assert segment.text.startswith(" w5 w6 w7 w8")
+    assert len(segment.text) < 60
+    assert segment.compression_ratio > 2.4
+    assert segment.confidence < 0.5
+
+
+def test_a_clip_with_more_letters_than_anybody_says_has_no_text() -> None:
+    segments, _ = loop([said(BEGIN, *range(1, 9), logprob=-0.1)], seconds=0.3, beam_size=1)
+    assert not segments
+    segments, _ = loop([said(BEGIN, 1, 2, logprob=-0.1)], seconds=0.3, beam_size=1)
     assert [one.text for one in segments] == [" w1 w2"]
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.decoding.jobs import WindowJob, WindowResult
+from corpus_asr.decoding.jobs import AlignResult, WindowJob, WindowResult
 from corpus_asr.report.scoring import normalized
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.segments import Segment, SpeechSpan
@@ -62,7 +62,11 @@ def decoded(
 
 
 def decoded_jobs(
-    results: list[WindowResult], *, seconds: float, speech: Speech | None, **settings: Any
+    results: Sequence[WindowResult | AlignResult],
+    *,
+    seconds: float,
+    speech: Speech | None,
+    **settings: Any,
 ) -> tuple[list[Segment], list[WindowJob]]:
     chosen = DecodingSettings(**{"language": "en", "strategy": "sequential"} | settings)
     prompts = prompt_format(no_speech=NO_SPEECH, max_target_positions=448)
@@ -188,6 +192,12 @@ def chunk(
     return [(one.text.strip(), one.start_s, one.end_s) for one in found], jobs
 
 
+@pytest.fixture(autouse=True)
+def words_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripted texts are single words, however long they last: none is stretched."""
+    monkeypatch.setattr("corpus_asr.transcription.windows._LEAST_BYTES_PER_S", 1e-6)
+
+
 UNFINISHED = window((1, 0.0, 12.0), more_s=12.0)
 
 
@@ -220,6 +230,38 @@ def test_an_uncertain_end_is_searched_with_beams() -> None:
 def test_less_than_half_a_second_says_nothing() -> None:
     texts, jobs = chunk(window((1, 0.0, 19.6), more_s=19.6))
     assert (texts, len(jobs)) == ([("w1", 0.0, 19.6)], 1)
+
+
+@pytest.mark.parametrize("closed", [window((1, 0.0, 19.6)), window((1, 0.0, 19.6), more_s=19.6)])
+def test_words_before_a_cut_in_speech_are_resumed(closed: WindowResult) -> None:
+    # Of a recording's end nothing is known: detected speech is padded up to it.
+    cut: dict[str, Any] = {"seconds": 30.0, "clip_timestamps": (0.0, 20.0), "speech": [(0.0, 30.0)]}
+    texts, jobs = chunk(closed, following(2, 19.9), **cut)
+    assert texts == [("w1", 0.0, 19.6), ("w2", 19.6, pytest.approx(19.9))]
+    assert jobs[1].prefix[-2:] == (BEGIN + 980, BEGIN + 980)
+    texts, jobs = chunk(closed, following(2, 19.9, logprob=-1.5), beam_size=1, **cut)
+    assert texts == [("w1", 0.0, 19.6)]
+    assert len(jobs) == 2
+
+
+def test_a_text_that_is_closed_near_a_cut_is_not_resumed() -> None:
+    texts, jobs = chunk(window((1, 0.0, 19.8)))
+    assert (texts, len(jobs)) == ([("w1", 0.0, 19.8)], 1)
+
+
+@pytest.mark.parametrize("strategy", ["chunked", "sequential"])
+def test_speech_under_a_stretched_text_is_decoded_again(
+    monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    monkeypatch.setattr("corpus_asr.transcription.windows._LEAST_BYTES_PER_S", 0.12)
+    words_at = AlignResult(logprobs=(-0.1,) * 4, begins=(0, 100))
+    texts, _ = decoded_jobs(
+        [window((1, 0.0, 20.0)), words_at, window((2, 0.0, 17.8))],
+        seconds=20.0, speech=[(0.0, 20.0)], strategy=strategy, beam_size=1,
+    )  # fmt: skip
+    assert [one.text for one in texts] == [" w1", " w2"]
+    assert [one.words for one in texts] == [None, None]
+    assert texts[0].end_s <= texts[1].start_s < 5
 
 
 def test_a_prefix_and_a_prompt_stay_before_what_is_resumed() -> None:
