@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import inspect
 import logging
 import os
 import re
@@ -12,7 +13,7 @@ import struct
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,8 +37,11 @@ from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.logs import event
 from corpus_asr.runtime.resources import RAY_ADDRESS, NodeShape, local_machine, this_machine
 
-_RAY_STARTS = 3
+_RAY_STARTS = 2
 _TOO_SLOW = "timed out during startup"
+_START_NOTICE_S = 10.0
+_START_LIMIT_S = 600.0  # a start took 40 s at a load of 20 on two cores
+_START_POLL_S = 0.5
 
 LOOPBACK = "127.0.0.1"
 _ASK_S = 1.0
@@ -189,7 +193,7 @@ def start_ray(*, cpus: int, gpus: int, store_bytes: int) -> None:
         logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     for starts_left in reversed(range(_RAY_STARTS)):
         try:
-            with _loopback_kept():
+            with _loopback_kept(), _patient_start():
                 ray.init(
                     address="local",
                     num_cpus=cpus,
@@ -201,7 +205,6 @@ def start_ray(*, cpus: int, gpus: int, store_bytes: int) -> None:
                 )
             return
         except Exception as error:
-            # Ray 2.60 limits the start of its own processes to 30 s, without a setting.
             if _TOO_SLOW not in str(error):
                 raise
             _end_half_started(error)
@@ -220,6 +223,44 @@ def _end_half_started(error: Exception) -> None:
         if isinstance(started, Node):
             started.kill_all_processes(check_alive=False, wait=True)
             return
+
+
+@contextlib.contextmanager
+def _patient_start() -> Iterator[None]:
+    """Let a starting Ray take its time while its processes live.
+
+    Ray 2.60 limits the start of its own processes to 30 s, without a setting.
+    """
+    get_node = services.get_node
+    services.get_node = _with_patience(get_node)
+    try:
+        yield
+    finally:
+        services.get_node = get_node
+
+
+def _with_patience(get_node: Callable[..., Any]) -> Callable[..., Any]:
+    """Return Ray's look-up of a node, waiting for one that is being started as long as it lives."""
+
+    def get_started_node(*args: Any) -> Any:
+        frame = inspect.currentframe()
+        caller = None if frame is None else frame.f_back
+        node = None if caller is None else caller.f_locals.get("self")
+        start_s, is_told = time.monotonic(), False
+        while True:
+            try:
+                return get_node(*args)
+            except RuntimeError:
+                waited_s = time.monotonic() - start_s
+                is_starting = isinstance(node, Node) and not node.dead_processes()
+                if not is_starting or waited_s > _START_LIMIT_S:
+                    raise
+            if waited_s > _START_NOTICE_S and not is_told:
+                event(_LOG, logging.WARNING, "ray_starts_slowly", limit_s=_START_LIMIT_S)
+                is_told = True
+            time.sleep(_START_POLL_S)
+
+    return get_started_node
 
 
 @contextlib.contextmanager
