@@ -282,6 +282,7 @@ def summary_words(summary: "RunSummary") -> str:
         f"({summary.no_speech:,} without speech), {summary.failed:,} failed{earlier}; "
         f"{made} from {duration(summary.audio_s)} of audio\n{this_run}"
         + (f", {summary.moved:,} moved" if summary.moved else "")
+        + (f", {summary.erased:,} erased and skipped" if summary.erased else "")
         + "".join(f"\nhook {name}: {outcome.words}" for name, outcome in summary.hooks.items())
     )
 

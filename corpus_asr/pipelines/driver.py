@@ -110,6 +110,8 @@ class RunSummary:
     """Recordings that are not listed any more, whose rows are kept."""
     moved: int = 0
     """Recordings whose results followed them to another address."""
+    erased: int = 0
+    """Erased recordings that are in the source again, and skipped."""
     made: Literal["segments", "labels"] = "segments"
     hooks: Mapping[str, "HookCounts"] = field(default_factory=dict)
     """Counts of recordings passed to hooks, by name of the hook."""
@@ -403,6 +405,7 @@ class CorpusRun:
             earlier=counts.earlier,
             gone=counts.gone,
             moved=plan.num_moved,
+            erased=plan.num_forgotten,
             made="labels" if self.config.pipeline == CLASSIFY_AUDIO else "segments",
             hooks=self._hooks,
         )

@@ -196,6 +196,7 @@ class _NightlyRun:
             **kinds,
             continued=plan.num_remaining - sum(kinds.values()) if plan else 0,
             moved=plan.num_moved if plan else 0,
+            erased=plan.num_forgotten if plan else 0,
             hooks={name: asdict(counts) for name, counts in summary.hooks.items()}
             if summary
             else {},

@@ -107,6 +107,8 @@ class Night:
     """Planned ones of which some parts were done before."""
     moved: int = 0
     """Recordings whose results followed them to another address; none of the planned ones."""
+    erased: int = 0
+    """Erased recordings that are in the source again, and skipped."""
     hooks: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Counts of recordings passed to hooks, as in `run.json`, by name of the hook."""
     remaining: int
@@ -312,6 +314,7 @@ def markdown(night: Night) -> str:
         ("planned", night.planned), ("- new", night.new), ("- changed", night.changed),
         ("- failed before", night.retried), ("- to process again", night.redone),
         ("- resumed", night.continued), *((("moved", night.moved),) if night.moved else ()),
+        *((("erased, skipped", night.erased),) if night.erased else ()),
         ("done", findings.done), ("- without speech", findings.no_speech),
         ("failed", findings.failed), ("remaining", night.remaining),
         *((f"hook {name}", hook_counts["recordings"]) for name, hook_counts in night.hooks.items()),

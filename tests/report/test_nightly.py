@@ -1,6 +1,7 @@
 """Nights are judged by those before; in summaries, what comes from recordings means nothing."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -111,6 +112,12 @@ def test_what_hooks_did_is_counted_and_their_failures_are_named() -> None:
     assert "hook redact" in markdown(found)
     assert as_data(found)["hooks"] == {"redact": counts}
     assert alarms(night(hooks={"redact": counts | {"failed": 0}})) == alarms(night())
+
+
+def test_erased_recordings_that_are_skipped_are_counted() -> None:
+    row = r"\| erased, skipped +\| +2 \|"
+    assert re.search(row, markdown(night(erased=2)))
+    assert "erased" not in markdown(night())
 
 
 def test_a_chat_gets_the_first_kinds_of_failures_only() -> None:
