@@ -4,6 +4,7 @@ No network: windows say invented tokens and words, the same ones to both. Compar
 that are asked for, with their prompts, and the segments and words that are kept.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from whisper.tokenizer import get_tokenizer
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.jobs import WindowJob, WindowResult
 from corpus_asr.segments import Segment, Word
+from corpus_asr.transcription import fallback
 from corpus_asr.transcription import whisper as transcription
 from corpus_asr.transcription.whisper import WhisperLongForm
 from corpus_asr.transcription.windows import Language, PartRequest, Window, clip_ranges
@@ -165,7 +167,11 @@ def invented_words(script: Script) -> Any:
         yield from ()  # a generator that asks for nothing
         return settled
 
-    with mock.patch.object(transcription, "time_words", time_words):
+    with (
+        mock.patch.object(transcription, "time_words", time_words),
+        # Scripted texts of a hundredth of a second, which only the other keeps.
+        mock.patch.object(fallback, "_MOST_LETTERS_PER_S", math.inf),
+    ):
         yield
 
 

@@ -13,8 +13,7 @@ from corpus_asr.errors import FetchError
 from corpus_asr.export.speakers import name_speaker, read_names
 from corpus_asr.schemas import FILES
 from corpus_asr.storage.run_state.forget import find_recordings, forget
-from corpus_asr.storage.run_state.identities import Identities
-from corpus_asr.storage.run_state.moved import Changes, Move
+from corpus_asr.storage.run_state.identities import Changes, Identities, Move
 from corpus_asr.storage.run_state.prune import prune
 from corpus_asr.storage.run_state.run_tables import REDO, REDO_NAME
 from corpus_asr.storage.run_state.source_listings import note_listing

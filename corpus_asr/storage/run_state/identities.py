@@ -6,8 +6,9 @@ recording left; any other address is of the recording that its hash names. So a 
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, Self
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,9 +27,6 @@ from corpus_asr.storage.run_state.tables import (
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import public, recording_id, redact_uri
 
-if TYPE_CHECKING:
-    from corpus_asr.storage.run_state.moved import Changes
-
 IDENTITIES: Final = pa.schema(
     [
         ("uri", pa.string()),
@@ -45,6 +43,36 @@ address there is another sound is at its `former_address`, while its own is nowh
 _PAIR = ("recording_id", "uri")
 
 logger = logging.getLogger(__name__)
+
+
+class Move(NamedTuple):
+    """The old and the new address of a recording; equal if only its version is another."""
+
+    old_uri: str
+    uri: str
+    content_digest: str | None = None
+    """The sound at the new address ..."""
+    etag: str | None = None
+    """... and its version and size there, as which rows of this sound count."""
+    size_bytes: int | None = None
+
+    def __str__(self) -> str:
+        """Return both URIs."""
+        return f"{self.old_uri} -> {self.uri}"
+
+
+Moves = Mapping[str, Move]
+"""By `recording_id`."""
+
+
+class Changes(NamedTuple):
+    """What a listing says of the recordings that were there before."""
+
+    moves: Moves = MappingProxyType({})
+    newcomers: Mapping[str, tuple[str, str]] = MappingProxyType({})
+    """Present recording and digest at addresses whose earlier recording is not there any more."""
+    left: Mapping[str, str] = MappingProxyType({})
+    """Address of recordings at which another sound is now."""
 
 
 class Identities:
@@ -168,7 +196,7 @@ class Identities:
             self._put(_rows(uris, map(self._new_ids.get, uris), is_present=True))
         self._new_ids.clear()
 
-    def follow(self, changes: "Changes") -> None:
+    def follow(self, changes: Changes) -> None:
         """Set the addresses and versions of recordings that moved, were touched or replaced."""
         moves, newcomers, left = changes
         rows = self.rows

@@ -9,15 +9,13 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import compress
-from types import MappingProxyType
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.audio.sound_digest import sound_digest
 from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.schemas import FILES
+from corpus_asr.storage.run_state.identities import Changes, Move
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore, projected
 from corpus_asr.storage.stores.filesystem import (
@@ -29,37 +27,6 @@ from corpus_asr.storage.stores.uri import located, public, recording_id, redact_
 
 _READERS = 8  # whole files, block by block: waiting for disks and stores
 _ARRIVED = projected(FILES, ("recording_id", "uri", "etag", "size_bytes"))
-
-
-class Move(NamedTuple):
-    """The old and the new address of a recording; equal if only its version is another."""
-
-    old_uri: str
-    uri: str
-    content_digest: str | None = None
-    """The sound at the new address ..."""
-    etag: str | None = None
-    """... and its version and size there, as which rows of this sound count."""
-    size_bytes: int | None = None
-
-    def __str__(self) -> str:
-        """Return both URIs."""
-        return f"{self.old_uri} -> {self.uri}"
-
-
-Moves = Mapping[str, Move]
-"""By `recording_id`."""
-
-
-class Changes(NamedTuple):
-    """What a listing says of the recordings that were there before."""
-
-    moves: Moves = MappingProxyType({})
-    newcomers: Mapping[str, tuple[str, str]] = MappingProxyType({})
-    """Present recording and digest at addresses whose earlier recording is not there any more."""
-    left: Mapping[str, str] = MappingProxyType({})
-    """Address of recordings at which another sound is now."""
-
 
 _MAY_BE_GONE = """
 select recording_id from settled
@@ -185,6 +152,8 @@ def read_digests(
     files: Iterable[tuple[str, str | None]], options: StoreOptions
 ) -> list[str | None]:
     """Return sound digests of files given by URI and version; None if unreadable."""
+    # PyAV is loaded where files are read: a plan that reads none starts sooner.
+    from corpus_asr.audio.sound_digest import sound_digest
 
     def read(file: tuple[str, str | None]) -> str | None:
         try:

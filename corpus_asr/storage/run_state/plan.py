@@ -30,10 +30,10 @@ from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.manifest import expected_bytes
 from corpus_asr.storage.parquet import parquet_batches, parquet_writer
 from corpus_asr.storage.run_state.forgotten import Forgotten
-from corpus_asr.storage.run_state.identities import Identities
+from corpus_asr.storage.run_state.identities import Changes, Identities, Moves
 from corpus_asr.storage.run_state.lock import is_finished
 from corpus_asr.storage.run_state.manifest_columns import other_texts
-from corpus_asr.storage.run_state.moved import Arrivals, Changes, Moves
+from corpus_asr.storage.run_state.moved import Arrivals
 from corpus_asr.storage.run_state.redo import chosen
 from corpus_asr.storage.run_state.run_files import (
     RUN_NAME,
