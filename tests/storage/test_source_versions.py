@@ -13,6 +13,7 @@ from corpus_asr.storage.stores.filesystem import read_bytes
 from corpus_asr.storage.stores.uri import located
 from tests.storage.test_members import tar_bytes
 from tests.storage.test_redo import ENGLISH, NAMES, Folder
+from tests.support.audio import wav_of
 from tests.support.runs import ManualRun, planned_files
 from tests.support.tables import rows_of
 
@@ -142,21 +143,21 @@ def test_members_of_a_rewritten_archive_are_done_again_unless_size_alone_counts(
 
 def test_a_member_is_known_in_another_archive(tmp_path: Path) -> None:
     shard = Shard(tmp_path, "tar", "etag")
-    shard.write(b"1" * 700, b"2" * 700)
+    shard.write(wav_of("one"), wav_of("two"))
     shard.night()
     shard.path.rename(shard.path.with_name("other.tar"))
     shard.path = shard.path.with_name("other.tar")
-    shard.write(b"0", b"1" * 700, b"2" * 700, named="xab")
+    shard.write(wav_of("other"), wav_of("one"), wav_of("two"), named="xab")
     assert shard.night() == {"x"}
 
 
 def test_a_forgotten_member_stays_away_in_another_archive(tmp_path: Path) -> None:
     shard = Shard(tmp_path, "tar", "etag")
-    shard.write(b"1" * 700, b"2" * 700)
+    shard.write(wav_of("one"), wav_of("two"))
     shard.night()
     found = find_recordings(shard.job.store, [f"{shard.path}#a.wav"])
     forget(shard.job.store, found.recordings)
     shard.path.rename(shard.path.with_name("other.tar"))
     shard.path = shard.path.with_name("other.tar")
-    shard.write(b"0", b"2" * 700, b"1" * 700, named="xbr")
+    shard.write(wav_of("other"), wav_of("two"), wav_of("one"), named="xbr")
     assert shard.night() == {"x"}
