@@ -245,15 +245,15 @@ def _with_patience(get_node: Callable[..., Any]) -> Callable[..., Any]:
     def get_started_node(*args: Any) -> Any:
         frame = inspect.currentframe()
         caller = None if frame is None else frame.f_back
-        node = None if caller is None else caller.f_locals.get("self")
+        node: Any = None if caller is None else caller.f_locals.get("self")
         start_s, is_told = time.monotonic(), False
         while True:
             try:
                 return get_node(*args)
             except RuntimeError:
                 waited_s = time.monotonic() - start_s
-                is_starting = isinstance(node, Node) and not node.dead_processes()
-                if not is_starting or waited_s > _START_LIMIT_S:
+                is_known = isinstance(node, Node)
+                if not is_known or node.dead_processes() or waited_s > _START_LIMIT_S:
                     raise
             if waited_s > _START_NOTICE_S and not is_told:
                 event(_LOG, logging.WARNING, "ray_starts_slowly", limit_s=_START_LIMIT_S)

@@ -23,10 +23,14 @@ from corpus_asr.storage.run_state.prune import find_gone
 from corpus_asr.storage.run_state.run_tables import REDO_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
+from tests.support.audio import wav_of
 from tests.support.nightly import Archive
 from tests.support.tables import held_by, rows_of, stored_segments
 
 pytestmark = pytest.mark.long
+
+
+SOUND = wav_of("x")
 
 
 class Typed(Archive):
@@ -43,6 +47,9 @@ class Typed(Archive):
             f"output: {{uri: {self.output}}}\n"
         )
         self.store = OutputStore(str(self.output))
+
+    def add(self, *names: str, content: bytes = SOUND) -> None:
+        super().add(*names, content=content)
 
     def type(self, name: str, *options: str) -> Result:
         jobs = name in ("run", "nightly", "plan")

@@ -54,11 +54,11 @@ def run(
     """Write a plan of `packs` and work it off on the session's Ray."""
     folder = Path(config.output.uri) / "_run" / "plan" / "packs"
     folder.mkdir(parents=True)
-    pq.write_table(plan_of(*packs), folder / "00000.parquet")
+    pq.write_table(plan_of(*packs), folder / "00000.rows")
     progress = Progress(total_files=files, stream=None)
     run_on_ray(
         config,
-        [str(folder / "00000.parquet")],
+        [str(folder / "00000.rows")],
         committer or committer_of(config),
         resources=resolve_resources(
             config, cluster.nodes, num_packs=len(packs), store_bytes=cluster.store_bytes

@@ -79,7 +79,7 @@ def work(
 ) -> Done:
     usual = {"workers": 1, "gpus_per_worker": 0.0, "cpus_per_worker": 1}
     config = scripted_job(folder, extract={"workers": 1}, transcribe=usual | transcribe)
-    plan = folder / "packs.parquet"
+    plan = folder / "packs.rows"
     plan.write_bytes(encode_parquet(PACKS, [plan_of(*packs).cast(PACKS)]))
     resources = resolve_resources(
         config, cluster.nodes, num_packs=len(packs), store_bytes=cluster.store_bytes

@@ -10,6 +10,10 @@ import random
 import shutil
 from pathlib import Path
 
+import numpy as np
+
+from tests.support.audio import wav_bytes
+
 MOUNT = "in"
 Lines = tuple[tuple[int, str], ...]
 """Part and text of each segment of a recording."""
@@ -22,6 +26,11 @@ def lines_of(content: int) -> Lines:
         for index in range(1 + content % 3)
         if (content + index) % 5  # else nobody speaks
     )
+
+
+def sound_of(content: int) -> bytes:
+    """Return a WAV file of so many bytes, which begins with 44 bytes of head."""
+    return wav_bytes(np.zeros((1, content - 44), np.float32), rate_hz=16_000, sample_type="u8")
 
 
 def broken(content: int) -> bool:
@@ -96,7 +105,7 @@ class LivingArchive:
         return self.chance.choice(known)
 
     def _write(self, path: Path) -> None:
-        path.write_bytes(b"x" * next(self._contents))
+        path.write_bytes(sound_of(next(self._contents)))
         self._stamp(path)
 
     def _stamp(self, path: Path) -> None:

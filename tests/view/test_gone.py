@@ -11,8 +11,7 @@ from corpus_asr.storage.run_state import corrections
 from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER, hash_of
 from corpus_asr.storage.run_state.forget import finish_killed, forget
 from corpus_asr.storage.run_state.forgotten import Forgotten
-from corpus_asr.storage.run_state.identities import Identities
-from corpus_asr.storage.run_state.moved import Changes, Move
+from corpus_asr.storage.run_state.identities import Changes, Identities, Move
 from corpus_asr.storage.run_state.rewriting import write_identities
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
