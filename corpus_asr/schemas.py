@@ -241,6 +241,8 @@ _WORD_SPANS = pa.list_(
 )
 _TEXT_WORDS = _field("text_words", pa.int32(), "words of the text that was given to be aligned; "
                      "null without `decoding.align`, and without speech")  # fmt: skip
+_EXTRA_WORDS = _field("extra_words", pa.int32(), "recognized words that are not in that text; null "
+                      "without `decoding.align`, and without speech")  # fmt: skip
 _WITHOUT_TEXT = _field(
     "speech_without_text_s",
     pa.float64(),
@@ -267,6 +269,7 @@ _PART_RESULT = (
     _field("text_lengths", pa.list_(pa.int32()), "characters of each of these words, with a space"),
     _field("text_spans", _WORD_SPANS, "which of them the part says, ascending; what no part says "
            "is not in the audio"),
+    _EXTRA_WORDS,
     _field("label_means", _LABEL_MEANS, "the part's likeliest labels, at most 32, by mean over its "
            "windows weighted by speech, the likeliest first"),
     _field("label_weight_s", pa.float64(), "sum of its windows' weights", unit="second"),
@@ -326,6 +329,7 @@ RECORDINGS = _schema(
     _TEXT_WORDS,
     _field("missing_words", pa.int32(), "number of them that are not in the audio; null without "
            "`decoding.align`, and where a part failed"),
+    _EXTRA_WORDS,
     *_LABEL,
     _field("gone_since", pa.timestamp("ms", tz="UTC"), "start of the first run that did not list "
            "it any more; null while it is listed, or in an archive that could not be read"),

@@ -139,6 +139,8 @@ class PlacedText:
     """All words; joined with single spaces they are the text."""
     indices: tuple[tuple[int, ...], ...]
     """Per segment, the index of each of its words in the text, ascending."""
+    extra_words: int = 0
+    """Number of recognized words that are not in the text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -412,6 +412,9 @@ class FileResults:
             self._tell(f"note: {redact_uri(name)}: {number}; if that is wrong: --num-speakers")
         if transcript.missing:
             self._tell(f"note: {redact_uri(name)}: {_missing(transcript)}")
+        if transcript.extra_words:
+            number = counted(transcript.extra_words, "word")
+            self._tell(f"note: {redact_uri(name)}: {number} recognized that are not in the text")
         if without_s := sum(part.speech_without_text_s or 0.0 for part in transcripts):
             seconds = duration(without_s)
             self._tell(f"note: {redact_uri(name)}: {seconds} of detected speech have no text")

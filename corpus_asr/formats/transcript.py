@@ -104,6 +104,8 @@ class Transcript:
     """Speaker turns, by channel, then by time; None without speaker identification."""
     missing: tuple[MissingWord, ...] | None = None
     """Words of the known text missing in the audio; None without such a text."""
+    extra_words: int | None = None
+    """Number of recognized words that are not in the known text; None without such a text."""
 
     def __iter__(self) -> Iterator[Segment]:
         """Yield the segments."""

@@ -185,6 +185,8 @@ class RunNumbers:
     """Words of the known texts of recordings that are done; 0 where no texts were aligned."""
     missing_words: int = 0
     """Those of them that are not in the audio."""
+    extra_words: int = 0
+    """Recognized words that are not in the known texts."""
 
     @property
     def done(self) -> int:
@@ -237,7 +239,8 @@ select count(*) filter (complete and status = 'ok') as ok,
   count(*) filter (decode_errors > 0) as recordings_with_skipped_packets,
   coalesce(sum(if(complete and missing_words is not null, text_words, 0)), 0)::bigint
     as text_words,
-  coalesce(sum(missing_words) filter (complete), 0)::bigint as missing_words
+  coalesce(sum(missing_words) filter (complete), 0)::bigint as missing_words,
+  coalesce(sum(extra_words) filter (complete), 0)::bigint as extra_words
 from recordings left join confidences using (recording_id) where {_MINE}
 """
 _DEVICES = f"""

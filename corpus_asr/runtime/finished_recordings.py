@@ -75,10 +75,11 @@ def transcript_of(
         results = [part.transcript.result() for part in chosen if part.transcript is not None]
         segments: Sequence[Segment] = [segment for result in results for segment in result.segments]
         language, probability = _language(results, segments)
-        missing = None
+        missing = extra_words = None
         if recording.text is not None:
             name = redact_uri(recording.audio.name)
             segments, missing = joined_parts(results, text=recording.text, name=name)
+            extra_words = sum(part.placed.extra_words for part in results if part.placed)
         segments = [calibrated(segment) for segment in segments]
         speech = [part.speech_s for part in chosen]
         # Unknown for the whole if unknown for a part.
@@ -104,6 +105,7 @@ def transcript_of(
             model=model,
             turns=turns_of_channel,
             missing=missing,
+            extra_words=extra_words,
         )
 
     channels = [part.extracted.channel for part in parts]

@@ -66,7 +66,7 @@ FIXED_OPTIONS = (
 )  # fmt: skip
 
 
-OnError = Callable[[str, ItemError], None]
+OnError = Callable[[str, Exception], None]
 OnSegment = Callable[[str, Segment], None]
 
 
@@ -520,7 +520,7 @@ def _checked_text(text: object) -> str:
 
 
 def _note(error: Exception, uri: str, on_error: OnError | None) -> None:
-    if on_error is None or not isinstance(error, ItemError):
+    if on_error is None:
         raise error
     on_error(uri, error)
 

@@ -428,6 +428,7 @@ def _transcribed(transcript: PartTranscript) -> dict[str, Any]:
         indices = [index for segment_indices in placed.indices for index in segment_indices]
         places = zip(indices, (word.end_s for word in words), strict=True)
         columns |= text_columns([len(word) for word in placed.words], places)
+        columns["extra_words"] = placed.extra_words
     return columns
 
 

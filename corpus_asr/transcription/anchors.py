@@ -30,7 +30,8 @@ _ROWS_KEPT = 64
 _PAIR_KINDS = 512
 # Minimum similarity of words that may be paired.
 _SIMILAR = 0.3
-_SAME = 0.999
+SAME = 0.999
+"""Equal words are more similar than this, others less."""
 # Minimum similarity that supports neighboring pairs, as between jump and jumped.
 _NEAR = 0.6
 
@@ -56,7 +57,7 @@ class Pair:
     @property
     def is_anchor(self) -> bool:
         """Whether the word of the text is certainly spoken at this point."""
-        return self.supported and self.similarity > _SAME
+        return self.supported and self.similarity > SAME
 
 
 def folded(word: str) -> str:

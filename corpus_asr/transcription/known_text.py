@@ -3,12 +3,13 @@
 The part is first recognized as usual, with word times. Recognized words that match the text are
 anchors (`text_places`): they determine the span of the text and where it can be cut into windows.
 In each window the decoder is then forced to the given words, and its cross-attention times them as
-it times recognized ones (`words`). Unrecognized words between anchors are kept only if the audio
-supports them: including them must not lower the log-probability by more than a limit.
+it times recognized ones (`words`). Recognized words outside the text are read along, and dropped.
+Unrecognized words between anchors are kept only if the audio supports them: including them must not
+lower the log-probability by more than a limit.
 """
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -17,9 +18,7 @@ import numpy as np
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.jobs import AlignJob, AlignResult, Gather, Steps
 from corpus_asr.segments import PartTranscript, Word
-from corpus_asr.text.words import (
-    split_characters,
-)
+from corpus_asr.text.words import Spelled, split_characters
 from corpus_asr.transcription.anchors import folded
 from corpus_asr.transcription.text_places import (
     MAX_LETTERS_PER_S,
@@ -27,6 +26,9 @@ from corpus_asr.transcription.text_places import (
     TextPlaces,
     TextPosition,
     TextWords,
+    stretches,
+    sure_pause_s,
+    words_to_read,
 )
 from corpus_asr.transcription.whisper_prompt import PromptFormat
 from corpus_asr.transcription.windows import (
@@ -47,10 +49,6 @@ from corpus_asr.units import FRAMES_PER_SECOND, TIMESTAMP_STEP_S, WINDOW_S
 _MARGIN_S = 0.5
 # A window ends at the longest pause after this fraction of its length.
 _EARLIEST_CUT = 0.6
-# Shortest pause that counts between words that are not anchors; it ranks as zero between anchors.
-_UNSURE_CUT_S = 1.0
-# No window spans a gap of this length, which contains silence or speech outside the text.
-_HOLE_S = 2.0
 # Maximum log-probability loss of including an unrecognized run of words, by round. On LJ Speech
 # with whisper-tiny.en, one word that is not spoken costs 14 to 27, two or more cost at least 21; of
 # 43 unrecognized runs that are spoken, 40 cost less than 9. Rejected words are tested again, with a
@@ -87,25 +85,23 @@ class KnownTextAligner:
         code = recognized.language or next(iter(self._prompt_format.languages), None)
         language = Language(code=code, probability=recognized.language_probability)
         recognized_words = [word for segment in recognized.segments for word in segment.words or ()]
-        windows = list(self._windows(self._places.find(recognized_words), language))
+        positions = self._places.find(recognized_words)
+        windows = [
+            window
+            for stretch in stretches(positions)
+            for window in self._windows(stretch, language)
+            if any(place.index is not None for place in window)
+        ]
         before_s = [self._part.start_s, *(window[-1].end_s for window in windows)]
         placed: list[list[PlacedWord]] = yield Gather(
             self._align(
-                self._edges(windows, number, recognized_words),
-                window,
-                language,
-                before_s[number],
-                recognized_words,
+                self._edges(windows, number, recognized_words), window, language, before_s[number]
             )
             for number, window in enumerate(windows)
         )
         words = [word for window_words in placed for word in window_words]
         return self._places.transcript(
-            recognized,
-            words,
-            said=len(recognized_words),
-            language=language,
-            task=self._settings.task,
+            recognized, positions, words, language=language, task=self._settings.task
         )
 
     def _windows(
@@ -117,18 +113,15 @@ class KnownTextAligner:
         longest_s = WINDOW_S - 2 * _MARGIN_S
         rest = list(places)
         while rest:
-            tokens = np.cumsum([len(self._text.spelled[place.index][1]) for place in rest])
+            tokens = np.cumsum([len(self._spelled(place)[1]) for place in rest])
             length_s = np.array([place.end_s for place in rest]) - rest[0].start_s
             fits = int(((length_s <= longest_s) & (tokens <= room)).sum())
             stop = max(1, fits)
-            hole = next((at for at in range(1, stop) if _cut(rest[at - 1], rest[at]) > _HOLE_S), 0)
-            if hole:
-                stop = hole
-            elif fits < len(rest):
-                cuts = [
-                    at for at in range(1, stop + 1) if length_s[at - 1] >= _EARLIEST_CUT * longest_s
-                ]
-                stop = max(cuts or [stop], key=lambda at: (_cut(rest[at - 1], rest[at]), at))
+            if stop < len(rest):
+                long_enough = (length_s >= _EARLIEST_CUT * longest_s).tolist()
+                cuts = [at for at in range(1, stop + 1) if long_enough[at - 1]]
+                pauses_s = [sure_pause_s(rest[at - 1], rest[at]) for at in cuts or [stop]]
+                stop = max(zip(pauses_s, cuts or [stop], strict=True))[1]
             yield rest[:stop]
             rest = rest[stop:]
 
@@ -155,37 +148,38 @@ class KnownTextAligner:
         start = min(start, part.num_frames - 1)
         return start, min(max(end, start + 1), start + WINDOW_S * FRAMES_PER_SECOND)
 
+    def _spelled(self, place: TextPosition) -> Spelled:
+        if place.index is not None:
+            return self._text.spelled[place.index]
+        return place.word, self._prompt_format.encode(place.word)
+
     def _align(
         self,
         edges: tuple[int, int],
         places: Sequence[TextPosition],
         language: Language,
         last_speech_s: float,
-        recognized: Sequence[Word],
     ) -> Steps[list[PlacedWord]]:
-        """Return the window's words that are spoken, with times."""
+        """Return the window's words of the text that are spoken, with times."""
         reading = _ForcedWindow(
-            self._part, self._prompt_format, self._settings, self._text, edges, language,
-            last_speech_s,
+            self._part, self._prompt_format, self._settings, places, self._spelled,
+            self._text.has_blanks, edges, language, last_speech_s,
         )  # fmt: skip
-        chosen = {place.index for place in places if place.anchor}
+        every = {place.index for place in places if place.index is not None}
+        chosen = {place.index for place in places if place.index is not None and place.anchor}
         if not chosen:
-            # The probabilities of empty and of recognized text bound those of all other texts.
-            every = [place.index for place in places]
-            start_s, end_s = places[0].start_s, places[-1].end_s
-            spoken_words = (w for w in recognized if start_s <= (w.start_s + w.end_s) / 2 <= end_s)
-            text = "".join(word.word for word in spoken_words)
-            least = yield from reading.total_of(self._prompt_format.encode(text))
-            least -= _MAX_LOSSES[0] + _MAX_LOSS_PER_TOKEN * len(reading.tokens(every))
-            is_said = (yield from reading.total(every)) >= least
+            # The probability of the recognized text bounds those of all other texts.
+            least = yield from reading.total((), ())
+            least -= _MAX_LOSSES[0] + _MAX_LOSS_PER_TOKEN * len(reading.tokens(every, every))
+            is_said = (yield from reading.total(every, every)) >= least
             return (yield from reading.placed(every)) if is_said else []
         runs = list(_runs(places, chosen))
-        total = (yield from reading.total(chosen)) if runs else 0.0
+        total = (yield from reading.total(chosen, every)) if runs else 0.0
         for loss in _MAX_LOSSES:
             num_chosen = len(chosen)
             while runs:
                 run = runs.pop(0)
-                with_run = yield from reading.total(chosen.union(run))
+                with_run = yield from reading.total(chosen.union(run), every)
                 if with_run >= total - loss:
                     chosen, total = chosen.union(run), with_run
                 elif len(run) > 1:
@@ -195,17 +189,17 @@ class KnownTextAligner:
                 break
             # Next to accepted words, further words may be accepted.
             runs = list(_runs(places, chosen))
-        placed = yield from reading.placed(sorted(chosen))
+        placed = yield from reading.placed(chosen)
         crowded = {index for run in _crowded(placed, places) for index in run}
         if crowded:
-            placed = yield from reading.placed(sorted(chosen - crowded))
+            placed = yield from reading.placed(chosen - crowded)
         return placed
 
 
 def _crowded(placed: Sequence[PlacedWord], places: Sequence[TextPosition]) -> Iterator[list[int]]:
     """Yield runs of unrecognized words that are too long for their time."""
     anchors = {place.index for place in places if place.anchor}
-    for is_anchor, group in groupby(placed, key=lambda placed_word: placed_word.index in anchors):
+    for is_anchor, group in groupby(placed, key=lambda word: word.index in anchors):
         run = list(group)
         letters = sum(len(folded(placed_word.word.word)) for placed_word in run)
         time_s = run[-1].word.end_s - run[0].word.start_s
@@ -213,16 +207,12 @@ def _crowded(placed: Sequence[PlacedWord], places: Sequence[TextPosition]) -> It
             yield [placed_word.index for placed_word in run]
 
 
-def _cut(before: TextPosition, after: TextPosition) -> float:
-    pause_s = after.start_s - before.end_s
-    return pause_s if before.anchor and after.anchor else pause_s - _UNSURE_CUT_S
-
-
 def _runs(places: Sequence[TextPosition], chosen: Collection[int]) -> Iterator[list[int]]:
     # Runs of consecutive words that are not chosen.
-    for is_chosen, run in groupby(places, key=lambda place: place.index in chosen):
+    indices = [place.index for place in places if place.index is not None]
+    for is_chosen, run in groupby(indices, key=chosen.__contains__):
         if not is_chosen:
-            yield [place.index for place in run]
+            yield list(run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,19 +222,21 @@ class _ForcedWindow:
     part: PartRequest
     prompt_format: PromptFormat
     settings: DecodingSettings
-    text: TextWords
+    places: Sequence[TextPosition]
+    spelled: Callable[[TextPosition], Spelled]
+    """Returns a word as it is tokenized."""
+    has_blanks: bool
     edges: tuple[int, int]
     language: Language
     last_speech_s: float
 
-    def total(self, indices: Collection[int]) -> Steps[float]:
-        """Return the log-probability of these words and the following end token."""
-        return (yield from self.total_of(self.tokens(sorted(indices))))
+    def total(self, chosen: Collection[int], possible: Collection[int]) -> Steps[float]:
+        """Return the log-probability of chosen words and the following end token.
 
-    def total_of(self, tokens: Sequence[int]) -> Steps[float]:
-        """Return the log-probability of a text and the following end token."""
+        Recognized words are read along, but not where `possible` words may be what is spoken.
+        """
         alignment, window = self._alignment(), self._window()
-        read = (*alignment.prompt, *tokens, alignment.end)[: alignment.room]
+        read = (*alignment.prompt, *self.tokens(chosen, possible), alignment.end)[: alignment.room]
         result: AlignResult = yield AlignJob(
             features=window.features,
             window=window.name,
@@ -255,13 +247,13 @@ class _ForcedWindow:
         )
         return math.fsum(result.logprobs[len(alignment.prompt) - 1 :])
 
-    def placed(self, indices: Sequence[int]) -> Steps[list[PlacedWord]]:
-        """Return these words with their times."""
-        if not indices:
+    def placed(self, chosen: Collection[int]) -> Steps[list[PlacedWord]]:
+        """Return the chosen words with their times."""
+        if not chosen:
             return []
         alignment, window = self._alignment(), self._window()
         start_s, end_s = self.part.seconds(window.seek), self.part.seconds(window.end)
-        tokens = self.tokens(indices)
+        tokens = self.tokens(chosen, chosen)
         steps = time_words(
             [DraftSegment(tokens=tokens, start_s=start_s, end_s=end_s)],
             window,
@@ -275,17 +267,19 @@ class _ForcedWindow:
             steps.send(result)
         except StopIteration as done:
             (draft,) = done.value
-        return list(self._words(indices, draft.words, logprobs))
+        read = words_to_read(self.places, chosen, chosen)
+        return list(self._words(read, draft.words, logprobs))
 
-    def tokens(self, indices: Iterable[int]) -> tuple[int, ...]:
-        """Return the tokens of these words."""
-        return tuple(t for index in indices for t in self.text.spelled[index][1])
+    def tokens(self, chosen: Collection[int], possible: Collection[int]) -> tuple[int, ...]:
+        """Return the tokens of these words and of those that are read along."""
+        read = words_to_read(self.places, chosen, possible)
+        return tuple(token for place in read for token in self.spelled(place)[1])
 
     def _alignment(self) -> AlignmentSpec:
         alignment = self.prompt_format.alignment(self.language.code, self.settings.task)
         # Include the end token, which may come in place of omitted words.
         alignment = replace(alignment, choices=alignment.end + 1)
-        if not self.text.has_blanks:
+        if not self.has_blanks:
             alignment = replace(
                 alignment, spell=lambda tokens: split_characters(tokens, self.prompt_format.text)
             )
@@ -305,22 +299,23 @@ class _ForcedWindow:
         )
 
     def _words(
-        self, indices: Sequence[int], timed: Sequence[Word], logprobs: Sequence[float]
+        self, read: Iterable[TextPosition], timed: Sequence[Word], logprobs: Sequence[float]
     ) -> Iterator[PlacedWord]:
         """Map words timed by cross-attention to those of the text; both spell the same text."""
         ends = np.cumsum([len(word.word) for word in timed])
         first_letter = first_token = 0
-        for index in indices:
-            text, tokens = self.text.spelled[index]
+        for place in read:
+            text, tokens = self.spelled(place)
             last_letter, last_token = first_letter + len(text), first_token + len(tokens)
-            first = timed[int(np.searchsorted(ends, first_letter, side="right"))]
-            last = timed[int(np.searchsorted(ends, last_letter, side="left"))]
-            word_logprobs = tuple(logprobs[first_token:last_token])
-            word = Word(
-                word=self.text.words[index],
-                start_s=first.start_s,
-                end_s=max(first.start_s, last.end_s),
-                probability=float(np.mean(np.exp(word_logprobs))),
-            )
-            yield PlacedWord(index=index, word=word, logprobs=word_logprobs)
+            if place.index is not None:
+                first = timed[int(np.searchsorted(ends, first_letter, side="right"))]
+                last = timed[int(np.searchsorted(ends, last_letter, side="left"))]
+                word_logprobs = tuple(logprobs[first_token:last_token])
+                word = Word(
+                    word=place.word,
+                    start_s=first.start_s,
+                    end_s=max(first.start_s, last.end_s),
+                    probability=float(np.mean(np.exp(word_logprobs))),
+                )
+                yield PlacedWord(index=place.index, word=word, logprobs=word_logprobs)
             first_letter, first_token = last_letter, last_token

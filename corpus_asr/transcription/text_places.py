@@ -8,9 +8,9 @@ the part contains. Words between anchors are accepted or rejected by the audio (
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from corpus_asr.text.words import (
     joined,
     split_characters,
 )
-from corpus_asr.transcription.anchors import Pair, find_pairs, folded
+from corpus_asr.transcription.anchors import SAME, Pair, find_pairs, folded
 from corpus_asr.transcription.joined_text import text_not_found
 from corpus_asr.transcription.whisper_prompt import PromptFormat
 from corpus_asr.transcription.windows import KnownText, Language, PartRequest
@@ -40,6 +40,10 @@ _SLACK_S = 0.5
 # Words of the text that replace other recognized words need at least this fraction of the
 # recognized characters, within a tolerance of about one word.
 _MIN_OF_SAID, _FEW_LETTERS = 0.5, 10
+# Words of the text further apart have silence between them, or speech outside the text.
+_HOLE_S = 2.0
+# Shortest pause that counts between words that are not anchors; it ranks as zero between anchors.
+_UNSURE_PAUSE_S = 1.0
 # Minimum fraction of matched words; common words of an unrelated text match less.
 _MIN_FOUND = 0.1
 
@@ -208,12 +212,21 @@ def _has_no_blanks(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextPosition:
-    """A word of the text that the part may contain, with approximate times in seconds."""
+    """A word that the part may contain, with approximate times in seconds.
 
-    index: int
+    Recognized words outside the text are among them: they are read along, so that the words next
+    to them do not take their time, and then dropped.
+    """
+
+    index: int | None
+    """Its index in the text; None for a recognized word that matches no word of the text."""
+    word: str
     start_s: float
     end_s: float
     anchor: bool
+    """Whether it is certainly spoken at this point."""
+    rivals: frozenset[int] = frozenset()
+    """Of a recognized word: words of the text that may be what is spoken in its place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,15 +247,15 @@ class TextPlaces:
         self._text = words
 
     def find(self, said: Sequence[Word]) -> list[TextPosition]:
-        """Return the words of the text that the part may contain, with approximate times."""
+        """Return what the part may contain in order: words of the text, other recognized words."""
         text_words = self._text.words
+        said = [word for word in said if _has_letters(word.word)]
         pairs = find_pairs([word.word for word in said], text_words, place=self._known.place)
         anchors = [pair for pair in pairs if pair.is_anchor]
         if len(anchors) < _MIN_FOUND * min(len(said), len(text_words)):
-            anchors = []
+            anchors, pairs = [], []
         if not anchors and not (self._known.is_first and self._known.is_last):
-            return []
-        begin_s, end_s = self._speech()
+            return [_other(word, ()) for word in said]
         first, last = -1, len(text_words)
         if not self._known.is_first:
             earlier = range(anchors[0].given - 1, -1, -1)
@@ -251,21 +264,52 @@ class TextPlaces:
             later = range(anchors[-1].given + 1, len(text_words))
             last = anchors[-1].given + 1 + self._fitting(later, said[anchors[-1].said + 1 :])
         edges = [Pair(-1, first, 0.0, True), *anchors, Pair(len(said), last, 0.0, True)]
-        places: list[TextPosition] = []
+        positions: list[TextPosition] = []
         for start, end in pairwise(edges):
-            start_s = said[start.said].end_s if start.said >= 0 else begin_s
-            stop_s = said[end.said].start_s if end.said < len(said) else end_s
-            between_words = said[start.said + 1 : end.said]
-            between = self._between(start, end, pairs if anchors else [], between_words)
-            places += self._spread(between, start_s, max(start_s, stop_s))
+            positions += self._in_gap(start, end, pairs, said)
             if end.said < len(said):
-                word = said[end.said]
-                places.append(
-                    TextPosition(
-                        index=end.given, start_s=word.start_s, end_s=word.end_s, anchor=True
-                    )
-                )
-        return places
+                positions.append(self._position(end.given, _span(said[end.said]), anchor=True))
+        return positions
+
+    def _in_gap(
+        self, start: Pair, end: Pair, pairs: Sequence[Pair], said: Sequence[Word]
+    ) -> Iterator[TextPosition]:
+        """Yield the words between two anchors, those of the text where similar ones are said."""
+        begin_s, end_s = self._speech()
+        alike = [
+            pair
+            for pair in pairs
+            if start.said < pair.said < end.said and start.given < pair.given < end.given
+        ]
+        # Before the first anchor and after the last one, the recording may go on without the text:
+        # only recognized words next to the anchor may be others of the text.
+        same = [pair.said for pair in alike if pair.similarity > SAME]
+        num_letters = self._letters(range(start.given + 1, end.given))
+        low, high = start.said + 1, end.said
+        if low and high == len(said):
+            high = max([low + _num_covered(said[low:], num_letters), *(at + 1 for at in same)])
+        elif not low and high < len(said):
+            low = min([high - _num_covered(said[low:high][::-1], num_letters), *same])
+        alike = [pair for pair in alike if low <= pair.said < high]
+        start_s = said[low - 1].end_s if low else begin_s
+        stop_s = said[high].start_s if high < len(said) else end_s
+        indices = self._fitting_words(start, end, alike, said[low:high], stop_s - start_s)
+        yield from (_other(word, ()) for word in said[start.said + 1 : low])
+        fixed = [pair for pair in alike if pair.given in indices]
+        before, from_s = Pair(low - 1, start.given, 0.0, True), start_s
+        for after in (*fixed, Pair(high, end.given, 0.0, True)):
+            until_s = said[after.said].start_s if after in fixed else stop_s
+            between = [index for index in indices if before.given < index < after.given]
+            others = [_other(word, between) for word in said[before.said + 1 : after.said]]
+            spread = self._spread(between, from_s, max(from_s, until_s))
+            yield from sorted([*others, *spread], key=lambda position: position.start_s)
+            if after in fixed:
+                word = said[after.said]
+                yield _other(word, [after.given])
+                yield self._position(after.given, _span(word), anchor=False)
+                from_s = word.end_s
+            before = after
+        yield from (_other(word, ()) for word in said[high : end.said])
 
     def _fitting(self, indices: Iterable[int], said: Sequence[Word]) -> int:
         """Count words of the text that unmatched words at a part boundary may correspond to."""
@@ -291,53 +335,54 @@ class TextPlaces:
         first_s, last_s = self._known.clip
         return max(self._part.start_s, first_s), min(self._part.end_s, last_s)
 
-    def _between(
-        self, before: Pair, after: Pair, pairs: Sequence[Pair], said: Sequence[Word]
-    ) -> list[list[int]]:
-        """Return the text's words between two anchors, and those that resemble recognized words.
+    def _fitting_words(
+        self, start: Pair, end: Pair, alike: Sequence[Pair], said: Sequence[Word], time_s: float
+    ) -> list[int]:
+        """Return the text's words between two anchors, or those that resemble recognized words.
 
-        The second list is used if the first does not fit the time. It is the only one if the
-        recognized words are much longer than the first list.
+        The second list is used if the first does not fit the time, or is much shorter than the
+        recognized words.
         """
-        every = list(range(before.given + 1, after.given))
-        alike = [pair.given for pair in pairs if before.said < pair.said < after.said]
-        alike = [index for index in alike if before.given < index < after.given]
-        too_few = (
-            self._letters(every) < _MIN_OF_SAID * sum(len(w.word) for w in said) - _FEW_LETTERS
-        )
-        return [alike] if too_few else [every, alike]
+        every = list(range(start.given + 1, end.given))
+        resembling = [pair.given for pair in alike]
+        num_said = sum(len(word.word) for word in said)
+        too_few = self._letters(every) < _MIN_OF_SAID * num_said - _FEW_LETTERS
+        for indices in [resembling] if too_few else [every, resembling]:
+            if self._letters(indices) <= MAX_LETTERS_PER_S * (max(0.0, time_s) + _SLACK_S):
+                return indices
+        return []
 
     def _letters(self, indices: Iterable[int]) -> int:
         return sum(len(folded(self._text.spelled[index][0])) + 1 for index in indices)
 
     def _spread(
-        self, choices: Sequence[Sequence[int]], start_s: float, end_s: float
+        self, indices: Sequence[int], start_s: float, end_s: float
     ) -> Iterator[TextPosition]:
-        for indices in choices:
-            letters = [self._letters([index]) for index in indices]
-            if sum(letters) <= MAX_LETTERS_PER_S * (end_s - start_s + _SLACK_S):
-                break
-        else:
-            return
-        for index, (first_s, last_s) in zip(
-            indices, spread_evenly(letters, start_s, end_s), strict=True
-        ):
-            yield TextPosition(index=index, start_s=first_s, end_s=last_s, anchor=False)
+        letters = [self._letters([index]) for index in indices]
+        for index, span in zip(indices, spread_evenly(letters, start_s, end_s), strict=True):
+            yield self._position(index, span, anchor=False)
+
+    def _position(self, index: int, span: tuple[float, float], *, anchor: bool) -> TextPosition:
+        start_s, end_s = span
+        return TextPosition(
+            index=index, word=self._text.words[index], start_s=start_s, end_s=end_s, anchor=anchor
+        )
 
     def transcript(
         self,
         recognized: PartTranscript,
+        positions: Sequence[TextPosition],
         placed: Sequence[PlacedWord],
         *,
-        said: int,
         language: Language,
         task: str,
     ) -> PartTranscript:
-        """Return the part's segments with words of the text in place of `said` recognized words.
+        """Return the part's segments with words of the text in place of the recognized words.
 
         Raises:
             AlignmentError: the part is the whole recording and contains hardly any of the text.
         """
+        said = sum(position.index is None or position.anchor for position in positions)
         if self._known.is_first and self._known.is_last:
             # A fraction of the text, or of the recognized words if these are fewer: a recording may
             # contain a small excerpt of its text.
@@ -352,6 +397,7 @@ class TextPlaces:
             placed=PlacedText(
                 words=self._text.words,
                 indices=tuple(tuple(word.index for word in group) for group in groups),
+                extra_words=len(words_to_read(positions, (), {word.index for word in placed})),
             ),
         )
 
@@ -383,6 +429,70 @@ class TextPlaces:
                 words=tuple(placed_word.word for placed_word in group),
             )
         )
+
+
+def stretches(positions: Sequence[TextPosition]) -> Iterator[list[TextPosition]]:
+    """Yield positions without a hole between words of the text.
+
+    Recognized words outside the text are kept next to words of the text alone.
+    """
+    in_text = [at for at, position in enumerate(positions) if position.index is not None]
+    holes = [
+        number
+        for number, (at, next_at) in enumerate(pairwise(in_text), start=1)
+        if sure_pause_s(positions[at], positions[next_at]) > _HOLE_S
+    ]
+    for first, stop in pairwise([0, *holes, len(in_text)] if in_text else []):
+        begin_s = positions[in_text[first]].start_s - _HOLE_S / 2
+        end_s = positions[in_text[stop - 1]].end_s + _HOLE_S / 2
+        low = in_text[first - 1] + 1 if first else 0
+        high = in_text[stop] if stop < len(in_text) else len(positions)
+        yield [
+            position
+            for position in positions[low:high]
+            if position.index is not None
+            or (begin_s <= position.start_s and position.end_s <= end_s)
+        ]
+
+
+def sure_pause_s(before: TextPosition, after: TextPosition) -> float:
+    """Return the time between two positions, less what it may be off."""
+    pause_s = after.start_s - before.end_s
+    return pause_s if before.anchor and after.anchor else pause_s - _UNSURE_PAUSE_S
+
+
+def words_to_read(
+    positions: Iterable[TextPosition], chosen: Collection[int], possible: Collection[int]
+) -> list[TextPosition]:
+    """Return the chosen words of the text, and the recognized words that are read along.
+
+    These are all but those where `possible` words of the text may be what is spoken.
+    """
+    return [
+        position
+        for position in positions
+        if position.index in chosen
+        or (position.index is None and position.rivals.isdisjoint(possible))
+    ]
+
+
+def _other(word: Word, rivals: Iterable[int]) -> TextPosition:
+    """Return the position of a recognized word that is outside the text, or is one of `rivals`."""
+    possible = frozenset(rivals)
+    return TextPosition(
+        index=None, word=word.word, start_s=word.start_s, end_s=word.end_s, anchor=not possible,
+        rivals=possible,
+    )  # fmt: skip
+
+
+def _span(word: Word) -> tuple[float, float]:
+    return word.start_s, word.end_s
+
+
+def _num_covered(said: Sequence[Word], num_letters: int) -> int:
+    """Count the first recognized words that this many letters of the text can be."""
+    letters_before = accumulate((len(word.word) for word in said), initial=0)
+    return sum(letters < num_letters for letters, _ in zip(letters_before, said, strict=False))
 
 
 def spread_evenly(

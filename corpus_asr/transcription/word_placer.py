@@ -26,9 +26,12 @@ from corpus_asr.segments import PartTranscript, Segment, Word
 from corpus_asr.transcription.text_places import (
     PlacedWord,
     TextPlaces,
+    TextPosition,
     TextWords,
     spread_evenly,
+    stretches,
     words_of,
+    words_to_read,
 )
 from corpus_asr.transcription.windows import KnownText, Language, PartRequest, clip_ranges
 from corpus_asr.units import FRAMES_PER_SECOND
@@ -167,10 +170,11 @@ class WordPlacer:
             return replace(recognized, segments=timed)
         words = [word for segment in timed for word in segment.words or ()]
         places = TextPlaces(part, known_text, self._words_of(known_text))
-        placed = list(self._of_text(part, features, known_text, places, words))
+        positions = places.find(words)
+        placed = self._of_text(part, features, positions, places.bounds())
         language = Language(code=recognized.language, probability=recognized.language_probability)
         return places.transcript(
-            recognized, placed, said=len(words), language=language, task=settings.task
+            recognized, positions, placed, language=language, task=settings.task
         )
 
     def _words_of(self, known: KnownText) -> TextWords:
@@ -234,26 +238,34 @@ class WordPlacer:
         self,
         part: PartRequest,
         features: Float16[np.ndarray, "frame mel"],
-        known: KnownText,
-        places: TextPlaces,
-        said: Sequence[Word],
-    ) -> Iterator[PlacedWord]:
-        """Yield the words of a known text that the part contains."""
-        text_places = places.find(said)
-        text_words = self._words_of(known).words
-        pieces = [
-            _TextSpan(
-                start_s=place.start_s, end_s=place.end_s, words=(text_words[place.index],),
-                certain=place.anchor,
-            )
-            for place in text_places
-        ]  # fmt: skip
-        index_of = {
-            id(piece): place.index for piece, place in zip(pieces, text_places, strict=True)
-        }
-        for piece, (word,) in self._placed(part, features, pieces, places.bounds()):
-            logprob = math.log(max(word.probability, _FLOOR))
-            yield PlacedWord(index=index_of[id(piece)], word=word, logprobs=(logprob,))
+        positions: Sequence[TextPosition],
+        bounds: tuple[float, float],
+    ) -> list[PlacedWord]:
+        """Return the words of a known text that the part contains."""
+        near_text = [
+            place
+            for stretch in stretches(positions)
+            for place in stretch
+            if place.index is not None or self._aligner.knows((place.word,))
+        ]
+        possible = {place.index for place in near_text if place.index is not None}
+        while True:
+            places = {
+                id(span): (span, place.index)
+                for place in words_to_read(near_text, possible, possible)
+                for span in [_span_of(place)]
+            }
+            spans = [span for span, _ in places.values()]
+            words = [
+                PlacedWord(index=index, word=word, logprobs=(_logprob(word),))
+                for span, (word,) in self._placed(part, features, spans, bounds)
+                if (index := places[id(span)][1]) is not None
+            ]
+            spoken = {word.index for word in words}
+            # Recognized words are read where no word of the text was what is spoken.
+            if words_to_read(near_text, (), spoken) == words_to_read(near_text, (), possible):
+                return words
+            possible = spoken
 
     def _placed(
         self,
@@ -311,6 +323,17 @@ class WordPlacer:
                     for timed_word in piece_words
                 ],
             )
+
+
+def _span_of(place: TextPosition) -> _TextSpan:
+    return _TextSpan(
+        start_s=place.start_s, end_s=place.end_s, words=(place.word,),
+        certain=place.anchor or place.index is None,
+    )  # fmt: skip
+
+
+def _logprob(word: Word) -> float:
+    return math.log(max(word.probability, _FLOOR))
 
 
 def _wanted(part: PartRequest, settings: DecodingSettings) -> bool:

@@ -138,8 +138,9 @@ def test_a_job_aligns_the_texts_of_its_manifest(here: Path) -> None:
     assert "found no column text in its manifest row" in of["english.wav"]["error_message"]
     # What is missing is counted, listed, exported and shown.
     recordings = pyarrow.dataset.dataset(here / "out" / "recordings").to_table().to_pylist()
-    assert {row["uri"][-4:]: (row["text_words"], row["missing_words"]) for row in recordings} == {
-        "flac": (7, 1), ".wav": (None, None),
+    counts = ("text_words", "missing_words", "extra_words")
+    assert {row["uri"][-4:]: [row[name] for name in counts] for row in recordings} == {
+        "flac": [7, 1, 7], ".wav": [None, None, None],
     }  # fmt: skip
     exported = CliRunner().invoke(cli.app, ["export", "out", "--to", "files", "--format", "json"])
     assert exported.exit_code == 0, exported.output
@@ -147,7 +148,7 @@ def test_a_job_aligns_the_texts_of_its_manifest(here: Path) -> None:
     missing = {"word": " zebra", "index": 6, "after": round(end_s, 3)}
     assert json.loads(path.read_text())["missing"] == [missing]
     report = CliRunner().invoke(cli.app, ["report", "out"])
-    assert "1 of 7 words are not in the audio (14%)" in report.stdout
+    assert "1 of 7 words are not in the audio (14%); 7 recognized are not" in report.stdout
     page = parsed((here / "out" / "report.html").read_text())
     assert "of 7 in the texts" in page.text
 

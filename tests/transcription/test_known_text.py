@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from corpus_asr.transcription.joined_text import (
     placed_once,
     words_of_lengths,
 )
-from corpus_asr.transcription.text_places import TextWords
+from corpus_asr.transcription.text_places import TextPlaces, TextPosition, TextWords
 from corpus_asr.transcription.whisper_prompt import PromptFormat
 from corpus_asr.transcription.windows import KnownText
 from corpus_asr.units import SAMPLE_RATE_HZ
@@ -107,6 +107,83 @@ def test_words_that_are_not_said_are_reported(
     ]
     last_s = words_of(transcript)[-1].end_s
     assert abs(last_s - 10.5) < 0.5, "the country is the last word in each"
+
+
+NEWGATE = spoken()["newgate.mp3"]
+READ = [sentence for sentence in NEWGATE.sentences if 8 < sentence.start_s < 27]
+READ_WORDS = " ".join(sentence.text for sentence in READ).split()
+
+
+@pytest.fixture(scope="module")
+def read_aloud() -> np.ndarray:
+    edges_s = READ[0].start_s - 0.2, READ[-1].end_s + 0.2
+    first, stop = (round(edge_s * SAMPLE_RATE_HZ) for edge_s in edges_s)
+    return read_clip(NEWGATE.path)[first:stop]
+
+
+@pytest.fixture(scope="module")
+def whole(aligner: Transcriber, read_aloud: np.ndarray) -> list[Word]:
+    return words_of(align(aligner, read_aloud, " ".join(READ_WORDS)))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "gone",
+    [
+        [0, 1], [8], [18, 19, 20, 21, 22], [*range(43, 51)],
+        pytest.param([3, 9, 10, 11, 24, 25, 36], marks=pytest.mark.slow),
+        pytest.param([*range(6, 30)], marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_words_outside_of_the_text_take_no_time_from_others(
+    gone: list[int], aligner: Transcriber, read_aloud: np.ndarray, whole: list[Word]
+) -> None:
+    indices = [at for at in range(len(READ_WORDS)) if at not in gone]
+    text = " ".join(READ_WORDS[at] for at in indices)
+    transcript = align(aligner, read_aloud, text)
+    assert transcript.missing == ()
+    # Of 54 words, three are recognized as two, or two as one.
+    assert abs((transcript.extra_words or 0) - len(gone)) <= 2
+    for at, word in zip(indices, words_of(transcript), strict=True):
+        assert abs(word.start_s - whole[at].start_s) < MOST_S, word
+        assert word.end_s > word.start_s, word
+
+
+@pytest.mark.long
+def test_speech_goes_on_behind_a_last_word_that_is_recognized_otherwise(
+    aligner: Transcriber, read_aloud: np.ndarray, whole: list[Word]
+) -> None:
+    more = read_clip(NEWGATE.path)[: 35 * SAMPLE_RATE_HZ]
+    # A word like it is said far behind.
+    text = " ".join([*READ_WORDS[:-1], "chapters."])
+    words = words_of(align(aligner, np.concatenate([read_aloud, more]), text))
+    pairs = list(zip(words, whole[:-1], strict=False))
+    assert len(pairs) == len(READ_WORDS) - 1
+    for word, right in pairs:
+        assert word.word == right.word
+        assert abs(word.start_s - right.start_s) < MOST_S, word
+
+
+def test_an_unexpected_error_is_that_of_one_recording(
+    aligner: Transcriber, inaugural: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = TextPlaces.find
+
+    def break_down(places: TextPlaces, said: Sequence[Word]) -> list[TextPosition]:
+        if "zebra" in places._known.text:
+            raise IndexError("list index out of range")
+        return find(places, said)
+
+    monkeypatch.setattr(TextPlaces, "find", break_down)
+    pairs = [(inaugural, SPEECH), (inaugural, f"{SPEECH} zebra"), (inaugural, SPEECH)]
+    failed: list[tuple[str, type[Exception]]] = []
+    aligned = aligner.align_many(
+        pairs,
+        sampling_rate=SAMPLE_RATE_HZ,
+        on_error=lambda name, error: failed.append((name, type(error))),
+    )
+    assert sorted(str(transcript.uri) for transcript in aligned) == ["input-0", "input-2"]
+    assert failed == [("input-1", IndexError)]
 
 
 PLAIN = "In these cases security was given"

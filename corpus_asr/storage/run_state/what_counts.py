@@ -197,7 +197,7 @@ folded as (
     count(*) as parts, sum(segments_written) as segments, max(text_words) as text_words,
     if(failed, null, max(text_words)
        - coalesce(sum(list_sum([span.stop - span.first for span in text_spans])), 0))
-      as missing_words,
+      as missing_words, sum(extra_words) as extra_words,
     exact_sum(label_weight_s) as label_weight_s
   from mine group by recording_id)
 select folded.* exclude (error, label_weight_s), coalesce(languages, []) as languages,
