@@ -40,6 +40,8 @@ _SLACK_S = 0.5
 # Words of the text that replace other recognized words need at least this fraction of the
 # recognized characters, within a tolerance of about one word.
 _MIN_OF_SAID, _FEW_LETTERS = 0.5, 10
+# An equal word further from an anchor than this is another one, such as a later "the".
+_NEAR_WORDS = 5
 # Words of the text further apart have silence between them, or speech outside the text.
 _HOLE_S = 2.0
 # Shortest pause that counts between words that are not anchors; it ranks as zero between anchors.
@@ -287,9 +289,11 @@ class TextPlaces:
         num_letters = self._letters(range(start.given + 1, end.given))
         low, high = start.said + 1, end.said
         if low and high == len(said):
-            high = max([low + _num_covered(said[low:], num_letters), *(at + 1 for at in same)])
+            high = low + _num_covered(said[low:], num_letters)
+            high = max([high, *(at + 1 for at in same if at <= high + _NEAR_WORDS)])
         elif not low and high < len(said):
-            low = min([high - _num_covered(said[low:high][::-1], num_letters), *same])
+            low = high - _num_covered(said[low:high][::-1], num_letters)
+            low = min([low, *(at for at in same if at >= low - _NEAR_WORDS)])
         alike = [pair for pair in alike if low <= pair.said < high]
         start_s = said[low - 1].end_s if low else begin_s
         stop_s = said[high].start_s if high < len(said) else end_s

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from corpus_asr.errors import ClosedError, DecodeError, ItemError
+from corpus_asr.errors import ClosedError, DecodeError
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.runtime import in_flight
 from corpus_asr.runtime.transcriber import Transcriber
@@ -161,7 +161,7 @@ def test_closing_ends_the_calls_of_other_threads_with_a_clear_error(model: str) 
     """Wherever they are: waiting for a child, decoding, reading from a pipe, transcribing."""
     longer = str(CLIPS / "longer.mp3")
     reader, writer = os.pipe()
-    passed_on: list[ItemError] = []
+    passed_on: list[Exception] = []
     begun = threading.Barrier(7)
     transcriber = Transcriber(model, slots=1, num_threads=1, **GREEDY)
 

@@ -132,7 +132,6 @@ def whole(aligner: Transcriber, read_aloud: np.ndarray) -> list[Word]:
     [
         [0, 1], [8], [18, 19, 20, 21, 22], [*range(43, 51)],
         pytest.param([3, 9, 10, 11, 24, 25, 36], marks=pytest.mark.slow),
-        pytest.param([*range(6, 30)], marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_words_outside_of_the_text_take_no_time_from_others(
