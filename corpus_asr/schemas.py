@@ -28,7 +28,8 @@ _URI = _field("uri", pa.string(), "URI of the recording: where it is in recordin
 _SIZE = _field("size_bytes", pa.int64(), "object size when listed; null where unknown", unit="byte")
 _ETAG = _field("etag", pa.string(), "content version when listed: ETag, or size and mtime")
 _DIGEST = _field("content_digest", pa.string(), "hash of the packets of all audio tracks, by which "
-                 "a sound is recognized; null where they could not be read to the end")  # fmt: skip
+                 "a sound is recognized; null where they could not be read to the end, and "
+                 "in parts before the last")  # fmt: skip
 _METADATA = _field("metadata", pa.string(), "extra manifest columns as a JSON object, or null: in "
                    "recordings the newest, elsewhere those of the run")  # fmt: skip
 _PART = _field("part", pa.int32(), "index of the part within its recording, from 0")

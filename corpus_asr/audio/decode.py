@@ -32,6 +32,7 @@ from corpus_asr.audio.probe import (
     open_container,
     select_stream,
 )
+from corpus_asr.audio.sound_digest import SoundDigest
 from corpus_asr.config.decoding import AUTO_TRACK
 from corpus_asr.errors import DecodeError
 from corpus_asr.units import SAMPLE_RATE_HZ, counted
@@ -84,11 +85,12 @@ class AudioDecoder:
         self._uri = uri
         self._channels = channels
         self._last_error: Exception | None = None
-        self._gave_up = False
+        self._gave_up = self._at_end = False
         self._started = False
         self._file = GuardedFile(file, uri=uri)
         self._container = open_container(self._file, uri=uri)
         try:
+            self._digest: SoundDigest | None = SoundDigest(self._container)
             self._peeked = self._peek()
             self.tracks = audio_tracks(self._container)
             self._stream, wanted = select_stream(
@@ -127,6 +129,14 @@ class AudioDecoder:
         self._container.close()
 
     @property
+    def sound_digest(self) -> str | None:
+        """Digest of all tracks' sound after iterating; None if the end was not reached by reading.
+
+        That of `audio.sound_digest`, from the same packets.
+        """
+        return self._digest.value() if self._at_end and self._digest is not None else None
+
+    @property
     def time_corrections(self) -> int:
         """Number of filled gaps, cut overlaps, damaged times and wrong lengths so far."""
         return self._clock.corrections + self._file.is_mended
@@ -150,6 +160,7 @@ class AudioDecoder:
         except av.error.FFmpegError:
             self._file.check()
             return None
+        self._digest = None
         self._stream.codec_context.flush_buffers()
         self._frames = self._decode_frames()
         first = next(self._frames, None)
@@ -238,38 +249,50 @@ class AudioDecoder:
         try:
             return next(iter(self._container.demux()), None)
         except IndexError:  # for a stream that starts within the file, as below
-            return None
+            self._digest = None
         except av.error.FFmpegError as error:
+            self._digest = None
             self._count(error)
-            return None
+        return None
 
     def _packets(self) -> Iterator[_Packet | None]:
         # After damage the demuxer is called again; None at the end flushes the decoder.
         peeked, self._peeked = self._peeked, None
-        if peeked is not None and peeked.stream_index == self._stream.index and peeked.size:
-            yield cast("_Packet", peeked)
+        tracks = list(self._container.streams.audio)
+        if peeked is not None and any(peeked.stream_index == track.index for track in tracks):
+            yield from self._note(peeked)
         failures = 0
         while failures < _MAX_DEMUX_ERRORS:
             try:
-                for packet in self._container.demux(self._stream):
-                    # Empty packets would end the decoder's stream at any position.
-                    if packet.size:
+                for packet in self._container.demux(tracks):
+                    for noted in self._note(packet):
                         failures = 0
-                        yield packet
+                        yield noted
                 break
             except IndexError:
                 # A stream started within the file (broadcasts, Flash), which PyAV does not find
                 # among the initial ones. It is not the selected one, and the next call skips it.
                 self._file.check()
                 failures += 1
+                self._digest = None
             except av.error.FFmpegError as error:
                 self._file.check()
                 failures += 1
+                self._digest = None
                 self._count(error)
         else:
             self._gave_up = True
         self._file.check()
+        self._at_end = True
         yield None
+
+    def _note(self, packet: "av.Packet[Any]") -> Iterator[_Packet]:
+        """Add a packet to the digest; yield it if it is of the decoded track."""
+        if self._digest is not None:
+            self._digest.add(packet)
+        # Empty packets would end the decoder's stream at any position.
+        if packet.size and packet.stream_index == self._stream.index:
+            yield cast("_Packet", packet)
 
     def _decode(self, packet: _Packet | None) -> Sequence[AudioFrame]:
         context = self._stream.codec_context

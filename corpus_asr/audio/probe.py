@@ -199,7 +199,7 @@ def select_stream(
     track: str | int = AUTO_TRACK,
     languages: Sequence[str] = (),
 ) -> tuple[av.AudioStream, list[AudioTrack]]:
-    """Open the best audio track's decoder, make the demuxer skip all others.
+    """Open the best audio track's decoder, make the demuxer skip what is not audio.
 
     `track` and `languages` are as in `in_order`, whose result is the second value; its first
     track was opened.
@@ -216,10 +216,15 @@ def select_stream(
     wanted = in_order(tracks, track=track, languages=languages, uri=uri)
     stream = container.streams.audio[wanted[0].number - 1]
     _open_decoder(stream, file, uri=uri)
-    for other_stream in container.streams:
-        if other_stream.index != stream.index:
-            other_stream.discard = Discard.all
+    select_audio(container)
     return stream, wanted
+
+
+def select_audio(container: av.container.InputContainer) -> None:
+    """Make the demuxer skip all streams that are not audio."""
+    for stream in container.streams:
+        if stream.type != "audio":
+            stream.discard = Discard.all
 
 
 def header_duration_s(

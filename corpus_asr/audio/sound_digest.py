@@ -9,10 +9,9 @@ import hashlib
 from typing import Any, Final
 
 import av
-from av.stream import Discard
 
 from corpus_asr.audio.guarded_file import BinarySource, GuardedFile
-from corpus_asr.audio.probe import open_container
+from corpus_asr.audio.probe import open_container, select_audio
 from corpus_asr.errors import DecodeError, FetchError
 
 _DIGEST_BYTES: Final = 16
@@ -21,36 +20,40 @@ _LACE: Final = 255
 
 
 def sound_digest(file: BinarySource, *, uri: str) -> str | None:
-    """Return the digest of a recording's sound, read to the end; None if that is not possible.
-
-    The position in `file` is the start afterwards.
-    """
+    """Return the digest of a recording's sound, read to the end; None if that is not possible."""
     try:
         guarded = GuardedFile(file, uri=uri)
         with open_container(guarded, uri=uri) as container:
-            digest = _digest(container)
+            select_audio(container)
+            digest = SoundDigest(container)
+            for packet in container.demux(list(container.streams.audio)):
+                digest.add(packet)
         guarded.check()
-        file.seek(0)
     except (DecodeError, FetchError, av.error.FFmpegError, IndexError, ValueError):
         # Without a digest nothing follows by content: extraction says what is wrong with the file.
         return None
-    return digest
+    return digest.value()
 
 
-def _digest(container: av.container.InputContainer) -> str | None:
-    tracks = {stream.index: _Track(stream) for stream in container.streams.audio}
-    for stream in container.streams:
-        if stream.index not in tracks:
-            stream.discard = Discard.all
-    for packet in container.demux(list(container.streams.audio)):
+class SoundDigest:
+    """Collects the packets of a container's audio tracks as they are read."""
+
+    def __init__(self, container: av.container.InputContainer) -> None:
+        self._tracks = {stream.index: _Track(stream) for stream in container.streams.audio}
+
+    def add(self, packet: "av.Packet[Any]") -> None:
+        """Add the next packet of an audio track."""
         if packet.size:
-            tracks[packet.stream_index].add(packet)
-    if not any(track.num_bytes for track in tracks.values()):
-        return None
-    whole = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-    for track in tracks.values():
-        whole.update(track.digest())
-    return whole.hexdigest()
+            self._tracks[packet.stream_index].add(packet)
+
+    def value(self) -> str | None:
+        """Return the digest of all packets so far; None if there were none."""
+        if not any(track.num_bytes for track in self._tracks.values()):
+            return None
+        whole = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+        for track in self._tracks.values():
+            whole.update(track.digest())
+        return whole.hexdigest()
 
 
 class _Track:
@@ -58,8 +61,11 @@ class _Track:
 
     def __init__(self, stream: av.AudioStream) -> None:
         context = stream.codec_context
-        self._format = (context.name, context.sample_rate, context.layout.nb_channels)
-        self._extradata = _without_comments(context.name, context.extradata or b"")
+        self._format: tuple[str, int, int] | None = None
+        self._extradata = b""
+        if context is not None:  # libav has a decoder
+            self._format = (context.name, context.sample_rate, context.layout.nb_channels)
+            self._extradata = _without_comments(context.name, context.extradata or b"")
         self._bytes, self._jumps = hashlib.blake2b(), hashlib.blake2b()
         self._expected_s: float | None = None
         self.num_bytes = 0

@@ -27,7 +27,6 @@ import numpy as np
 from corpus_asr.array_types import Float16
 from corpus_asr.audio.decode import DAMAGED, AudioDecoder, open_audio
 from corpus_asr.audio.parts import AudioPart, PartCutter, language_window_starts
-from corpus_asr.audio.sound_digest import sound_digest
 from corpus_asr.audio.vad import SileroDetector, SpeechCriteria
 from corpus_asr.config.decoding import ALL_TRACKS
 from corpus_asr.config.extraction import NO_SPEAKERS, ExtractSettings, SpeakerSettings
@@ -108,6 +107,7 @@ class _ExtractionState:
         """Number of transcribed tracks."""
         self.decoded_before_s = self.decoded_s = 0.0
         """Seconds decoded of the tracks before this one, and in total."""
+        self.content_digest: str | None = None
 
     def progress(self, decoder: AudioDecoder, num_samples: int) -> DecodeProgress:
         """Return the progress after a number of samples of a track."""
@@ -163,7 +163,7 @@ class PartExtractor:
                 yield message
 
     def messages(self, request: ExtractRequest) -> Iterator[ExtractedPart | DecodeProgress]:
-        """Yield the parts, and decoding progress at the start and then every second."""
+        """Yield the parts, progress at the start and every second, and the digest at the end."""
         settings = request.settings or self._settings
         uri = redact_uri(request.name or request.uri)  # used only in messages from here on
         measures = self._usual_measures
@@ -173,8 +173,6 @@ class PartExtractor:
         if request.upcoming:
             self._prefetcher.expect((request.uri, *request.upcoming))
         with self._prefetcher.take(request.uri) as file:
-            digest = sound_digest(file, uri=uri)
-            yield DecodeProgress(decoded_s=0.0, expected_s=None, content_digest=digest)
             opened = functools.partial(
                 open_audio,
                 file,
@@ -186,6 +184,9 @@ class PartExtractor:
                 yield from self._each_track(opened, work)
             else:
                 yield from self._spoken_track(opened, work)
+        yield DecodeProgress(
+            decoded_s=work.decoded_s, expected_s=None, content_digest=work.content_digest
+        )
         if work.part < 0:
             raise DecodeError(
                 f"decoding {uri}: found a stream without samples, expected audio; replace it, or "
@@ -384,6 +385,7 @@ class PartExtractor:
                 raise
             damage = error  # raised after the recording's good parts
         work.progress(decoder, num_samples)
+        work.content_digest = decoder.sound_digest or work.content_digest
         for name, cutter in zip(names, cutters, strict=True):
             for audio in cutter.finish():
                 yield name, audio

@@ -259,7 +259,7 @@ class DecodeProgress:
     expected_s: float | None
     """Duration in the header in seconds; None if missing."""
     content_digest: str | None = None
-    """Digest of the file's content, before decoding starts; None in later messages."""
+    """Digest of the sound, when all of it was read; None in earlier messages."""
 
 
 def check_size(num_bytes: int, *, uri: str, max_file_gb: float) -> None:

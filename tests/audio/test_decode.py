@@ -13,6 +13,7 @@ import pytest
 from corpus_asr.audio import decode as decode_module
 from corpus_asr.audio.decode import AudioFormat, encode_audio, open_audio
 from corpus_asr.audio.probe import open_container
+from corpus_asr.audio.sound_digest import sound_digest
 from corpus_asr.errors import DecodeError
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.units import SAMPLE_RATE_HZ
@@ -28,6 +29,7 @@ from tests.support.audio import (
     tone,
     wav_bytes,
 )
+from tests.support.films import Track, film
 
 # Lossy codecs pad to whole frames and may keep their delay: at most two frames of 1,152 at 16 kHz.
 CODEC_DELAY_S = 0.15
@@ -57,6 +59,7 @@ FORMATS = {  # container, codec, sample format, rate, options
     "mpeg ts": ("mpegts", "aac", "fltp", 48000, {}),
     "g722": ("g722", "g722", "s16", 16000, {}),
 }
+MONO = ("mu-law wav", "g722", "mp3 at 16 kHz")
 
 
 def encoded(samples: np.ndarray, name: str) -> bytes:
@@ -72,7 +75,7 @@ def mp3(seconds: float, *, hz: float = 440, rate_hz: int = 44100, num_channels: 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_gives_the_sound_it_holds(name):
-    channels = 1 if name in ("mu-law wav", "g722", "mp3 at 16 kHz") else 2
+    channels = 1 if name in MONO else 2
     original = tone(2, rate_hz=FORMATS[name][3], num_channels=channels)
     found = decode(encoded(original, name), uri=f"s3://bucket/talk.{name}")
     assert found.dtype == np.float32
@@ -81,6 +84,23 @@ def test_every_format_gives_the_sound_it_holds(name):
     middle = found[0, 8000:24000]
     assert share_of_tone(middle, 440) > 0.99
     assert level(middle) == pytest.approx(level(original), rel=0.1)
+
+
+@pytest.mark.parametrize("name", [*FORMATS, "film"])
+def test_the_digest_is_that_of_reading_alone(name):
+    tracks = [Track(samples=noise(3)[0]), Track(samples=noise(4)[0])]
+    if name == "film":
+        data = film(tracks)
+    else:
+        channels = 1 if name in MONO else 2
+        data = encoded(tone(2, rate_hz=FORMATS[name][3], num_channels=channels), name)
+    uri = f"s3://bucket/talk.{name}"
+    with open_audio(io.BytesIO(data), uri=uri) as decoder:
+        assert decoder.sound_digest is None
+        for _ in decoder:
+            pass
+        digest = decoder.sound_digest
+    assert digest == sound_digest(io.BytesIO(data), uri=uri) is not None
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 33, 64, 65, 500, 16001])

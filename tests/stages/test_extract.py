@@ -75,12 +75,16 @@ def test_done_parts_are_not_emitted_again_and_keep_their_places(stage: ExtractSt
 
 
 def test_a_failure_is_one_row_after_the_good_parts(stage: ExtractStage):
-    rows = rows_of(stage, packs_of("x/parts=3/fail=2/digest=7/header=3", "y/parts=1"))
+    rows = rows_of(stage, packs_of("x/parts=3/fail=2/header=3", "y/parts=1"))
     ended = [(0, "ok", False), (1, "ok", False), (2, "failed", True), (0, "ok", True)]
     assert brief(rows) == ended
     names = ("error_stage", "error_kind", "retryable", "features")
     assert [rows[2][name] for name in names] == ["extract", "scripted", False, None]
-    assert [row["content_digest"] for row in rows] == ["7", "7", "7", None]
+
+
+def test_the_last_part_has_the_digest_and_the_next_recording_has_it_not(stage: ExtractStage):
+    rows = rows_of(stage, packs_of("x/parts=2/digest=7", "y/parts=1"))
+    assert [row["content_digest"] for row in rows] == [None, "7", None]
 
 
 def test_a_recording_that_became_shorter_than_what_is_done_ends_all_the_same(stage: ExtractStage):

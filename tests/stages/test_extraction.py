@@ -193,12 +193,28 @@ def test_how_far_it_is_comes_first_and_every_second(
     progress = [each for each in messages if isinstance(each, DecodeProgress)]
     assert isinstance(messages[0], DecodeProgress)
     assert messages[0].decoded_s == 0.0
-    assert [each.content_digest for each in progress[:2]] == [digest_of(uri), None]
-    assert {round(each.expected_s or 0, 1) for each in progress[1:]} == {62.0}  # of two channels
+    assert [each.content_digest for each in progress[-2:]] == [None, digest_of(uri)]
+    assert {round(each.expected_s or 0, 1) for each in progress[:-1]} == {62.0}  # of two channels
     decoded = [each.decoded_s for each in progress]
     assert decoded == sorted(decoded)
     assert decoded[-1] == 62.0
     assert len(messages) - len(progress) == 4
+
+
+def test_a_recording_is_read_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    num_bytes = 0
+
+    class Counted(io.FileIO):
+        def readinto(self, buffer: Any) -> int:
+            nonlocal num_bytes
+            num_read = super().readinto(buffer)
+            num_bytes += num_read
+            return num_read
+
+    path = Path(write_noise(tmp_path / "noise.wav", 60))
+    monkeypatch.setattr(extraction, "open_binary", lambda uri, _: io.BufferedReader(Counted(uri)))
+    list(extractor(model).messages(ExtractRequest(uri=str(path))))
+    assert path.stat().st_size <= num_bytes < 1.2 * path.stat().st_size
 
 
 def test_many_channels_make_parts_shorter(

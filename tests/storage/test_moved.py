@@ -206,15 +206,30 @@ def test_only_new_files_of_a_size_that_is_gone_are_read(
 MD5 = "0123456789abcdef0123456789abcdef"
 
 
-def test_parts_that_are_left_are_done_at_the_new_place(tmp_path: Path) -> None:
+def test_what_was_not_read_to_its_end_begins_anew_at_its_new_place(tmp_path: Path) -> None:
     job = ManualRun(tmp_path, ["a.wav"])
     job.begin()
     job.commit("a.wav", last_part=False, segments=[text("first")])
     job.finish()
     move(job, "a.wav", "b.wav")
     job.begin()
-    assert (job.plan.num_moved, job.plan.num_remaining, job.plan.num_new) == (1, 1, 0)
-    job.commit("b.wav", part=1, segments=[text("second")])
+    assert (job.plan.num_moved, job.plan.num_remaining, job.plan.num_new) == (0, 1, 1)
+    job.commit("b.wav", segments=[text("all")])
+    job.finish()
+    [recording] = complete(job.store)
+    assert (recording["uri"], recording["parts"]) == (str(job.source / "b.wav"), 1)
+
+
+def test_all_parts_follow_the_digest_of_the_last(tmp_path: Path) -> None:
+    job = ManualRun(tmp_path, ["a.wav"])
+    job.begin()
+    job.commit("a.wav", last_part=False, segments=[text("first")])
+    job.commit("a.wav", part=1, segments=[text("second")])
+    job.finish()
+    move(job, "a.wav", "b.wav")
+    os.utime(job.source / "b.wav", (1.0, 1.0))
+    job.begin()
+    assert (job.plan.num_moved, job.plan.num_remaining) == (1, 0)
     job.finish()
     assert [row["text"] for row in rows_of(stored_segments(job.store))] == ["first", "second"]
     [recording] = complete(job.store)

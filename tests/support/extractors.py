@@ -88,9 +88,6 @@ def make_unusable(**_: Any) -> Callable[[ExtractRequest], Iterator[Message]]:
 
 def _extract(request: ExtractRequest) -> Iterator[Message]:
     said = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", request.uri)}
-    if "digest" in said:
-        digest = str(said["digest"])
-        yield DecodeProgress(decoded_s=0.0, expected_s=None, content_digest=digest)
     if "header" in said:
         yield DecodeProgress(decoded_s=0.0, expected_s=float(said["header"]))
     for part in range(said.get("parts", 1)):
@@ -112,6 +109,9 @@ def _extract(request: ExtractRequest) -> Iterator[Message]:
             part, wanted=part not in request.done_parts, silent=part == said.get("silent")
         )
         yield replace(made, decode_s=float("inf")) if part == said.get("endless") else made
+    if "digest" in said:
+        digest = str(said["digest"])
+        yield DecodeProgress(decoded_s=0.0, expected_s=None, content_digest=digest)
 
 
 def make_telling(**_: Any) -> Callable[[ExtractRequest], Iterator[Message]]:

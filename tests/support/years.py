@@ -325,7 +325,7 @@ class Year(LivingArchive):
         done = set(file["done_parts"])
         identity = {name: file[name] for name in ("recording_id", "uri", "size_bytes", "etag",
                                                   "metadata")}  # fmt: skip
-        identity["content_digest"] = digest_of(file["uri"])
+        digest = digest_of(file["uri"])
         content = self._content(file)
         if content is None or self.chance.random() < self._down:
             kind = "not_found" if content is None else self._kind
@@ -336,11 +336,11 @@ class Year(LivingArchive):
         for index in range(count):
             texts = [f"{text} {self.take}" for at, text in said if at == index]
             if broken(content) and index == count - 1:
-                rows.append(failure(index, "decode", identity))
+                rows.append(failure(index, "decode", identity | {"content_digest": digest}))
             else:
-                status = "ok" if texts else "no_speech"
-                rows.append(part("", index, texts=self._said(file, texts), status=status,
-                                 last=index == count - 1, **identity))  # fmt: skip
+                status, last = "ok" if texts else "no_speech", index == count - 1
+                rows.append(part("", index, texts=self._said(file, texts), status=status, last=last,
+                                 content_digest=digest if last else None, **identity))  # fmt: skip
         return [row for row in rows if row["part"] not in done]
 
     def _content(self, file: Mapping[str, Any]) -> int | None:
@@ -357,11 +357,17 @@ class Year(LivingArchive):
         moved = {
             row["recording_id"]: row for row in Identities.read(self.store).present().to_pylist()
         }
+        digests = {
+            (row["recording_id"], row.get("etag")): row["content_digest"]
+            for row in rows
+            if row.get("content_digest")
+        }
         for row in rows:
             move = moved.get(row["recording_id"])
             if move is not None:
                 row["uri"] = move["uri"]
-                if move["etag"] and row.get("content_digest") == move["content_digest"]:
+                digest = digests.get((row["recording_id"], row.get("etag")))
+                if move["etag"] and digest == move["content_digest"]:
                     row["etag"] = move["etag"]
         return rows
 

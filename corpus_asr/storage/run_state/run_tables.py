@@ -348,7 +348,12 @@ class RunTables:
         present = identities.present()
         if present.num_rows:
             self.unsettle(present["recording_id"])
-            same = "outcomes.content_digest = arriving.content_digest"
+            # The last part of a version has its digest.
+            same = (
+                "(outcomes.recording_id, coalesce(outcomes.etag, '')) in (select recording_id, "
+                "coalesce(outcomes.etag, '') from outcomes semi join arriving "
+                "using (recording_id, content_digest))"
+            )
             uri = "uri = arriving.uri, " if "uri" in self._schema.names else ""
             self.execute(
                 f"update outcomes set {uri}"
