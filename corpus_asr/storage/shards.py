@@ -24,9 +24,10 @@ from corpus_asr.storage.stores.filesystem import (
     open_container,
     read_ahead,
 )
-from corpus_asr.storage.stores.members import HEADER_BLOCK_BYTES, REST, TarMember, tar_members
+from corpus_asr.storage.stores.members import HEADER_BLOCK_BYTES, TarMember, tar_members
 from corpus_asr.storage.stores.store import ObjectInfo, Page, StoreError
 from corpus_asr.storage.stores.uri import (
+    REST,
     SIZE,
     is_archive,
     is_table,

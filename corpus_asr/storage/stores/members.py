@@ -21,8 +21,6 @@ from corpus_asr.storage.stores.uri import (
 )
 from corpus_asr.units import MEBIBYTE
 
-REST = "*"
-"""The member that stands for what cannot be read of an archive."""
 HEADER_BLOCK_BYTES = 64 * 1024  # headers lie apart by what is between them
 # Long names and pax headers are a few kilobytes; what claims more must not fill the memory.
 _MOST_HEADER_BYTES = MEBIBYTE
