@@ -76,9 +76,8 @@ class FileListing:
         """Number of files that are not recordings, by `source.ignore`."""
         self.num_dangling = 0
         """Number of dangling local links, which are skipped."""
-        self.unfollowed: list[str] = []
-        """Local links that could not be followed: to files, or to folders whose content is unknown.
-        """
+        self.unknown: list[str] = []
+        """Local links and other entries that are files or folders: they cannot be looked at."""
         self.odd: list[str] = []
         """First URIs in manifests that look written for another system."""
         self.num_odd = 0
@@ -254,9 +253,9 @@ class FileListing:
                 is_unread = _is_unread(uri, page.sizes[index])
                 if is_unread and not pattern.enters(parent(uri)):
                     continue
-                is_link = page.sizes[index] is None and _is_link(uri)
-                if is_link and pattern.enters(uri):
-                    self.unfollowed.append(uri)
+                is_unknown = page.sizes[index] is None and scheme_of(uri) == LOCAL and not is_unread
+                if is_unknown and pattern.enters(uri):
+                    self.unknown.append(uri)
                 if not (is_unread or pattern.matches(uri)):
                     continue
                 if f"/{RECORDS_FOLDER}/" in uri or (self._output and uri.startswith(self._output)):
@@ -269,7 +268,7 @@ class FileListing:
                     self.num_ignored += 1
                 elif self._excluded.match(name):
                     self.num_excluded += 1
-                elif is_link and _leads_nowhere(uri):
+                elif is_unknown and _leads_nowhere(uri):
                     self.num_dangling += 1
                 else:
                     kept.append(index)
@@ -288,10 +287,6 @@ def _is_there(uri: str) -> bool:
 
 def _is_unread(uri: str, size_bytes: int | None) -> bool:
     return size_bytes is None and uri.endswith(f"/{REST}")
-
-
-def _is_link(uri: str) -> bool:
-    return scheme_of(uri) == LOCAL and os.path.islink(local_path(uri))
 
 
 def _leads_nowhere(uri: str) -> bool:

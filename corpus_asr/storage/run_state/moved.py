@@ -180,14 +180,14 @@ def still_there(uris: Mapping[str, str], options: StoreOptions) -> list[str]:
         return list(compress(uris, pool.map(look_up, uris.values())))
 
 
-def lost_folders(store: OutputStore, tables: RunTables, links: Collection[str]) -> list[str]:
-    """Return those of some links that led to recordings of before which are not listed now."""
-    ids = tables.table(UNLISTED)["recording_id"].to_pylist() if links else []
+def lost_folders(store: OutputStore, tables: RunTables, uris: Collection[str]) -> list[str]:
+    """Return those of some URIs below which recordings of before are not listed now."""
+    ids = tables.table(UNLISTED)["recording_id"].to_pylist() if uris else []
     if not ids:
         return []
     old_uris = dict(addresses(store, ids)) | tables.identities.addresses_of(ids)
     folders = {folder for uri in old_uris.values() for folder in accumulate(uri.split("/"), join)}
-    return sorted(folders.intersection(links))
+    return sorted(folders.intersection(uris))
 
 
 def addresses(store: OutputStore, ids: Collection[str]) -> Iterator[tuple[str, str]]:

@@ -507,7 +507,7 @@ def _shards(
 def _lost_folders(
     listing: FileListing, store: OutputStore, tables: RunTables
 ) -> Iterator[pa.Table]:
-    if folders := lost_folders(store, tables, set(listing.unfollowed)):
+    if folders := lost_folders(store, tables, set(listing.unknown)):
         yield pa.Table.from_batches([listing.rest_of(folders)])
 
 
