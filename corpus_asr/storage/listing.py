@@ -75,7 +75,7 @@ class FileListing:
         self.num_ignored = 0
         """Number of files that are not recordings, by `source.ignore`."""
         self.num_dangling = 0
-        """Number of dangling local links, which are skipped."""
+        """Number of skipped links: local ones without a target, and symbolic ones in archives."""
         self.unknown: list[str] = []
         """Local links and other entries that are files or folders: they cannot be looked at."""
         self.odd: list[str] = []
@@ -143,6 +143,7 @@ class FileListing:
         for shard_rows in self._shards.rows(archives):
             self.num_ignored += shard_rows.num_ignored
             self.num_excluded += shard_rows.num_excluded
+            self.num_dangling += shard_rows.num_dangling
             if shard_rows.uris:
                 archive = member_address(shard_rows.uris[0]).container  # type: ignore[union-attr]
                 empty.pop(archive, None)

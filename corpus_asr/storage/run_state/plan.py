@@ -166,7 +166,7 @@ class Plan:
     num_packs: int = 0
     num_excluded: int = 0  # excluded by `source.exclude`
     num_ignored: int = 0  # not recordings, by `source.ignore`
-    num_dangling: int = 0  # dangling links
+    num_dangling: int = 0  # links without a target, or symbolic ones in archives
     num_odd: int = 0  # URIs in manifests that look written for another system
     odd: list[str] = field(default_factory=list)  # the first of them
     had_results: bool = False  # whether results existed before
@@ -241,7 +241,7 @@ class Plan:
             )
         if self.num_dangling:
             links = counted(self.num_dangling, "link")
-            lines.append(f"{links} of the source excluded: their targets are missing")
+            lines.append(f"{links} of the source excluded: their targets are missing, or in a tar")
         if self.num_odd:
             lines.append(
                 f"{counted(self.num_odd, 'row')} of manifests with blanks, ~ or backslashes in "
