@@ -85,6 +85,7 @@ class AudioDecoder:
         self._uri = uri
         self._channels = channels
         self._last_error: Exception | None = None
+        self._num_attempts = 0  # to read and decode a packet
         self._gave_up = self._at_end = False
         self._started = False
         self._file = GuardedFile(file, uri=uri)
@@ -110,7 +111,7 @@ class AudioDecoder:
 
         Raises:
             DecodeError: kind `empty_audio`; less than one sample at 16 kHz was decoded.
-                Kind `damaged`; the rest cannot be decoded, everything before it was yielded.
+                Kind `damaged`; the rest, or most packets, cannot be decoded, all else was yielded.
             FetchError: reading failed; the chunks yielded before are incomplete.
         """
         if self._started:
@@ -187,7 +188,8 @@ class AudioDecoder:
             yield np.concatenate(pending, axis=1)
         if not num_samples:
             raise self._empty()
-        if self._gave_up:
+        # Noise and encrypted sound may decode for a moment by chance.
+        if self._gave_up or self.decode_errors > self._num_attempts / 2:
             raise self._damaged(num_samples)
 
     def _pieces(self) -> Iterator[Rows]:
@@ -279,6 +281,7 @@ class AudioDecoder:
                 self._file.check()
                 failures += 1
                 self._digest = None
+                self._num_attempts += 1
                 self._count(error)
         else:
             self._gave_up = True
@@ -296,6 +299,7 @@ class AudioDecoder:
 
     def _decode(self, packet: _Packet | None) -> Sequence[AudioFrame]:
         context = self._stream.codec_context
+        self._num_attempts += 1
         try:
             return context.decode(packet)
         except (av.error.BlockingIOError, av.error.EOFError):
@@ -316,11 +320,12 @@ class AudioDecoder:
 
     def _damaged(self, num_samples: int) -> DecodeError:
         claimed_s = self.info.header_duration_s
+        after = "after " if self._gave_up else "within "
         promised = "the whole recording" if claimed_s is None else f"the header's {claimed_s:.1f} s"
         return DecodeError(
-            f"decoding {self._uri}: damaged after {num_samples / SAMPLE_RATE_HZ:.1f} s of audio, "
-            f"which are kept; expected {promised} ({_MAX_DEMUX_ERRORS} errors in a row, the last: "
-            f"{self._last_error}); upload it again",
+            f"decoding {self._uri}: damaged {after}{num_samples / SAMPLE_RATE_HZ:.1f} s of audio, "
+            f"which are kept; expected {promised} ({self.decode_errors} of {self._num_attempts} "
+            f"packets failed, the last: {self._last_error}); upload it again",
             uri=self._uri,
             kind=DAMAGED,
         )

@@ -3,10 +3,11 @@
 import difflib
 import errno
 import fnmatch
+import functools
 import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -30,12 +31,14 @@ from corpus_asr.storage.stores.host_allowlist import WEB
 from corpus_asr.storage.stores.store import Page
 from corpus_asr.storage.stores.uri import (
     LOCAL,
+    REST,
     expanded,
     is_archive,
     is_table,
     local_path,
     member_address,
     normalize,
+    parent,
     recording_id,
     redact_uri,
     scheme_of,
@@ -72,7 +75,9 @@ class FileListing:
         self.num_ignored = 0
         """Number of files that are not recordings, by `source.ignore`."""
         self.num_dangling = 0
-        """Number of dangling local links, which are skipped."""
+        """Number of skipped links: local ones without a target, and symbolic ones in archives."""
+        self.unknown: list[str] = []
+        """Local links and other entries that are files or folders: they cannot be looked at."""
         self.odd: list[str] = []
         """First URIs in manifests that look written for another system."""
         self.num_odd = 0
@@ -138,6 +143,7 @@ class FileListing:
         for shard_rows in self._shards.rows(archives):
             self.num_ignored += shard_rows.num_ignored
             self.num_excluded += shard_rows.num_excluded
+            self.num_dangling += shard_rows.num_dangling
             if shard_rows.uris:
                 archive = member_address(shard_rows.uris[0]).container  # type: ignore[union-attr]
                 empty.pop(archive, None)
@@ -190,8 +196,10 @@ class FileListing:
         has_matches = False
         for pattern in list(_patterns(uri))[1:]:
             for page in list_pages(pattern.prefix, self._store, depth=pattern.depth):
-                for address in page.uris:
-                    if pattern.regex is not None and pattern.regex.fullmatch(address):
+                for address, size_bytes in zip(page.uris, page.sizes, strict=True):
+                    if _is_unread(address, size_bytes) and pattern.enters(parent(address)):
+                        describe(address, self._store)  # raises: manifests may be missing
+                    elif pattern.matches(address):
                         has_matches = True
                         yield address
         if not has_matches:
@@ -199,6 +207,12 @@ class FileListing:
                 f"listing {redact_uri(uri)}: found nothing, expected manifests that match the "
                 f"glob; correct source.manifest{probably_meant(uri)}"
             )
+
+    def rest_of(self, folders: Iterable[str]) -> pa.RecordBatch:
+        """Return FILES rows that stand for all that cannot be read of folders."""
+        uris = [f"{folder}/{REST}" for folder in folders]
+        unknown: list[None] = [None] * len(uris)
+        return _rows(Page(uris, [*unknown], [*unknown]), [*unknown])
 
     def _expand(self, uri: str) -> Iterator[Page]:
         # A URI is an object if one exists, else a folder, else a glob.
@@ -237,7 +251,13 @@ class FileListing:
         for page in pages:
             kept = []
             for index, uri in enumerate(page.uris):
-                if pattern.regex is not None and not pattern.regex.fullmatch(uri):
+                is_unread = _is_unread(uri, page.sizes[index])
+                if is_unread and not pattern.enters(parent(uri)):
+                    continue
+                is_unknown = page.sizes[index] is None and scheme_of(uri) == LOCAL and not is_unread
+                if is_unknown and pattern.enters(uri):
+                    self.unknown.append(uri)
+                if not (is_unread or pattern.matches(uri)):
                     continue
                 if f"/{RECORDS_FOLDER}/" in uri or (self._output and uri.startswith(self._output)):
                     continue
@@ -249,7 +269,7 @@ class FileListing:
                     self.num_ignored += 1
                 elif self._excluded.match(name):
                     self.num_excluded += 1
-                elif page.sizes[index] is None and _leads_nowhere(uri):
+                elif is_unknown and _leads_nowhere(uri):
                     self.num_dangling += 1
                 else:
                     kept.append(index)
@@ -266,12 +286,13 @@ def _is_there(uri: str) -> bool:
     return scheme_of(uri) == LOCAL and os.path.lexists(local_path(uri))
 
 
+def _is_unread(uri: str, size_bytes: int | None) -> bool:
+    return size_bytes is None and uri.endswith(f"/{REST}")
+
+
 def _leads_nowhere(uri: str) -> bool:
-    path = local_path(uri)
-    if scheme_of(uri) != LOCAL or not os.path.islink(path):
-        return False
     try:
-        os.stat(path)
+        os.stat(local_path(uri))
     except OSError as error:  # a link into an unreadable folder is not dangling
         return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
     return False
@@ -325,7 +346,18 @@ class Pattern(NamedTuple):
 
     prefix: str
     depth: int | None
-    regex: re.Pattern[str] | None
+    glob: str | None
+
+    def matches(self, uri: str) -> bool:
+        """Return whether an object is listed."""
+        return self.glob is None or _compiled(self.glob).fullmatch(uri) is not None
+
+    def enters(self, folder: str) -> bool:
+        """Return whether objects below a folder may be listed."""
+        if self.glob is None:
+            return True
+        ends = [slash.start() for slash in re.finditer("/", self.glob)]
+        return any(_compiled(self.glob[:end]).fullmatch(folder) for end in ends)
 
 
 def _patterns(uri: str) -> Iterator[Pattern]:
@@ -338,7 +370,7 @@ def _patterns(uri: str) -> Iterator[Pattern]:
         return
     rest = uri[uri.rfind("/", 0, first) + 1 :]
     depth = None if "**" in rest.split("/") else rest.count("/") + 1
-    yield Pattern(uri[:first], depth, re.compile(glob_regex(uri), re.DOTALL))
+    yield Pattern(uri[:first], depth, uri)
 
 
 def first_magic(uri: str) -> int | None:
@@ -346,6 +378,11 @@ def first_magic(uri: str) -> int | None:
     start = 0 if scheme_of(uri) == LOCAL else uri.index("://") + 3
     match = re.compile(r"[*?\[]").search(uri, start)
     return match.start() if match else None
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(glob: str) -> re.Pattern[str]:
+    return re.compile(glob_regex(glob), re.DOTALL)
 
 
 def glob_regex(pattern: str) -> str:

@@ -24,9 +24,10 @@ from corpus_asr.storage.stores.filesystem import (
     open_container,
     read_ahead,
 )
-from corpus_asr.storage.stores.members import HEADER_BLOCK_BYTES, REST, TarMember, tar_members
+from corpus_asr.storage.stores.members import HEADER_BLOCK_BYTES, TarMember, tar_members
 from corpus_asr.storage.stores.store import ObjectInfo, Page, StoreError
 from corpus_asr.storage.stores.uri import (
+    REST,
     SIZE,
     is_archive,
     is_table,
@@ -61,6 +62,7 @@ class ShardRows:
     metadata: list[str | None] = field(default_factory=list)
     num_ignored: int = 0
     num_excluded: int = 0
+    num_dangling: int = 0
 
     def add(self, uri: str, size: int | None, etag: str | None, metadata: str | None) -> None:
         """Append a recording."""
@@ -141,7 +143,7 @@ class _Listing:
     def _take(self, member: TarMember, sample: _Sample, found: ShardRows, file: Any) -> None:
         name = member.name.rpartition("/")[2]
         ending = name.rpartition(".")[2].lower()
-        if ending in _JSON or ending in _COLUMNS:
+        if member.offset is not None and (ending in _JSON or ending in _COLUMNS):
             sample.num_columns += 1
             if member.size_bytes <= MAX_METADATA_CHARACTERS:
                 columns = _columns(ending, b"".join(_pieces(file, member)))
@@ -150,6 +152,8 @@ class _Listing:
                     (sample.columns, columns) if ending in _COLUMNS else (columns, sample.columns)
                 )
                 sample.columns = both[0] | both[1]
+        elif member.offset is None:
+            found.num_dangling += 1
         elif ending in _NO_AUDIO or self.lister.ignored.match(name):
             found.num_ignored += 1
         elif self.lister.excluded.match(name):
@@ -270,7 +274,7 @@ def _key_of(name: str) -> str:
 
 
 def _pieces(file: Any, member: TarMember) -> Iterator[bytes]:
-    file.seek(member.offset)
+    file.seek(member.offset or 0)
     remaining_bytes = member.size_bytes
     while remaining_bytes and (piece := file.read(min(remaining_bytes, HEADER_BLOCK_BYTES))):
         yield piece

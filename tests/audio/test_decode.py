@@ -359,6 +359,25 @@ def test_a_file_that_cannot_be_read_on_ends_with_an_error_after_what_was_good(mo
     assert caught.value.kind == "empty_audio"
 
 
+@pytest.mark.parametrize("name", ["m4a", "fragmented mp4", "alac"])
+def test_sound_of_which_most_packets_fail_is_damaged_and_the_rest_kept(name: str) -> None:
+    """Noise and encrypted sound decode for a moment by chance: they were done, without speech."""
+    data = encoded(noise(20, rate_hz=FORMATS[name][3]), name)
+    start, length = len(data) // 10, len(data) * 3 // 4  # the index at either end stays
+    for share, kind in ((1.0, "damaged"), (0.4, None)):
+        damaged, end = bytearray(data), start + int(length * share)
+        damaged[start:end] = np.random.default_rng(0).bytes(end - start)
+        chunks: list[np.ndarray] = []
+        with open_audio(io.BytesIO(bytes(damaged)), uri="s3://b/a") as decoder:
+            if kind is None:
+                chunks.extend(decoder)
+            else:
+                with pytest.raises(DecodeError, match=r"within .*\d+ of \d+ packets") as caught:
+                    chunks.extend(decoder)
+                assert caught.value.kind == kind
+        assert sum(chunk.shape[1] for chunk in chunks) > 0
+
+
 @pytest.mark.long
 def test_a_stream_that_begins_in_mid_file_costs_nothing_of_the_first():
     """A video tag after the sound of a Flash file whose header announces sound only."""

@@ -1,6 +1,8 @@
 """Commands on an archive, as they are typed: done again, at once, and wrong ones."""
 
 import datetime
+import errno
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -252,6 +254,47 @@ def test_one_of_two_folders_that_is_empty_is_not_pruned(archive: Typed) -> None:
     assert f"3 recordings of 3 below {other} are gone, expected at most half" in refused.stderr
     assert archive.type("remove", "--gone", "--yes", "--more-than-half").exit_code == 0
     assert set(archive.made_by()) == {*"abc"}
+
+
+@pytest.mark.parametrize("trouble", ["no permission", "no target", "a loop"])
+def test_recordings_in_a_folder_that_cannot_be_read_are_not_gone(
+    archive: Typed, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    """Before: the folder was a failed recording, and `remove --gone` removed those in it."""
+    share, away = archive.source.with_name("share"), archive.source.with_name("away")
+    folder = archive.source / "d.1"
+    (share / "e").mkdir(parents=True)
+    (share / "e" / "d.wav").write_bytes(SOUND)
+    folder.symlink_to(share / "e")
+    archive.type("run")
+    assert set(archive.made_by()) == {*"abcd"}
+    archive.down("*", kind="access_denied")
+    with monkeypatch.context() as patch:
+        if trouble == "no permission":
+            scandir = os.scandir
+
+            def refuse(path: str) -> Any:
+                if path == str(folder):
+                    raise PermissionError(errno.EACCES, "Permission denied")
+                return scandir(path)
+
+            patch.setattr(os, "scandir", refuse)
+        else:
+            share.rename(away)
+        if trouble == "a loop":
+            share.symlink_to(share)
+        result = archive.type("run")
+        assert (result.exit_code, archive.gone()) == (1, ""), result.output
+        assert f"1 access_denied, such as {folder}/*" in " ".join(result.output.split())
+        assert "nothing to remove" in archive.type("remove", "--gone", "--yes").output
+    if trouble != "no permission":
+        share.unlink(missing_ok=True)
+        away.rename(share)
+    assert archive.type("run").exit_code == 0
+    assert (set(archive.made_by()), archive.gone()) == ({*"abcd"}, "*")  # what stood for them
+    folder.unlink()
+    assert archive.type("run").exit_code == 0
+    assert archive.gone() == "*d"
 
 
 def test_a_plan_of_a_run_that_was_killed_is_not_what_a_finished_one_listed(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +22,14 @@ from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.schemas import FILES
 from corpus_asr.storage.listing import FileListing, glob_regex
 from corpus_asr.storage.stores import s3 as s3_module
-from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary, read_bytes, write_atomic
+from corpus_asr.storage.stores.filesystem import (
+    StoreOptions,
+    list_objects,
+    open_binary,
+    read_bytes,
+    write_atomic,
+)
+from corpus_asr.storage.stores.store import RetryPolicy
 from corpus_asr.storage.stores.uri import normalize, recording_id
 from tests.support.stores import S3Server, WebServer
 
@@ -244,10 +252,53 @@ def test_an_entry_that_cannot_be_looked_at_does_not_end_the_listing(
     listing = FileListing(SourceSettings(uri=(str(tmp_path),), exclude=()))
     found = pa.Table.from_batches(listing).to_pylist()
     sizes = {row["uri"].removeprefix(f"{tmp_path}/"): row["size_bytes"] for row in found}
-    assert sizes == {"a.mp3": 1, "closed": None, "z/z.mp3": 1}
+    assert sizes == {"a.mp3": 1, "closed/*": None, "z/z.mp3": 1}
     assert listing.num_dangling == 3
     with pytest.raises(FetchError):
         open_binary(str(tmp_path / "self.mp3"))
+
+
+def test_a_folder_that_cannot_be_listed_stands_where_the_glob_leads_into_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("open", "closed"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / name / "deep" / "a.mp3").write_bytes(b"x")
+        (tmp_path / name / "list.csv").write_text("uri\na.mp3\n")
+    fail_to_scan(monkeypatch, "closed", PermissionError(errno.EACCES, "Permission denied"))
+    base, file = str(tmp_path), "open/deep/a.mp3"
+    for glob, expected in {
+        "*/*/*.mp3": ["closed/*", file], "**/a.mp3": ["closed/*", file],
+        "c*/d*/**": ["closed/*"], "o*/*/*.mp3": [file],
+    }.items():  # fmt: skip
+        assert names(SourceSettings(uri=(f"{base}/{glob}",)), base) == expected, glob
+    # Recordings of a manifest that may be there are not told from those that are gone.
+    with pytest.raises(FetchError, match=r"closed/\*"):
+        rows(SourceSettings(manifest=(f"{base}/*/*.csv",)))
+
+
+@pytest.mark.parametrize("error", [PermissionError("denied"), FileNotFoundError("hidden")])
+def test_a_folder_of_another_store_that_cannot_be_listed_is_not_empty(
+    memory: str, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    for name in ("a/1.mp3", "b/2.mp3", "c/d/3.mp3"):
+        write_atomic(f"{memory}/{name}", b"x")
+    listed, raised = MemoryFileSystem.ls, iter([error])
+
+    def ls(self: MemoryFileSystem, path: str, detail: bool = True, **options: Any) -> Any:
+        if path.endswith("/b") and (failure := next(raised, None)):
+            raise failure
+        return listed(self, path, detail=detail, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "ls", ls)
+    assert names(SourceSettings(uri=(memory,)), memory) == ["a/1.mp3", "b/*", "c/d/3.mp3"]
+    # One that fails for the moment is asked again.
+    options = StoreOptions(policy=RetryPolicy(attempts=2, first_wait_s=0.001))
+    raised = iter([OSError(errno.EIO, "broken")])
+    assert len(list(list_objects(memory, options))) == 3
+    raised = iter([OSError(errno.EIO, "broken")] * 2)
+    with pytest.raises(FetchError, match="broken"):
+        list(list_objects(memory, options))
 
 
 def test_a_folder_that_fails_for_the_moment_ends_the_listing(

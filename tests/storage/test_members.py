@@ -46,6 +46,21 @@ def tar_bytes(files: Iterable[tuple[str, bytes]], tar_format: int = tarfile.PAX_
     return data.getvalue()
 
 
+def archived(*members: tuple[str, bytes | str, bytes], end: int = 1024) -> bytes:
+    """Return a tar file of members, whose types are a file's or a link's, with an end mark."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for name, content, kind in members:
+            info = tarfile.TarInfo(name)
+            info.type = kind
+            if isinstance(content, str):
+                info.linkname = content
+            info.size = 0 if isinstance(content, str) else len(content)
+            tar.addfile(info, io.BytesIO(b"" if isinstance(content, str) else content))
+        length = data.tell()
+    return data.getvalue()[:length] + bytes(end)
+
+
 def listed(uri: str, **settings: Any) -> list[dict[str, Any]]:
     listing = FileListing(SourceSettings(uri=(uri,), **settings))
     return [row for batch in listing for row in batch.to_pylist()]
@@ -185,6 +200,42 @@ def test_headers_that_claim_gigabytes_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "s.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
     with pytest.raises(FetchError, match="a header of 5000000"):
         open_binary(f"{tmp_path}/s.tar#a.wav")
+
+
+@pytest.mark.parametrize("end", [512, 1024, 10_240, 3 << 20])
+def test_what_is_behind_an_end_mark_is_read(tmp_path: Path, end: int) -> None:
+    file = tarfile.REGTYPE
+    parts = [archived(("a.wav", b"a" * 700, file), end=end), archived(end=end),
+             archived(("b.wav", b"b", file), ("a.wav", b"again", file), end=end)]  # fmt: skip
+    path = tmp_path / "s.tar"
+    path.write_bytes(b"".join(parts))
+    rows = listed(str(path))
+    assert [row["uri"].partition("#")[2] for row in rows] == ["a.wav", "b.wav", "a~2.wav"]
+    assert [read_bytes(row["uri"])[:5] for row in rows] == [b"aaaaa", b"b", b"again"]
+    # What is no archive there is a failure, and so is what is cut off.
+    for rest in (b"signature" * 90, parts[2][:900]):
+        path.write_bytes(parts[0] + rest)
+        rows = listed(str(path))
+        assert [row["uri"].partition("#")[2] for row in rows] in (["a.wav", "*"],
+                                                                  ["a.wav", "b.wav", "*"])  # fmt: skip
+
+
+def test_hard_links_in_an_archive_are_what_they_lead_to(tmp_path: Path) -> None:
+    path = tmp_path / "s.tar"
+    path.write_bytes(archived(
+        ("./x/a.wav", b"a" * 700, tarfile.REGTYPE), ("x/b.wav", "./x/a.wav", tarfile.LNKTYPE),
+        ("c.wav", "x/b.wav", tarfile.LNKTYPE), ("d.wav", "none.wav", tarfile.LNKTYPE),
+        ("e.wav", "x/a.wav", tarfile.SYMTYPE), ("pipe", b"", tarfile.FIFOTYPE),
+    ))  # fmt: skip
+    listing = FileListing(SourceSettings(uri=(str(path),)))
+    rows = [row for batch in listing for row in batch.to_pylist()]
+    assert [row["uri"].partition("#")[2] for row in rows] == ["x/a.wav", "x/b.wav", "c.wav"]
+    assert {row["size_bytes"] for row in rows} == {700}
+    for row in rows:
+        assert read_bytes(row["uri"]) == read_bytes(located(row["uri"], row["etag"])) == b"a" * 700
+    assert listing.num_dangling == 2
+    with pytest.raises(FetchError, match="not found"):
+        read_bytes(f"{path}#d.wav")
 
 
 def test_what_follows_a_sparse_member_is_one_failure(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ gone or was replaced. Time stamps, sizes and ETags tell only which.
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from itertools import compress
+from itertools import accumulate, compress
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,7 +23,7 @@ from corpus_asr.storage.stores.filesystem import (
     exists,
     open_binary,
 )
-from corpus_asr.storage.stores.uri import located, public, recording_id, redact_uri
+from corpus_asr.storage.stores.uri import join, located, public, recording_id, redact_uri
 
 _READERS = 8  # whole files, block by block: waiting for disks and stores
 _ARRIVED = projected(FILES, ("recording_id", "uri", "etag", "size_bytes"))
@@ -49,6 +49,7 @@ select uri, etag, size_bytes, if(is_changed, recording_id, null) from arrived
 where (is_changed and recording_id in (select recording_id from gone))
    or size_bytes in (select size_bytes from gone)
 """
+UNLISTED = "select distinct recording_id from committed anti join seen using (recording_id)"
 _SAME = "select distinct content_digest, recording_id from gone order by all"
 
 
@@ -177,6 +178,16 @@ def still_there(uris: Mapping[str, str], options: StoreOptions) -> list[str]:
 
     with ThreadPoolExecutor(_READERS, thread_name_prefix="look-up") as pool:
         return list(compress(uris, pool.map(look_up, uris.values())))
+
+
+def lost_folders(store: OutputStore, tables: RunTables, uris: Collection[str]) -> list[str]:
+    """Return those of some URIs below which recordings of before are not listed now."""
+    ids = tables.table(UNLISTED)["recording_id"].to_pylist() if uris else []
+    if not ids:
+        return []
+    old_uris = dict(addresses(store, ids)) | tables.identities.addresses_of(ids)
+    folders = {folder for uri in old_uris.values() for folder in accumulate(uri.split("/"), join)}
+    return sorted(folders.intersection(uris))
 
 
 def addresses(store: OutputStore, ids: Collection[str]) -> Iterator[tuple[str, str]]:

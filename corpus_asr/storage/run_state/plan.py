@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -33,7 +34,7 @@ from corpus_asr.storage.run_state.forgotten import Forgotten
 from corpus_asr.storage.run_state.identities import Changes, Identities, Moves
 from corpus_asr.storage.run_state.lock import is_finished
 from corpus_asr.storage.run_state.manifest_columns import other_texts
-from corpus_asr.storage.run_state.moved import Arrivals
+from corpus_asr.storage.run_state.moved import UNLISTED, Arrivals, lost_folders
 from corpus_asr.storage.run_state.redo import chosen
 from corpus_asr.storage.run_state.run_files import (
     RUN_NAME,
@@ -165,7 +166,7 @@ class Plan:
     num_packs: int = 0
     num_excluded: int = 0  # excluded by `source.exclude`
     num_ignored: int = 0  # not recordings, by `source.ignore`
-    num_dangling: int = 0  # dangling links
+    num_dangling: int = 0  # links without a target, or symbolic ones in archives
     num_odd: int = 0  # URIs in manifests that look written for another system
     odd: list[str] = field(default_factory=list)  # the first of them
     had_results: bool = False  # whether results existed before
@@ -240,7 +241,7 @@ class Plan:
             )
         if self.num_dangling:
             links = counted(self.num_dangling, "link")
-            lines.append(f"{links} of the source excluded: their targets are missing")
+            lines.append(f"{links} of the source excluded: their targets are missing, or in a tar")
         if self.num_odd:
             lines.append(
                 f"{counted(self.num_odd, 'row')} of manifests with blanks, ~ or backslashes in "
@@ -333,10 +334,7 @@ def make_plan(
             sizes, ids, retried = _left(plan, shards, config, tables, options, scratch)
         plan.source_change = describe_change(store, config.source)
         if arrivals is not None:
-            [(plan.num_unlisted,)] = tables.rows(
-                "select count(distinct recording_id) from committed anti join seen "
-                "using (recording_id)"
-            )
+            [(plan.num_unlisted,)] = tables.rows(f"select count(*) from ({UNLISTED})")
         plan.num_remaining = len(sizes)
         plan.num_done = plan.num_files - plan.num_remaining
         pack_bytes = config.extract.pack_mb * MEBIBYTE
@@ -491,7 +489,7 @@ def _shards(
     listing = FileListing(config.source, output_uri=store.uri, speakers=config.speakers)
     forgotten, identities = Forgotten.read(store), plan.identities
     source_store = StoreOptions.of(config.source)
-    for listed in _tables_of(listing):
+    for listed in chain(_tables_of(listing), _lost_folders(listing, store, tables)):
         named = identities.name_files(listed, forgotten.has_id if forgotten.entries else None)
         files = forgotten.without(named, tables, source_store)
         identities.keep(files)
@@ -504,6 +502,13 @@ def _shards(
     plan.num_odd, plan.odd = listing.num_odd, [redact_uri(uri) for uri in listing.odd]
     plan.empty = [redact_uri(uri) for uri in listing.empty]
     plan.num_duplicates = listing.num_duplicates
+
+
+def _lost_folders(
+    listing: FileListing, store: OutputStore, tables: RunTables
+) -> Iterator[pa.Table]:
+    if folders := lost_folders(store, tables, set(listing.unknown)):
+        yield pa.Table.from_batches([listing.rest_of(folders)])
 
 
 def _tables_of(listing: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:

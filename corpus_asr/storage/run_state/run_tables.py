@@ -78,8 +78,7 @@ from corpus_asr.storage.run_state.what_counts import (
     VERSIONS,
     read_settled,
 )
-from corpus_asr.storage.stores.members import REST
-from corpus_asr.storage.stores.uri import redact_uri
+from corpus_asr.storage.stores.uri import REST, redact_uri
 
 if TYPE_CHECKING:
     import duckdb
@@ -384,8 +383,8 @@ class RunTables:
 
     def _note_unread(self, files: pa.RecordBatch | pa.Table) -> None:
         if "uri" in files.schema.names:
-            # Recordings in the unreadable rest of an archive are unknown.
-            rest = files["uri"].filter(pc.ends_with(files["uri"], f"#{REST}"))
+            # Recordings in the unreadable rest of an archive or of a folder are unknown.
+            rest = files["uri"].filter(pc.match_substring_regex(files["uri"], rf"[#/]\{REST}$"))
             prefixes = pc.utf8_slice_codeunits(rest, 0, -len(REST))
             self._insert("unread", pa.table({"prefix": prefixes}))
 

@@ -15,9 +15,8 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from corpus_asr.failure_kinds import BAD_ARCHIVE, CHANGED, NOT_FOUND
-from corpus_asr.storage.stores.members import REST
 from corpus_asr.storage.stores.store import ObjectInfo, Store, StoreError
-from corpus_asr.storage.stores.uri import MemberAddress, member_version, version_digest
+from corpus_asr.storage.stores.uri import REST, MemberAddress, member_version, version_digest
 from corpus_asr.units import MEBIBYTE
 
 if TYPE_CHECKING:

@@ -117,7 +117,7 @@ def _connected(process: int, scheme: str, uri: str, options: StoreOptions) -> St
         return WebStore(options.policy, options.hosts)
     from corpus_asr.storage.stores.fsspec_store import FsspecStore
 
-    return FsspecStore(uri, options.storage.for_scheme(scheme))
+    return FsspecStore(uri, options.policy, options.storage.for_scheme(scheme))
 
 
 def _request(
@@ -262,18 +262,22 @@ def list_pages(
 ) -> Iterator[Page]:
     """List objects page by page in stable order; a missing folder is empty.
 
+    What an unreadable folder below it holds is one object, `FOLDER/*`, without size.
     `prefix` is a folder with a trailing slash, or that plus the first characters of names; `depth`
     is the number of levels below the folder to list.
     """
     store = store_for(prefix, options)
+    is_begun = False  # what is missing later is no empty folder: the rest would be missing as well
     try:
-        yield from store.pages(prefix, depth=depth)
+        for page in store.pages(prefix, depth=depth):
+            yield page
+            is_begun = True
     except FetchError as error:
-        if error.kind != NOT_FOUND:
+        if is_begun or error.kind != NOT_FOUND:
             raise
     except Exception as raised:
         failure = failure_of(raised, store)
-        if failure.kind != NOT_FOUND:
+        if is_begun or failure.kind != NOT_FOUND:
             raise fetch_error("listing", prefix, failure) from failure
 
 

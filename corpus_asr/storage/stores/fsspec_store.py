@@ -6,6 +6,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import logging
 import shutil
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
@@ -14,20 +15,25 @@ import fsspec.asyn
 from fsspec import AbstractFileSystem
 
 from corpus_asr.config.storage_options import NO_OPTIONS, StorageOptions
-from corpus_asr.errors import ConfigError
+from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.failure_kinds import FETCH
+from corpus_asr.logs import event
 from corpus_asr.storage.stores.local import PAGE_ROWS
 from corpus_asr.storage.stores.store import (
     ObjectInfo,
     Page,
+    RetryPolicy,
     Store,
     StoreError,
     from_os_error,
     from_status,
     usable_options,
+    with_retries,
 )
-from corpus_asr.storage.stores.uri import redact_uri, scheme_of, without_secrets
+from corpus_asr.storage.stores.uri import REST, redact_uri, scheme_of, without_secrets
 from corpus_asr.units import MEBIBYTE
+
+logger = logging.getLogger(__name__)
 
 _GOOGLE = {"gs", "gcs"}
 _AZURE = {"az", "abfs", "abfss"}
@@ -65,8 +71,8 @@ def _info(details: dict[str, Any]) -> ObjectInfo:
 class FsspecStore(Store):
     """Store of one scheme and, where the scheme has one, one host."""
 
-    def __init__(self, uri: str, storage: StorageOptions = NO_OPTIONS) -> None:
-        self._uri, self._storage = uri, storage
+    def __init__(self, uri: str, policy: RetryPolicy, storage: StorageOptions = NO_OPTIONS) -> None:
+        self._uri, self._policy, self._storage = uri, policy, storage
         self._scheme = scheme_of(uri)
         with self._usable():
             self._class = fsspec.get_filesystem_class(self._scheme)
@@ -237,23 +243,38 @@ class FsspecStore(Store):
         elif bucket and self._scheme in _AZURE and hasattr(self.filesystem, "service_client"):
             listings = self._azure_pages(bucket, key, delimiter)
         else:
-            listings = self._folders(root, depth)
+            listings = self._folders(root, folder.rstrip("/"), depth)
         for listing in listings:
             infos = [_info(details) for details in listing]
             names = (details["name"].removeprefix(root).lstrip("/") for details in listing)
             uris = [f"{folder.rstrip('/')}/{name}" for name in names]
             yield Page(uris, [info.size_bytes for info in infos], [info.etag for info in infos])
 
-    def _folders(self, root: str, depth: int | None) -> Iterator[list[dict[str, Any]]]:
-        walk = self.filesystem.walk(root, maxdepth=depth, detail=True, on_error="raise")
-        for _, subfolders, files in walk:
-            # The walk continues into what this dictionary holds, in its order.
-            ordered = sorted(subfolders.items())
-            subfolders.clear()
-            subfolders.update(ordered)
-            names = sorted(files)
-            for start in range(0, len(names), PAGE_ROWS):
-                yield [files[name] for name in names[start : start + PAGE_ROWS]]
+    def _folders(
+        self, path: str, uri: str, depth: int | None, *, is_root: bool = True
+    ) -> Iterator[list[dict[str, Any]]]:
+        # Not by `walk`, which takes subfolders that cannot be listed for empty ones.
+        entries = functools.partial(self.filesystem.ls, path, detail=True)
+        try:
+            listing = with_retries("listing", uri, entries, policy=self._policy, store=self)
+        except FetchError as error:
+            if is_root or error.retryable:
+                raise
+            event(logger, logging.WARNING, "folder_unread", uri=redact_uri(uri), why=str(error))
+            yield [{"name": f"{path}/{REST}"}]
+            return
+        by_name = {entry["name"].rstrip("/"): entry for entry in listing}
+        subfolders = {
+            name for name, entry in by_name.items() if entry["type"] == "directory" and name != path
+        }
+        names = sorted(by_name.keys() - subfolders)
+        for start in range(0, len(names), PAGE_ROWS):
+            yield [by_name[name] for name in names[start : start + PAGE_ROWS]]
+        if depth is None or depth > 1:
+            below = None if depth is None else depth - 1
+            for name in sorted(subfolders):
+                step = name.rpartition("/")[2]
+                yield from self._folders(name, f"{uri}/{step}", below, is_root=False)
 
     def _google_pages(
         self, bucket: str, key: str, delimiter: str | None

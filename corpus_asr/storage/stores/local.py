@@ -25,7 +25,7 @@ from corpus_asr.storage.stores.store import (
     StoreError,
     from_os_error,
 )
-from corpus_asr.storage.stores.uri import escaped_path, local_path
+from corpus_asr.storage.stores.uri import REST, escaped_path, local_path
 
 logger = logging.getLogger(__name__)
 
@@ -143,8 +143,8 @@ class LocalStore(Store):
 
     def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
         # Links are followed; a folder that contains itself through a link is entered once.
-        # Unreadable entries (dangling links, link loops, folders without permission) are listed
-        # without size: reading them later fails as that recording's failure.
+        # Unreadable entries (dangling links, link loops) are listed without size, and all that is
+        # in an unreadable folder as FOLDER/*: reading them fails as that recording's failure.
         folder = local_path(prefix.rpartition("/")[0] or "/")
         yield from _walk(folder, _scan(folder), depth, frozenset([_identity(folder)]))
 
@@ -254,7 +254,7 @@ def _walk(
             if from_os_error(error).transient:  # the whole folder would be missing
                 raise
             logger.warning("listing: cannot enter folder=%s (%s)", path, error.strerror)
-            yield Page([escaped_path(path)], [None], [None])
+            yield Page([f"{escaped_path(path)}/{REST}"], [None], [None])
             continue
         if listing is not None:
             yield from _walk(path, listing, below, above | {identity})

@@ -1,7 +1,7 @@
 """Members of tar archives: found by the archive's headers, read by ranges of the archive."""
 
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import IO, NamedTuple, Protocol
@@ -21,19 +21,18 @@ from corpus_asr.storage.stores.uri import (
 )
 from corpus_asr.units import MEBIBYTE
 
-REST = "*"
-"""The member that stands for what cannot be read of an archive."""
 HEADER_BLOCK_BYTES = 64 * 1024  # headers lie apart by what is between them
 # Long names and pax headers are a few kilobytes; what claims more must not fill the memory.
 _MOST_HEADER_BYTES = MEBIBYTE
 
 
 class TarMember(NamedTuple):
-    """A regular file in a tar archive."""
+    """A file in a tar archive."""
 
     name: str
     """Unique within the archive, of plain steps."""
-    offset: int
+    offset: int | None
+    """None for a link to what is not in front of it."""
     size_bytes: int
 
     @property
@@ -59,7 +58,9 @@ class ContainerFile(Protocol):
 
 
 def tar_members(file: ContainerFile, container: str) -> Iterator[TarMember]:
-    """Yield the regular files of an open tar archive in order, reading only headers.
+    """Yield the files and links of an open tar archive in order, reading only headers.
+
+    What follows an end mark, as in archives that were appended to each other, is read as well.
 
     Raises:
         StoreError: kind `bad_archive`; members yielded before it are complete.
@@ -70,24 +71,37 @@ def tar_members(file: ContainerFile, container: str) -> Iterator[TarMember]:
             "an uncompressed one",
             "decompress it to .tar, or unpack it",
         )
-    taken: set[str] = set()
+    places: dict[str, tuple[int, int]] = {}
     try:
         headers = _HeaderReader(file)
         with tarfile.open(fileobj=headers, mode="r:") as tar:  # type: ignore[call-overload]
-            while (member := tar.next()) is not None:
+            while True:
+                member = tar.next()
+                if member is None:
+                    start = _after_zeros(headers, tar.offset)
+                    if start is None:
+                        return
+                    if start == tar.offset:  # for tarfile as much an end as the zero blocks
+                        raise tarfile.ReadError(f"no header at byte {start}")
+                    tar.offset = start
+                    continue
                 tar.members.clear()  # otherwise tarfile keeps all of them
+                if not (member.isreg() or member.islnk() or member.issym()):
+                    continue  # folders and devices are not recordings
+                name = _unique(member.name, places)
                 if not member.isreg():
-                    continue  # links and devices are not recordings
-                name = _unique(member.name, taken)
+                    target = plain_name(member.linkname) if member.islnk() else ""
+                    offset, size_bytes = places.get(target, (None, 0))
+                    if offset is not None:
+                        places[name] = offset, size_bytes
+                    yield TarMember(name, offset, size_bytes)
+                    continue
                 if member.sparse is not None:
                     raise tarfile.ReadError(f"{name} is stored as a sparse file: omit --sparse")
                 if member.offset_data + member.size > file.size_bytes:
                     raise tarfile.ReadError(f"it ends within {name}")
+                places[name] = member.offset_data, member.size
                 yield TarMember(name, member.offset_data, member.size)
-            # tarfile treats an invalid header as the end of the archive, like the zero blocks.
-            headers.seek(tar.offset)
-            if any(headers.read(tarfile.BLOCKSIZE)):
-                raise tarfile.ReadError(f"no header at byte {tar.offset}")
     except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
         advice = "copy or pack it again"
         raise _bad(f"found a broken tar archive ({error})", "a whole one", advice) from error
@@ -112,15 +126,25 @@ def plain_member(uri: str) -> str:
     return member_uri(member.container, plain_name(member.name))
 
 
-def _unique(name: str, taken: set[str]) -> str:
+def _unique(name: str, taken: Container[str]) -> str:
     plain = unique_name = plain_name(name)
     head, dot, suffix = plain.rpartition(".")
     number = 1
     while unique_name in taken:  # a tar archive may hold a name several times
         number += 1
         unique_name = f"{head}~{number}.{suffix}" if dot else f"{plain}~{number}"
-    taken.add(unique_name)
     return unique_name
+
+
+def _after_zeros(headers: "_HeaderReader", start: int) -> int | None:
+    """Return the offset of the next block that is not empty; None at the end."""
+    headers.seek(start)
+    while blocks := headers.read(_MOST_HEADER_BYTES):
+        first = len(blocks) - len(blocks.lstrip(b"\0"))
+        if first < len(blocks):
+            return start + first // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        start += len(blocks)
+    return None
 
 
 class _HeaderReader:
@@ -225,8 +249,8 @@ class MemberStore(Store):
         container, name = self._address.container, self._address.name
         with closing(self._open()) as file:
             for member in tar_members(file, container):
-                place = _MemberPosition(member.offset, member.size_bytes, file.info.etag)
-                if member.name == name:
+                if member.name == name and member.offset is not None:
+                    place = _MemberPosition(member.offset, member.size_bytes, file.info.etag)
                     self._found = place
                     return place
         raise StoreError(NOT_FOUND, "not found, expected a member of this name in the archive")

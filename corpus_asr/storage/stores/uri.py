@@ -24,6 +24,8 @@ from corpus_asr.config.storage_options import TABLE, TAR
 from corpus_asr.errors import ConfigError, CorpusAsrError, encodable
 
 LOCAL = "file"
+REST = "*"
+"""Last step of the URI of all that cannot be read of an archive or a folder."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://", re.ASCII)
 _NO_UTF8 = re.compile("[\udc80-\udcff]")  # `os.fsdecode` of a byte that is not UTF-8
 _ESCAPED_BYTE = re.compile(r"\\x([89a-f][0-9a-f])")
