@@ -85,6 +85,7 @@ class Status:
 def load_status(store: OutputStore, *, now: datetime.datetime | None = None) -> Status:
     """Read the status of the run in an output folder; `now` is for tests."""
     read_at = now or datetime.datetime.now(datetime.UTC)
+    store.check_tables()
     holder, snapshot = read_holder(store), read_snapshot(store)
     if holder is None and snapshot is None and store.read_json(CONFIG_NAME) is None:
         raise ConfigError(

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
 from corpus_asr.config.extraction import SpeakerSettings
-from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
+from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.export.recordings import Selection, open_selection, recordings
 from corpus_asr.export.speakers import name_speaker, read_segments, register_segments
 from corpus_asr.export.write import ExportOptions, distinct_names, export
@@ -33,7 +33,7 @@ from corpus_asr.schemas import SEGMENTS
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.run_tables import MEMORY_VARIABLE
 from corpus_asr.storage.run_state.seen_segments import SeenSegments
-from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.run_state.tables import TABLES_NAME, OutputStore
 from corpus_asr.storage.stores.filesystem import read_bytes
 from corpus_asr.storage.stores.uri import recording_id, within
 from tests.support.runs import correct_segment, finished, says
@@ -342,18 +342,22 @@ def test_readers_name_segments_that_are_gone_and_whose_they_are(
     commit(store, results(transcribed("a.wav", 0, "two"), transcribed("b.wav", 0, "three")))
     finished(store, "a.wav", "b.wav")
     [name], [outcomes] = store.names("segments"), store.names("outcomes")
-    store.remove(name)
+    Path(store.address(name)).unlink()
     [cli_show, cli_export] = [
         CliRunner().invoke(cli.app, [command, store.uri, *words])
         for command, words in (("show", ()), ("export", ("--to", str(to), "--format", "txt")))
     ]
-    words = f"found no {name}, expected it with the segments of {outcomes}; copy it back, or remove"
+    words = (
+        f"found no {name}, expected it with the other tables; restore it, or remove {outcomes} and "
+        f"{TABLES_NAME}, and run the job again"
+    )
     for done in (cli_show, cli_export):
         assert done.exit_code == 3, done.output
         assert words in done.stderr
-    with pytest.raises(FetchError, match=re.escape(words)):
+    with pytest.raises(CorpusAsrError, match=re.escape(words)):
         read_segments(store.uri)
-    store.remove(outcomes)
+    for removed in (outcomes, TABLES_NAME):
+        Path(store.address(removed)).unlink()
     commit(store, results(transcribed("a.wav", 0, "again"), transcribed("b.wav", 0, "again")))
     finished(store, "/a.wav", "/b.wav")
     assert read_segments(store.uri).num_rows == 2

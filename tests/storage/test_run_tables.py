@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from corpus_asr.config.run import Retry
-from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
+from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.pipelines.nightly import count_tries
 from corpus_asr.schemas import RECORDINGS
 from corpus_asr.storage.run_state import finish as recordings
@@ -24,6 +24,7 @@ from corpus_asr.storage.run_state.rewriting import FAILING_NAME
 from corpus_asr.storage.run_state.run_files import RunRecord, begin_run
 from corpus_asr.storage.run_state.run_tables import MEMORY_VARIABLE, RunTables
 from corpus_asr.storage.run_state.tables import (
+    TABLES_NAME,
     OutputStore,
 )
 from corpus_asr.storage.run_state.what_counts import RemainingReason
@@ -174,12 +175,13 @@ def test_segments_that_are_gone_are_named_with_what_to_do(tmp_path: Path) -> Non
     assert done(store, files("a", "b")).ok == 2
     commit(store, results(part("c", 0, texts=["y"])))
     [segments], [outcomes] = store.names("segments"), store.names("outcomes")
-    store.remove(segments)
-    with pytest.raises(FetchError, match=f"found no {segments}.*; copy it back, or remove "):
+    Path(store.address(segments)).unlink()
+    with pytest.raises(CorpusAsrError, match=f"found no {segments}, .*or remove {outcomes} and "):
         left(store, files("a"))
-    with pytest.raises(FetchError, match="found no segments/"):
+    with pytest.raises(CorpusAsrError, match="found no segments/"):
         done(store, files("a", "b", "c"))
-    store.remove(outcomes)
+    for removed in (outcomes, TABLES_NAME):
+        Path(store.address(removed)).unlink()
     assert left(store, files("a", "b", "c")) == {"a": [], "b": []}
     commit(store, results(part("a", 0, texts=["again"]), part("b", 0, texts=["again"])))
     assert done(store, files("a", "b", "c")).remaining == 0

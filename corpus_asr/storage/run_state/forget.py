@@ -36,6 +36,7 @@ from corpus_asr.storage.run_state.lock import (
     read_change,
 )
 from corpus_asr.storage.run_state.own_sources import forget_sources, read_own_sources
+from corpus_asr.storage.run_state.part_rows import without_credentials
 from corpus_asr.storage.run_state.prune import PRUNE, prune, recount
 from corpus_asr.storage.run_state.rewriting import (
     remove_corrections,
@@ -63,7 +64,6 @@ from corpus_asr.storage.run_state.tables import (
     TABLES_OF_RUNS,
     VOICES_FOLDER,
     OutputStore,
-    without_credentials,
 )
 from corpus_asr.storage.stores.uri import normalize, public, redact_uri
 

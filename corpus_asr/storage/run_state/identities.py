@@ -16,13 +16,13 @@ import pyarrow.compute as pc
 from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.failure_kinds import NOT_FOUND
 from corpus_asr.storage.parquet import with_column
+from corpus_asr.storage.run_state.part_rows import without_credentials
 from corpus_asr.storage.run_state.tables import (
     IDENTITIES_NAME,
     PLANS_FOLDER,
     RECORDINGS_FOLDER,
     TABLES_NAME,
     OutputStore,
-    without_credentials,
 )
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import public, recording_id, redact_uri
@@ -88,9 +88,10 @@ class Identities:
 
     @classmethod
     def read(cls, store: OutputStore) -> Self:
-        """Read the mapping of an output folder; rebuilt from its tables if unreadable."""
+        """Read the mapping of an output folder; rebuilt from its tables if lost or damaged."""
         if not store.exists(IDENTITIES_NAME):
-            return cls()
+            is_lost = IDENTITIES_NAME in (store.read_json(TABLES_NAME) or {}).get("tables", ())
+            return cls._made_again(store, "no such object") if is_lost else cls()
         try:
             batches = list(store.batches(IDENTITIES_NAME))
             return cls(pa.Table.from_batches(batches, IDENTITIES))
@@ -100,16 +101,12 @@ class Identities:
             return cls._made_again(store, f"no readable table ({error})")
 
     def checked(self, store: OutputStore, committed_ids: Callable[[], pa.ChunkedArray]) -> Self:
-        """Return those that an output folder has; made again if lost or of another folder.
+        """Return those that an output folder has; made again if of another folder.
 
         `committed_ids` returns the IDs of which something is committed.
         """
-        if self.is_changed:
+        if self.is_changed or not self.rows.num_rows:
             return self
-        if not self.rows.num_rows:
-            is_noted = IDENTITIES_NAME in (store.read_json(TABLES_NAME) or {}).get("tables", ())
-            is_lost = is_noted and not store.exists(IDENTITIES_NAME)
-            return self._made_again(store, "no such object") if is_lost else self
         rows, ids = self.rows, committed_ids()
         unknown = rows.filter(pc.invert(pc.is_in(rows["recording_id"], value_set=ids)))
         hashes = pa.array(map(recording_id, unknown["uri"].to_pylist()), pa.string())

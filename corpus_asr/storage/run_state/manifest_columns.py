@@ -9,8 +9,9 @@ import pyarrow.compute as pc
 
 from corpus_asr.errors import AlignmentError
 from corpus_asr.storage.manifest import AlignedText, aligned_text
+from corpus_asr.storage.run_state.part_rows import without_credentials
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.tables import OutputStore, without_credentials
+from corpus_asr.storage.run_state.tables import OutputStore
 
 _NEWEST = """
 update {table} set metadata = {newest}.metadata from {newest}

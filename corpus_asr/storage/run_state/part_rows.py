@@ -21,10 +21,15 @@ from corpus_asr.storage.run_state.tables import (
     beside,
     is_commit,
     projected,
-    without_credentials,
+    repair_advice,
 )
 from corpus_asr.storage.stores.filesystem import read_ahead
-from corpus_asr.storage.stores.uri import public, redact_uri
+from corpus_asr.storage.stores.uri import (
+    public,
+    public_text,
+    redact_uri,
+    without_named_secrets,
+)
 
 ModelName = tuple[str, str]
 """A checkpoint as configured, and the revision of its weights."""
@@ -84,6 +89,23 @@ def nested(outcomes: pa.Table, part_rows: pa.Table, rows: PartRows) -> pa.Table:
     offsets = pa.array(np.append(0, np.cumsum(written)), pa.int32())
     values = pa.concat_arrays(part_rows.cast(rows.schema).to_struct_array().chunks)
     return table.append_column(rows.folder, pa.ListArray.from_arrays(offsets, values))
+
+
+def without_credentials(rows: pa.Table) -> pa.Table:
+    """Return rows without credentials in URIs and texts; the same table if it has none."""
+    texts = {"uri": public, "error_message": _public_message, "metadata": public_text}
+    for name in texts.keys() & set(rows.schema.names):
+        # Few texts hold a URI with a password or a query; a message holds what a library said.
+        suspect = "." if name == "error_message" else r"(?s)://.*[?@]"
+        if not pc.any(pc.match_substring_regex(rows[name], suspect)).as_py():
+            continue
+        remove = texts[name]
+        rows = with_column(rows, name, [text and remove(text) for text in rows[name].to_pylist()])
+    return rows
+
+
+def _public_message(text: str) -> str:
+    return without_named_secrets(public_text(text))
 
 
 def _check_accountable(results: pa.Table) -> None:
@@ -170,8 +192,7 @@ def _finished(store: OutputStore, kind: PartRows, schema: pa.Schema, name: str) 
     if num_rows != len(owners):
         raise CorpusAsrError(
             f"reading {redact_uri(store.address(beside(name, kind.folder)))}: found other rows, "
-            f"expected the {len(owners)} of {name}; restore it, or remove both to transcribe "
-            "their recordings again"
+            f"expected the {len(owners)} of {name}; {repair_advice(beside(name, kind.folder))}"
         )
 
 

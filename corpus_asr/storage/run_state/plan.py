@@ -35,6 +35,7 @@ from corpus_asr.storage.run_state.identities import Changes, Identities, Moves
 from corpus_asr.storage.run_state.lock import is_finished
 from corpus_asr.storage.run_state.manifest_columns import other_texts
 from corpus_asr.storage.run_state.moved import UNLISTED, Arrivals, lost_folders
+from corpus_asr.storage.run_state.part_rows import without_credentials
 from corpus_asr.storage.run_state.redo import chosen
 from corpus_asr.storage.run_state.run_files import (
     RUN_NAME,
@@ -62,7 +63,6 @@ from corpus_asr.storage.run_state.tables import (
     OutputStore,
     table_name,
     time_ns_of,
-    without_credentials,
 )
 from corpus_asr.storage.run_state.what_counts import RemainingReason
 from corpus_asr.storage.stores.filesystem import StoreOptions

@@ -42,8 +42,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.config.run import Retry
-from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
-from corpus_asr.failure_kinds import NOT_FOUND, Origin, failure_kind
+from corpus_asr.errors import ConfigError, CorpusAsrError
+from corpus_asr.failure_kinds import Origin, failure_kind
 from corpus_asr.schemas import FILES, OUTCOMES, RECORDINGS
 from corpus_asr.scratch import scratch_folder
 from corpus_asr.storage.parquet import BATCH_ROWS, conform
@@ -585,11 +585,5 @@ def _check_whole(store: OutputStore, names: set[str]) -> None:
     """See that objects of outcomes have those of segments or labels that were written with them."""
     folders = PART_ROWS_FOLDERS if names else ()
     present = {beside(name, OUTCOMES_FOLDER) for folder in folders for name in store.names(folder)}
-    for name in sorted(names - present):
-        lost = beside(name, PART_ROWS_FOLDERS[0])
-        raise FetchError(
-            f"reading {redact_uri(store.uri)}: found no {lost}, expected it with the segments of "
-            f"{name}; copy it back, or remove {name} and run the job again",
-            uri=store.address(lost),
-            kind=NOT_FOUND,
-        )
+    if lost := names - present:
+        raise store.loss_of([beside(name, PART_ROWS_FOLDERS[0]) for name in lost])

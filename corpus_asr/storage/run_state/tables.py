@@ -27,7 +27,6 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from corpus_asr.config.run import DatasetSettings, OutputSettings
 from corpus_asr.errors import ConfigError, CorpusAsrError, EngineError, FetchError
@@ -40,7 +39,6 @@ from corpus_asr.storage.parquet import (
     encode_parquet,
     parquet_batches,
     parquet_rows,
-    with_column,
 )
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import READERS, StoreOptions, read_ahead
@@ -48,12 +46,9 @@ from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
 from corpus_asr.storage.stores.uri import (
     LOCAL,
     normalize,
-    public,
-    public_text,
     redact_uri,
     scheme_of,
     within,
-    without_named_secrets,
 )
 
 logger = logging.getLogger(__name__)
@@ -124,6 +119,7 @@ TABLES_OF_RUNS = (
     DUPLICATES_FOLDER, HOOKS_FOLDER,
 )  # fmt: skip
 _REMOVE = "restore it, or remove it to count all tables of the folder"
+_RUNS_FOLDERS = tuple(f"{folder}/" for folder in TABLES_OF_RUNS)
 _NOTED = {"tables", "merged", "taken_over", "settled"}
 _TIME_DIGITS = 20
 _BY_RUN = re.compile(r"(_run/|hooks/)?[a-z0-9_]+/\d+-(?P<run_id>.+)-[0-9a-f]{12}(-\d{5})?\.[a-z]+")
@@ -168,19 +164,11 @@ class OutputStore:
 
     def held(self, guard: WriteGuard) -> Self:
         """Return the folder as a run writes it that holds its lock."""
-        held, names = copy.copy(self), self._names()
+        held, tables = copy.copy(self), self.check_tables()
         held._looked_s, held._guard = float("-inf"), guard
-        held._changed = dict.fromkeys(names.tables, True)
+        held._changed = dict.fromkeys(self._names().tables, True)
         # A clock that was ahead before, or is behind now, must not turn around what came first.
-        committed = self.commit_names()
-        held._newest_ns = max(map(time_ns_of, (*committed, *names.tables)), default=0)
-        named = {name for name in names.tables if name.startswith(f"{OUTCOMES_FOLDER}/")}
-        listed = (name for name, _ in self._in_store(OUTCOMES_FOLDER))
-        if named and not named.intersection(committed) and any(listed):
-            raise CorpusAsrError(
-                f"reading {redact_uri(self.address(TABLES_NAME))}: found the file of another "
-                f"folder, expected names of tables in this one; {_REMOVE}"
-            )
+        held._newest_ns = max(map(time_ns_of, tables), default=0)
         return held
 
     def below(self, name: str) -> Self:
@@ -221,6 +209,10 @@ class OutputStore:
         listed = self._in_store(COMMITS_FOLDER) if names.merged else ()
         merged = names.merged.intersection(name for name, _ in listed)
         self._note(names._replace(tables=self._tables(names), merged=merged))
+
+    def check_tables(self) -> frozenset[str]:
+        """Return the tables and commits that count; raise if one that is named is lost."""
+        return self._tables(self._names())
 
     def _tables(self, names: _Names) -> frozenset[str]:
         tables = {name for folder in TABLES_OF_RUNS for name in self._counting(folder, names)}
@@ -306,8 +298,9 @@ class OutputStore:
 
     def remove_leftovers(self) -> None:
         """Remove objects of tables that do not count, and files of killed local writes."""
-        for name in self.leftovers():
-            self.remove(name)
+        leftovers = self.leftovers()
+        self.remove_all(leftovers)
+        for name in leftovers:
             logger.info("removed leftover=%s", name)
 
     def remove_temporary(self, folder: str = "") -> None:
@@ -319,8 +312,7 @@ class OutputStore:
         names, leftovers = self._names(), set[str]()
         for folder in TABLES_OF_RUNS:
             listed = dict(self._listed(folder))
-            counting = self._counting_of(folder, listed, names)
-            leftovers |= {*filter(_is_table, listed)}.difference(counting)
+            leftovers |= {*filter(_is_table, listed)}.difference(self._counting(folder, names))
             leftovers.update(filter(_is_temporary, listed))
         return sorted(leftovers)
 
@@ -416,18 +408,24 @@ class OutputStore:
         return self._names() if of_runs else _Names()
 
     def _counting(self, folder: str, names: _Names) -> dict[str, int]:
-        return self._counting_of(folder, dict(self._listed(folder)), names)
+        sizes = {name: size or 0 for name, size in self._listed(folder) if _is_table(name)}
+        counting = {name for name in names.tables if name.startswith(f"{folder}/")}
+        if names.content is None or folder not in (*FINISHED_FOLDERS, RECORDINGS_FOLDER):
+            counting |= {name for name in sizes.keys() - names.merged if not names.is_late(name)}
+        if lost := self.missing(counting - sizes.keys()):
+            newer_names = self._names()
+            if newer_names.content != names.content:  # replaced since
+                return self._counting(folder, newer_names)
+            raise self.loss_of(lost)
+        return {name: sizes.get(name, 0) for name in counting}
 
-    def _counting_of(
-        self, folder: str, listed: Mapping[str, int | None], names: _Names
-    ) -> dict[str, int]:
-        sizes = {name: size or 0 for name, size in listed.items() if _is_table(name)}
-        if folder in (*FINISHED_FOLDERS, RECORDINGS_FOLDER) and names.content is not None:
-            named = {name for name in names.tables if name.startswith(f"{folder}/")}
-            hidden = named - sizes.keys()
-            return {name: sizes.get(name, 0) for name in named - self.missing(hidden)}
-        counting = sizes.keys() - names.merged
-        return {name: sizes[name] for name in counting if not names.is_late(name)}
+    def loss_of(self, names: Collection[str]) -> CorpusAsrError:
+        """Return what to raise if tables that count are not there."""
+        name, more = min(names), f", nor {len(names) - 1} others" if len(names) > 1 else ""
+        return CorpusAsrError(
+            f"reading {redact_uri(self.uri)}: found no {name}{more}, expected it with the other "
+            f"tables; {repair_advice(name, is_lost=True)}"
+        )
 
     def all_names(self, folder: str) -> Iterator[str]:
         """Yield the names of everything below a folder of the output but late tables."""
@@ -483,8 +481,7 @@ class OutputStore:
             except pa.ArrowException as error:
                 raise CorpusAsrError(
                     f"reading {redact_uri(self.address(name))}: found no readable Parquet "
-                    f"({error}), expected a table of this program; restore it, or remove it to "
-                    "transcribe its recordings again"
+                    f"({error}), expected a table of this program; {repair_advice(name)}"
                 ) from error
 
     def write_bytes(
@@ -533,8 +530,7 @@ class OutputStore:
 
     def remove(self, name: str) -> None:
         """Remove an object; succeeds if it does not exist."""
-        self.check()
-        self._remove(name)
+        self.remove_all([name])
 
     def _remove(self, name: str) -> None:
         filesystem.remove(self.address(name), self.options)
@@ -542,6 +538,10 @@ class OutputStore:
 
     def remove_all(self, names: Iterable[str]) -> None:
         """Remove objects in parallel: each request waits for the store."""
+        names = list(names)
+        noted = self._names() if any(name.startswith(_RUNS_FOLDERS) for name in names) else _Names()
+        if noted.tables.intersection(names):  # what is named is there, also for a reader meanwhile
+            self._note(noted._replace(tables=noted.tables.difference(names)))
         self.check()
         with ThreadPoolExecutor(READERS, thread_name_prefix="remove-tables") as pool:
             for _ in pool.map(self._remove, names):
@@ -554,6 +554,16 @@ def _is_temporary(name: str) -> bool:
 
 def _is_table(name: str) -> bool:
     return name.endswith((SUFFIX, INTERNAL_SUFFIX)) and not _is_temporary(name)
+
+
+def repair_advice(name: str, *, is_lost: bool = False) -> str:
+    """Return what to do about a table that is lost or damaged."""
+    if not name.startswith(_RUNS_FOLDERS):
+        return "restore it, or remove it"
+    objects = [*([] if is_lost else [name]), TABLES_NAME]
+    if name.partition("/")[0] in PART_ROWS_FOLDERS:
+        objects.insert(0, beside(name, OUTCOMES_FOLDER))
+    return f"restore it, or remove {' and '.join(objects)}, and run the job again"
 
 
 def projected(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
@@ -579,20 +589,3 @@ def time_ns_of(name: str) -> int:
 def _run_of(name: str) -> str | None:
     match = _BY_RUN.fullmatch(name)
     return match and match["run_id"]
-
-
-def without_credentials(rows: pa.Table) -> pa.Table:
-    """Return rows without credentials in URIs and texts; the same table if it has none."""
-    texts = {"uri": public, "error_message": _public_message, "metadata": public_text}
-    for name in texts.keys() & set(rows.schema.names):
-        # Few texts hold a URI with a password or a query; a message holds what a library said.
-        suspect = "." if name == "error_message" else r"(?s)://.*[?@]"
-        if not pc.any(pc.match_substring_regex(rows[name], suspect)).as_py():
-            continue
-        remove = texts[name]
-        rows = with_column(rows, name, [text and remove(text) for text in rows[name].to_pylist()])
-    return rows
-
-
-def _public_message(text: str) -> str:
-    return without_named_secrets(public_text(text))
