@@ -47,7 +47,10 @@ def load(data: bytes) -> Any:
         raise ValueError(f"it is nested deeper than {MAX_LEVELS} levels") from error
     _check_depth(content)
     if "\\ud" in text.lower():  # a lone surrogate cannot be stored in tables
-        json.dumps(content, ensure_ascii=False).encode("utf-8")
+        try:
+            json.dumps(content, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError("it has half of a surrogate pair, which is no character") from error
     return content
 
 

@@ -422,7 +422,9 @@ def view(
     port: Annotated[
         int | None,
         typer.Option(
-            help=f"Port to bind to; default: {USUAL_PORT}, or a free one if it is in use."
+            min=0,
+            max=65_535,
+            help=f"Port to bind to; default: {USUAL_PORT}, or a free one if it is in use.",
         ),
     ] = None,
     host: Annotated[

@@ -41,8 +41,7 @@ from corpus_asr.storage.run_state.rewriting import FAILING_NAME
 from corpus_asr.storage.run_state.run_files import SUMMARIES_FOLDER, new_run_id
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.stores.filesystem import StoreOptions
-from corpus_asr.storage.stores.uri import join, redact_uri
+from corpus_asr.storage.stores.uri import redact_uri
 
 _LOG = logging.getLogger(__name__)
 _FAILING = pa.schema([
@@ -81,6 +80,7 @@ def run(
 
     Raises:
         LockedError: another run holds the output folder; nothing was done or reported.
+        CorpusAsrError: a link leads the summaries out of it; nothing was done or reported.
         CorpusAsrError: raised by `driver.run`, after it was reported.
     """
     if config.pipeline == PSEUDO_LABEL:
@@ -89,7 +89,7 @@ def run(
             "use `corpus-asr run` for this job"
         )
     store = OutputStore.of(config.output)
-    attempt = _NightlyRun(config=config, store=store)
+    attempt = _NightlyRun(config=config, store=store, summaries=_summaries(config, store))
     say = line_writer(progress)
     try:
         # The lock of a nightly run that died must not block later ones.
@@ -105,12 +105,20 @@ def run(
     return night
 
 
+def _summaries(config: RunConfig, store: OutputStore) -> OutputStore:
+    # Only a folder that the job names may be elsewhere: another may be a link in a foreign folder.
+    if not config.nightly.summaries:
+        return store.below(SUMMARIES_FOLDER)
+    return OutputStore(config.nightly.summaries, options=store.options)
+
+
 @dataclass(slots=True, kw_only=True)
 class _NightlyRun:
     """A night as far as it came."""
 
     config: RunConfig
     store: OutputStore
+    summaries: OutputStore
     run_id: str = field(default_factory=new_run_id)
     started: datetime.datetime = field(default_factory=lambda: datetime.datetime.now().astimezone())
     begun_s: float = field(default_factory=time.monotonic)
@@ -149,9 +157,6 @@ class _NightlyRun:
         return failing.filter(pc.field("tries") > self.config.nightly.retry_nights)
 
     def night(self, error: BaseException | None) -> Night:
-        nightly = self.config.nightly
-        folder = nightly.summaries or join(self.config.output.uri, SUMMARIES_FOLDER)
-        summaries = OutputStore(folder, options=StoreOptions.of_output(self.config.output))
         night = self._night(error)
         try:
             night = self._with_findings(night)
@@ -169,8 +174,8 @@ class _NightlyRun:
             event(_LOG, logging.WARNING, "night_not_counted", error=str(failure))
         return tell(
             night,
-            summaries,
-            webhook_env=nightly.webhook_env,
+            self.summaries,
+            webhook_env=self.config.nightly.webhook_env,
             allow_hosts=self.config.source.allow_hosts,
         )
 

@@ -84,6 +84,7 @@ def parse_request(parameters: Mapping[str, str]) -> Request:
             raise ConfigError(f"reading {name}: found {len(text)} characters, expected fewer")
         read, expected = _READ.get(name, (str, "text"))
         try:
+            text.encode()  # a lone surrogate is no text
             if text:
                 values[name] = read(text)
         except ValueError:
@@ -117,7 +118,7 @@ class TokenAccess:
     def allows(self, request: web.Request) -> bool:
         """Return whether a request has the token."""
         token, slash, _ = request.path.removeprefix("/").partition("/")
-        return bool(slash) and compare_digest(token.encode(), self.token.encode())
+        return bool(slash) and compare_digest(token.encode(errors="replace"), self.token.encode())
 
 
 @dataclass(frozen=True, slots=True)

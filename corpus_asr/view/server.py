@@ -24,10 +24,12 @@ from aiohttp import web
 
 from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError, ItemError
 from corpus_asr.failure_kinds import NOT_FOUND
+from corpus_asr.json_values import load
 from corpus_asr.logs import event
 from corpus_asr.report.formatting import shared, visible
 from corpus_asr.view.answers import Answers, NotFoundError
 from corpus_asr.view.catalogue import GoneError
+from corpus_asr.view.connections import Connections, Refusals
 from corpus_asr.view.editing import ConflictError
 from corpus_asr.view.request import (
     PublicUrl,
@@ -50,6 +52,7 @@ _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 _ANSWERS = frozenset({"run", "recordings", "search", "recording", "segments", "unsure", "sound"})
 # A correction of the longest text, and some room.
 _MAX_BODY_BYTES = 64 * 1024
+_BODY_S = 10.0
 # Requests of one decoder wait in a thread each; other requests are not to wait for these.
 _THREADS = 32
 # A player that pauses keeps its request open: Ctrl-C does not wait for it.
@@ -89,6 +92,8 @@ class ViewServer:
         self.access = TokenAccess()
         self._answers = answers
         self._public = public
+        self._refusals = Refusals()
+        self._connections = Connections(self._refusals)
         self._names = {"localhost", host.lower()} | ({public.host} if public else set())
         ipv6 = ":" in host
         self._socket = socket.create_server(
@@ -126,12 +131,15 @@ class ViewServer:
     async def serve(self) -> None:
         """Answer requests until canceled."""
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS))
-        runner = web.AppRunner(self._app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
+        runner = web.AppRunner(
+            self._app, access_log=None, logger=self._refusals, shutdown_timeout=_SHUTDOWN_S
+        )
         await runner.setup()
+        assert runner.server is not None
         try:
-            await web.SockSite(runner, self._socket).start()
-            await asyncio.Event().wait()
+            await self._connections.accept(self._socket, runner.server)
         finally:
+            self.close()
             await runner.cleanup()
 
     @web.middleware
@@ -144,6 +152,7 @@ class ViewServer:
             event(_LOG, logging.DEBUG, "request", what=f"{request.method} {path}")
             if not self.access.allows(request):
                 raise NotFoundError("open the complete URL that corpus-asr view printed")
+            self._connections.admit(request.protocol)
             return await handler(request)
         except web.HTTPException as error:
             status, why = error.status, error.text or error.reason
@@ -167,9 +176,18 @@ class ViewServer:
     async def _body(self, request: web.Request) -> dict[str, Any]:
         check_change(request, self._public)
         try:
-            body = await request.json()
-        except (ValueError, RecursionError, LookupError):  # nested too deep; unknown charset
-            body = None
+            async with asyncio.timeout(_BODY_S):
+                data = await request.read()
+        except TimeoutError:
+            raise RefusedError(408, f"expected the whole request within {_BODY_S:g} s") from None
+        except web.RequestPayloadError:  # not compressed as its head says
+            raise RefusedError(400, "expected a body as its headers describe it") from None
+        try:
+            body = load(data)
+        except ValueError as error:
+            raise ConfigError(
+                f"reading a request: found no JSON object ({error}), expected one"
+            ) from error
         if not isinstance(body, dict):
             raise ConfigError("reading a request: found no JSON object, expected one")
         return body

@@ -11,7 +11,13 @@ import pytest
 from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
-from corpus_asr.errors import CheckpointError, ConfigError, EngineError, FetchError
+from corpus_asr.errors import (
+    CheckpointError,
+    ConfigError,
+    CorpusAsrError,
+    EngineError,
+    FetchError,
+)
 from corpus_asr.pipelines import driver, nightly
 from corpus_asr.pipelines.driver import prepare
 from corpus_asr.report.nightly import Night, NightState
@@ -112,6 +118,33 @@ def test_a_night_whose_time_is_over_leaves_the_rest_to_the_next(archive: Archive
     found = archive.night()
     assert (found.state, work(found)) == (NightState.done, {"new": 2, "done": 2})
     assert (archive.output / "_SUCCESS").exists()
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["folder", "dangling"])
+def test_no_link_leads_summaries_out_of_the_output_folder(
+    archive: Archive, tmp_path: Path, is_there: bool
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    if is_there:
+        elsewhere.mkdir()
+    archive.output.mkdir()
+    (archive.output / "nights").symlink_to(elsewhere)
+    archive.add("a")
+    with pytest.raises(CorpusAsrError, match="a symbolic link leads out of the folder"):
+        archive.night()
+    assert archive.worked == []
+    assert not is_there or list(elsewhere.iterdir()) == []
+    # A folder that the job names may be one, and so may one within the output folder.
+    elsewhere.mkdir(exist_ok=True)
+    archive.set(summaries=str(archive.output / "nights"))
+    archive.night()
+    (archive.output / "nights").unlink()
+    (archive.output / "inside").mkdir()
+    (archive.output / "nights").symlink_to("inside")
+    archive.set(summaries=None)
+    archive.night()
+    assert len(list(elsewhere.glob("*.json"))) == 1
+    assert len(list((archive.output / "inside").glob("*.json"))) == 1
 
 
 @pytest.fixture

@@ -135,6 +135,7 @@ def test_a_condition_chooses_what_is_done_again(
         ("uri like 'a', true", "single expression"),
         ("avg(confidence) > 1", "[Aa]ggregates"),
         ("confidence > 'abc'", "Could not convert string"),
+        ("uri = '\udcff'", "half of a surrogate pair"),
         ("(select count(*) from read_text('/etc/passwd')) > 0", "disabled by configuration"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.view.request import PublicUrl
+from corpus_asr.view.request import PublicUrl, parse_request
 from corpus_asr.view.server import ViewServer
 from tests.support.pages import fetch, sent
 from tests.support.runs import passage, run_of, spoken
@@ -35,7 +35,22 @@ def test_requests_that_are_nonsense_are_refused_in_words(server: ViewServer) -> 
     usual = {"Content_Type": "application/json", "X_Corpus_ASR": "1"}
     deep = fetch(server.url + "api/correct", method="POST", body=b"[" * 60_000, **usual)
     assert deep.status == 400
-    assert b"found no JSON object" in deep.body
+    assert b"nested deeper than 50 levels" in deep.body
+    for what, body in (
+        ("correct", b'{"id": "\\ud800"}'), ("undo", b'{"id": "\\udfff", "key": "x"}'),
+        ("name", b'{"id": "x", "speaker": "S1", "name": "\\uD800"}'),
+        ("correct", b'{"id": "x", "other": [{"\\ud800": 1}]}'),
+    ):  # fmt: skip
+        half = fetch(f"{server.url}api/{what}", method="POST", body=body, **usual)
+        assert half.status == 400, body
+        assert b"half of a surrogate pair" in half.body
+
+
+@pytest.mark.parametrize("name", ["q", "id", "name", "language", "format", "from"])
+def test_no_parameter_of_a_request_is_half_a_character(name: str) -> None:
+    # Such as a server that reads URLs as UTF-8 makes of other bytes.
+    with pytest.raises(ConfigError, match=r"found '\\udcff', expected"):
+        parse_request({name: "\udcff"})
 
 
 @pytest.mark.parametrize("what", ["api/correct", "api/name"])

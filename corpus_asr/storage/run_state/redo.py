@@ -9,7 +9,7 @@ import re
 
 import pyarrow as pa
 
-from corpus_asr.errors import ConfigError
+from corpus_asr.errors import ConfigError, encodable
 from corpus_asr.schemas import RECORDINGS
 from corpus_asr.storage.run_state.current_rows import read_confidences
 from corpus_asr.storage.run_state.manifest_columns import join_columns
@@ -69,6 +69,8 @@ def chosen(
     Raises:
         ConfigError: it is not a valid condition on `COLUMNS`.
     """
+    if encodable(where) != where:
+        raise _wrong(encodable(where), "half of a surrogate pair", "write it in UTF-8")
     if where.strip().lower() == ALL:
         ids = "select recording_id from recordings"
     else:
