@@ -1,5 +1,6 @@
 """Speaker diarization: windows of speech to turns, and turns to segments and words."""
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import numpy as np
 from corpus_asr.array_types import Float16, Float64, Int64
 from corpus_asr.segments import Segment, SpeakerTurn, Word
 from corpus_asr.speakers.clustering import SpeakerBounds, find_speakers
+from corpus_asr.text.words import ends_sentence, has_letters
 
 if TYPE_CHECKING:  # imports pydantic
     from corpus_asr.config.extraction import SpeakerSettings
@@ -25,8 +27,6 @@ NEAR_S = 2.0
 CHANGE_S = 0.5
 # A sentence end counts as a pause of this length.
 SENTENCE_PAUSE_S = 0.5
-_CLOSING = "\"')]\u2019\u201d\u00bb "
-_SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！", "؟", "।")  # noqa: RUF001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,16 +280,28 @@ class Timeline:
         # A short turn within a long one ends before it: search by the running maximum of ends.
         self._ends = [*accumulate((turn.end_s for turn in self._turns), max)]
 
-    def speaker(self, start_s: float, end_s: float) -> str | None:
-        """Return the speaker of most of a time span; else the nearest speaker."""
+    def speaker(
+        self, start_s: float, end_s: float, *, sentence: tuple[float, float] | None = None
+    ) -> str | None:
+        """Return the speaker of most of a time span; else the nearest speaker.
+
+        Of several who speak all the time, the one of most of its sentence, then the one whose turn
+        begins or ends with that. `sentence` is its start and end; None for those of the span.
+        """
         first = bisect_left(self._ends, start_s)
-        shares: dict[str, float] = {}
-        for turn in self._turns[first:]:
-            if turn.start_s >= end_s:
+        sentence_start_s, sentence_end_s = sentence or (start_s, end_s)
+        shares: dict[str, tuple[float, float, float]] = {}
+        for turn in self._turns[bisect_left(self._ends, sentence_start_s) :]:
+            if turn.start_s >= sentence_end_s:
                 break
-            shared_s = min(turn.end_s, end_s) - max(turn.start_s, start_s)
-            shares[turn.speaker] = shares.get(turn.speaker, 0.0) + max(0.0, shared_s)
-        if any(shared_s > 0.0 for shared_s in shares.values()):
+            word_s, sentence_s, nearness_s = shares.get(turn.speaker, (0.0, 0.0, -math.inf))
+            edges_s = abs(turn.start_s - sentence_start_s), abs(turn.end_s - sentence_end_s)
+            shares[turn.speaker] = (
+                word_s + _overlap_s(turn, start_s, end_s),
+                sentence_s + _overlap_s(turn, sentence_start_s, sentence_end_s),
+                max(nearness_s, -min(edges_s)),
+            )
+        if any(word_s > 0.0 for word_s, *_ in shares.values()):
             return max(shares, key=lambda name: shares[name])
         near = [
             (max(turn.start_s - end_s, start_s - turn.end_s, 0.0), turn.speaker)
@@ -297,6 +309,10 @@ class Timeline:
         ]
         distance_s, nearest = min(near, default=(NEAR_S, ""))
         return nearest if distance_s < NEAR_S else None
+
+
+def _overlap_s(turn: SpeakerTurn, start_s: float, end_s: float) -> float:
+    return max(0.0, min(turn.end_s, end_s) - max(turn.start_s, start_s))
 
 
 def _pieces(segment: Segment, timeline: Timeline) -> Iterator[Segment]:
@@ -307,7 +323,13 @@ def _pieces(segment: Segment, timeline: Timeline) -> Iterator[Segment]:
     if not segment.words:
         yield replace(segment, speaker=timeline.speaker(segment.start_s, segment.end_s))
         return
-    speakers = [timeline.speaker(word.start_s, word.end_s) for word in segment.words]
+    speakers = [
+        # Punctuation is said by nobody.
+        timeline.speaker(word.start_s, word.end_s, sentence=sentence)
+        if has_letters(word.word)
+        else None
+        for word, sentence in zip(segment.words, _sentences(segment.words), strict=True)
+    ]
     speakers = _at_pauses(segment.words, _filled(speakers))
     words = [
         replace(word, speaker=speaker)
@@ -328,6 +350,15 @@ def _pieces(segment: Segment, timeline: Timeline) -> Iterator[Segment]:
             words=run,
             speaker=run[0].speaker,
         )
+
+
+def _sentences(words: Sequence[Word]) -> Iterator[tuple[float, float]]:
+    """Yield the start and end of each word's sentence."""
+    first = 0
+    for stop in range(1, len(words) + 1):
+        if stop == len(words) or ends_sentence(words[stop - 1].word, words[stop].word):
+            yield from [(words[first].start_s, words[stop - 1].end_s)] * (stop - first)
+            first = stop
 
 
 def _filled(speakers: Sequence[str | None]) -> list[str | None]:
@@ -367,6 +398,6 @@ def _is_near(words: Sequence[Word], place: int, other: int) -> bool:
 
 def _pause_s(words: Sequence[Word], place: int) -> float:
     previous = words[place - 1]
-    ends = previous.word.rstrip(_CLOSING).endswith(_SENTENCE_ENDS)
+    ends = ends_sentence(previous.word, words[place].word)
     # Rounded to 10 ms, so that nearly equal pauses tie.
     return round(words[place].start_s - previous.end_s, 2) + (SENTENCE_PAUSE_S if ends else 0.0)

@@ -2,6 +2,7 @@
 
 import re
 import string
+import unicodedata
 from collections.abc import Callable, Sequence
 
 # Source: openai-whisper, the defaults of `add_word_timestamps`.
@@ -42,6 +43,11 @@ Spelled = tuple[str, tuple[int, ...]]
 """A piece of text with its token IDs, or their indices."""
 
 NOTHING: Spelled = ("", ())
+
+
+def has_letters(text: str) -> bool:
+    """Whether a text is more than blanks and punctuation: letters, digits or symbols."""
+    return any(unicodedata.category(character)[0] in "LMNS" for character in text)
 
 
 def ends_sentence(text: str, following: str = "") -> bool:

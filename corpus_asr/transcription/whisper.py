@@ -13,7 +13,7 @@ from corpus_asr.decoding.jobs import Gather, Search, Steps
 from corpus_asr.decoding.phrases import HotwordTries, PhraseTrie, as_prompt
 from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.segments import PartTranscript, Segment, Word
-from corpus_asr.text.words import AFTER_A_WORD, BEFORE_A_WORD
+from corpus_asr.text.words import AFTER_A_WORD, BEFORE_A_WORD, has_letters
 from corpus_asr.transcription.fallback import Attempt, OpenAIRules, without_last_token
 from corpus_asr.transcription.long_form import Clock, LongFormRules, TokenSpan, ends_closed
 from corpus_asr.transcription.whisper_prompt import (
@@ -434,7 +434,7 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
                 return seek
             drafts = timed
         self._texts = [
-            (draft.start_s, draft.end_s) for draft in drafts if self.text(draft.tokens).strip()
+            (draft.start_s, draft.end_s) for draft in drafts if has_letters(self.text(draft.tokens))
         ]
         tokens = attempt.result.tokens
         # Only the first spans may be kept.
@@ -451,7 +451,7 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
 
     def _is_stretched(self, draft: DraftSegment) -> bool:
         text = self.text(draft.tokens)
-        return bool(text.strip()) and self.part.is_stretched(text, draft.start_s, draft.end_s)
+        return has_letters(text) and self.part.is_stretched(text, draft.start_s, draft.end_s)
 
     def _time_words(
         self, attempt: Attempt, drafts: Sequence[DraftSegment], seek: int
@@ -506,7 +506,7 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         text = self.text(draft.tokens)
         # Text in the padding after the end of the span is not speech.
         draft = replace(draft, end_s=min(draft.end_s, self.part.seconds(attempt.window.end)))
-        if not text.strip() or draft.start_s >= draft.end_s:
+        if draft.start_s >= draft.end_s:
             return None
         return self.segment(
             attempt,

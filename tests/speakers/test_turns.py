@@ -89,6 +89,34 @@ def test_a_word_has_one_speaker_where_two_have_turns():
     assert named.speaker == "A"
 
 
+def test_words_of_an_overlap_go_to_who_says_their_sentence():
+    # A speaks until 10.4 s, B from 7.9 s on.
+    turns = [turn(0.0, 10.4, "A"), turn(7.9, 17.0, "B")]
+
+    def said(text, start_s):
+        pieces = with_speakers([segment(text, start_s=start_s)], turns)
+        return [(piece.speaker, piece.text.strip()) for piece in pieces]
+
+    assert said("b b b b", 8.0) == [("B", "b b b b")]
+    assert said("a a a a a", 4.5) == [("A", "a a a a a")]
+    # One sentence of each, and two of which both voices speak all the time.
+    assert said("a a a. b b b", 5.0) == [("A", "a a a."), ("B", "b b b")]
+    assert said("b b.", 8.0) == [("B", "b b.")]
+    assert said("a.", 9.5) == [("A", "a.")]
+
+
+def test_what_is_said_within_another_s_sentence_stays_there():
+    turns = [turn(0.0, 6.0, "A"), turn(1.9, 2.9, "B")]
+    (piece,) = with_speakers([segment("a a a a a a")], turns)
+    assert piece.speaker == "A"
+
+
+def test_a_lone_full_stop_is_said_by_who_spoke_before():
+    turns = [turn(0.0, 1.9, "A"), turn(1.9, 4.0, "B")]
+    (piece,) = with_speakers([segment("a a .")], turns)
+    assert piece.speaker == "A"
+
+
 def segment(text: str, *, start_s: float = 0.0, word_s: float | None = 1.0) -> Segment:
     """A word a second, or without words; `_` is a pause of a word's length."""
     words, at_s = [], start_s

@@ -309,6 +309,15 @@ def test_a_clip_with_more_letters_than_anybody_says_has_no_text() -> None:
     assert [one.text for one in segments] == [" w1 w2"]
 
 
+def test_punctuation_alone_is_no_segment(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [" .", " ...\u2014", " \u266a", " 5"]
+    changed = prompt_format(text=lambda ids: "".join(texts[one] for one in ids if one < 4), **TINY)
+    monkeypatch.setattr(f"{__name__}.prompt_format", lambda **_: changed)
+    times = [(BEGIN + 50 * one, one, BEGIN + 50 * one + 40) for one in range(4)]
+    segments, _ = loop([said(*(token for text in times for token in text))], seconds=20)
+    assert [one.text for one in segments] == [" \u266a", " 5"]
+
+
 @pytest.mark.parametrize(("highest", "is_prompt"), [(0.4, True), (0.8, False)])
 def test_a_text_of_failed_temperatures_above_a_half_is_no_prompt(
     highest: float, is_prompt: bool
