@@ -95,6 +95,17 @@ OTHER_CODES = {
 }  # fmt: skip
 """ISO 639-2 and 639-3 codes of each language, and withdrawn ISO 639-1 codes."""
 
+_UNDETERMINED = frozenset({"und", "mul", "mis", "zxx"})  # of ISO 639-2
+# Codes of countries and dialects.
+_WRITTEN_FOR = {
+    "uk": "ua", "cs": "cz", "zh": "cn wuu nan hak", "ja": "jp", "ko": "kr", "el": "gr", "da": "dk",
+    "sv": "se", "vi": "vn", "sr": "rs", "he": "il", "fa": "ir", "kk": "kz", "be": "by",
+    "en": "us gb sco", "de": "at gsw bar ksh", "nl": "vls",
+    "ar": "eg arz ary apc", "it": "scn nap vec lmo", "es": "mx",
+}  # fmt: skip
+CODES_INSTEAD = {name: code for code, names in _WRITTEN_FOR.items() for name in names.split()}
+"""Codes by what is written in their place and is no code of a language here."""
+
 # A language, an extended language of Chinese, a script and a region, as in BCP 47; then POSIX
 # locale suffixes. Only scripts of these languages: `no-such` is not a tag.
 _TAG = re.compile(
@@ -150,14 +161,32 @@ def check_known(wanted: Iterable[str], known: Collection[str]) -> None:
     unknown = [code for code in wanted if code != "auto" and code not in known]
     if not unknown:
         return
-    names = CODES_BY_NAME | _CODES_BY_OWN_NAME
-    near = difflib.get_close_matches(unknown[0].strip().lower(), names, n=1, cutoff=0.75)
-    meant = names[near[0]] if near else None
-    hint = f"did you mean {meant}? " if meant in known else ""
     raise ConfigError(
-        f"decoding.language: this checkpoint does not know {', '.join(unknown)}; {hint}it knows "
-        f"{', '.join(sorted(known))}"
+        f"decoding.language: this checkpoint does not know {', '.join(unknown)}; "
+        f"{advise_codes(unknown, known)}it knows {', '.join(sorted(known))}"
     )
+
+
+def advise_codes(unknown: Iterable[str], known: Collection[str]) -> str:
+    """Return what to write for unknown languages, with a space behind; empty if nothing is near."""
+    meant = {text: _meant_code(text) for text in unknown}
+    open_ones = [text for text, code in meant.items() if code == "auto"]
+    names_none = f"{', '.join(open_ones)} names no language: leave it out, or write auto alone; "
+    codes = [code for code in meant.values() if code in known]
+    return names_none * bool(open_ones) + f"did you mean {', '.join(codes)}? " * bool(codes)
+
+
+def _meant_code(text: str) -> str | None:
+    name = _plain(text)
+    tag = _TAG.fullmatch(name)
+    code = name if tag is None else tag["code"]
+    if code in _UNDETERMINED:
+        return "auto"
+    if code in CODES_INSTEAD:
+        return CODES_INSTEAD[code]
+    names = CODES_BY_NAME | _CODES_BY_OWN_NAME
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
+    return names[near[0]] if near else None
 
 
 def _plain(text: str) -> str:
@@ -171,6 +200,11 @@ def _known_code(name: str) -> str | None:
 
 
 def _nearest(name: str, known: Collection[str]) -> str:
+    meant = _meant_code(name)
+    if meant == "auto":
+        return "none, as it names no language; leave it out"
+    if meant in known:
+        return f"{meant} ({LANGUAGES[meant]})"
     # A short word is a misspelled code, a long one a misspelled name.
     names = {language_name: code for language_name, code in CODES_BY_NAME.items() if code in known}
     candidates = list(known) if len(name) <= 3 else list(names)

@@ -5,6 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.whisper import tokenization_whisper as oracle
 
+from corpus_asr import languages
+from corpus_asr.config.decoding import DecodingSettings, check_english_only
 from corpus_asr.errors import ConfigError
 from corpus_asr.languages import (
     ALIASES,
@@ -14,6 +16,7 @@ from corpus_asr.languages import (
     code_of,
     resolve_language,
 )
+from corpus_asr.transcription.chunks import check_window_settings
 
 
 def test_codes_names_and_their_order_are_those_of_the_reference():
@@ -74,6 +77,44 @@ def test_what_is_no_tag_is_no_language() -> None:
         check_known(["Deutch"], LANGUAGES)
     with pytest.raises(ValueError, match=r"german \(de\) is not among the 1 languages"):
         resolve_language("Deutsch", known=("en",))
+
+
+@pytest.mark.parametrize(
+    ("texts", "code"),
+    [
+        ("ua UA ua-UA <|ua|>", "uk"), ("cz cz-CZ", "cs"), ("cn cn-CN", "zh"), ("jp", "ja"),
+        ("gsw gsw-CH bar", "de"), ("gr", "el"), ("dk", "da"), ("arz ary", "ar"), ("wuu", "zh"),
+    ],
+)  # fmt: skip
+def test_codes_of_countries_and_dialects_lead_to_the_right_code(texts: str, code: str) -> None:
+    for text in texts.split():
+        with pytest.raises(ConfigError, match=rf"know {text}.*did you mean {code}\?"):
+            check_known(["en", text], LANGUAGES)
+        with pytest.raises(ConfigError, match=rf"English-only; did you mean {code}\?"):
+            check_english_only(DecodingSettings(language=text))
+        with pytest.raises(ConfigError, match=rf"did you mean {code}\? name one of these"):
+            check_window_settings(
+                DecodingSettings(language=text), model="m", longest_s=1.0, languages=LANGUAGES
+            )
+        with pytest.raises(ValueError, match=rf"nearest: {code} \("):
+            resolve_language(text)
+    with pytest.raises(ConfigError, match=r"did you mean cs, uk\?"):
+        check_known(["en", "cz", "ua"], LANGUAGES)
+
+
+@pytest.mark.parametrize("text", ["und", "UND", "und-Latn", "mul", "zxx", "mis"])
+def test_a_tag_of_no_language_is_left_out_or_auto(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"{text} names no language: leave it out, or write auto"):
+        check_known([text], LANGUAGES)
+    with pytest.raises(ConfigError, match="leave it out, or write auto"):
+        check_english_only(DecodingSettings(language=text))
+    with pytest.raises(ValueError, match="nearest: none, as it names no language; leave it out"):
+        resolve_language(text)
+
+
+def test_advice_on_codes_hides_no_known_language() -> None:
+    assert {code_of(text) for text in languages.CODES_INSTEAD}.isdisjoint(LANGUAGES)
+    assert set(languages.CODES_INSTEAD.values()) <= set(LANGUAGES)
 
 
 def test_an_unknown_language_is_refused_with_the_nearest_one():

@@ -59,9 +59,7 @@ def transcribe(
 ) -> None:
     """Transcribe files, or align a known text with one: print it, or write subtitles and JSON."""
     with readable_errors():
-        language = options.language
         keys = keys_of(overrides, asdict(options) | {
-            "language": language.split(",") if language and "," in language else language,
             "beam_size": _number_or_word(options.beam_size),
             "temperature": _numbers(options.temperature),
             "channels": _number_or_word(options.channels),

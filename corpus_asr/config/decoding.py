@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from corpus_asr.errors import ConfigError
+from corpus_asr.languages import LANGUAGES, advise_codes
 
 MAX_WEIGHT = 10.0
 _MAX_CHARACTERS = 200
@@ -177,7 +178,7 @@ class DecodingSettings:
 
     language: str | tuple[str, ...] = "auto"
     """Language: `auto` (detected), a code, tag or name such as `de`, `deu`, `de-AT`, `German` or
-    `Deutsch`, or a list of candidates for detection."""
+    `Deutsch`, or candidates for detection, as a list or `en,de`."""
     language_mode: Literal["recording", "part", "window"] = "recording"
     """Scope of one language: `recording`, `part`, or `window` (for speakers who switch
     languages)."""
@@ -313,7 +314,7 @@ def check_english_only(decoding: DecodingSettings, *, checkpoint: str = "this ch
     if codes:
         raise ConfigError(
             f"decoding.language: found {', '.join(codes)}, but {checkpoint} is English-only; "
-            f"{ADVICE}"
+            f"{advise_codes(codes, LANGUAGES)}{ADVICE}"
         )
     if decoding.task == "translate":
         raise ConfigError(

@@ -183,9 +183,10 @@ class DecodingSection(_DecodingKeys, Settings):  # type: ignore[misc]  # both ar
     @field_validator("language")
     @classmethod
     def _codes_of_names(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        if isinstance(value, str):
-            return _code_of(value)
-        codes = tuple(map(_code_of, value))
+        names = value.strip(", ").split(",") if isinstance(value, str) else value
+        codes = tuple(map(_code_of, names))
+        if len(codes) == 1:
+            return codes[0]
         if "auto" in codes:
             raise ValueError("found auto in a list, expected codes of languages; remove it")
         choice = tuple(dict.fromkeys(codes))  # duplicates would share its probability

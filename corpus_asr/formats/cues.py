@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.formats.options import FRAME_S, CueRules
-from corpus_asr.formats.pieces import Piece, TimedText
+from corpus_asr.formats.pieces import Piece, TimedText, one_line
 from corpus_asr.segments import MissingWord, Segment, SpeakerTurn, channel_name
 from corpus_asr.text.line_breaks import columns
 from corpus_asr.text.words import ends_sentence
@@ -97,11 +97,14 @@ def cues_of(recording: Transcribed, rules: CueRules) -> list[Cue]:
     """Return a recording's cues, sorted by start."""
     cues = []
     for segments in labelled(recording):
+        starts_s = [segment.start_s for segment in segments[1:]]
         pairs = [
             (cue, language_rules)
-            for segment in segments
+            for segment, free_until_s in zip_longest(
+                segments, starts_s, fillvalue=recording.duration_s
+            )
             for language_rules in (rules.of(segment.language or recording.language),)
-            for cue in _cues_of_segment(segment, language_rules)
+            for cue in _cues_of_segment(segment, language_rules, free_until_s)
         ]
         pairs.sort(key=lambda pair: pair[0].start_s)
         shown = _of_a_frame([cue for cue, _ in pairs], recording.duration_s)
@@ -197,7 +200,7 @@ def _break_cost(pieces: Sequence[Piece], stop: int) -> _Cost:
     return _Cost(in_clauses=1, breaks=1)
 
 
-def _cues_of_segment(segment: Segment, rules: CueRules) -> list[Cue]:
+def _cues_of_segment(segment: Segment, rules: CueRules, free_until_s: float) -> list[Cue]:
     if not isfinite(segment.start_s + segment.end_s):
         raise ConfigError(
             f"writing subtitles: found the times {segment.start_s} to {segment.end_s} of "
@@ -208,7 +211,10 @@ def _cues_of_segment(segment: Segment, rules: CueRules) -> list[Cue]:
     pieces = text.whole()
     if not pieces:
         return []
-    if not (_width(pieces, label) <= (rules.max_line_width or inf) and _fits(pieces, rules, label)):
+    is_one_line = _width(pieces, label) <= (rules.max_line_width or inf)
+    is_dialogue = bool(text.voices and rules.max_line_width)
+    if is_dialogue or not (is_one_line and _fits(pieces, rules, label)):
+        text = TimedText(_stretched(segment, rules, label, free_until_s))
         pieces = text.pieces(rules.max_line_width)
 
     def fits(start: int, stop: int) -> bool:
@@ -216,8 +222,13 @@ def _cues_of_segment(segment: Segment, rules: CueRules) -> list[Cue]:
 
     def cost(start: int, stop: int) -> _Cost:
         length = sum(len(piece.text) for piece in pieces[start:stop])
-        lasts_s = pieces[stop - 1].end_s - pieces[start].start_s
-        too_short = _Cost(too_short=lasts_s < (rules.min_duration_s or 0.0))
+        end_s = pieces[stop - 1].end_s
+        if stop == len(pieces):
+            end_s = max(end_s, free_until_s - (rules.min_gap_s or 0.0))
+        missing_s = max(0.0, (rules.min_duration_s or 0.0) - (end_s - pieces[start].start_s))
+        # Two somewhat short ones are better than one that flashes.
+        halves = ceil(2.0 * missing_s / rules.min_duration_s) if rules.min_duration_s else 0
+        too_short = _Cost(too_short=halves**2)
         return _break_cost(pieces, stop).plus(_Cost(unevenness=length**2)).plus(too_short)
 
     whole = fits(0, len(pieces))
@@ -235,6 +246,20 @@ def _cues_of_segment(segment: Segment, rules: CueRules) -> list[Cue]:
         timed = bool(segment.words)
         cues.append(Cue(begin, max(begin, end), lines, text, timed, segment.speaker))
     return cues
+
+
+def _stretched(segment: Segment, rules: CueRules, label: int, free_until_s: float) -> Segment:
+    # Without word times, the times of parts are estimates: text that is too fast takes the time
+    # until the next segment, and not its last part alone.
+    if segment.words:
+        return segment
+    text = one_line(segment.text).strip()
+    area = (rules.max_line_width or inf) * (rules.max_line_count or inf)
+    num_cues = ceil((columns(text) + label) / area)
+    shortest_s = num_cues * ((rules.min_duration_s or 0.0) + (rules.min_gap_s or 0.0))
+    end_s = segment.start_s + max(shortest_s, _reading_s(text, rules))
+    free_until_s -= rules.min_gap_s or 0.0
+    return replace(segment, end_s=max(segment.end_s, min(end_s, free_until_s)))
 
 
 def _shared(
@@ -267,7 +292,9 @@ def _num_lines(pieces: Sequence[Piece], max_columns: int, label: int) -> int:
     # Greedy filling gives the minimum number of lines.
     lines, used, is_empty = 1, label, True
     for piece in pieces:
-        if not is_empty and used + columns(piece.text.rstrip()) > max_columns:
+        if not is_empty and (
+            piece.changes_voice or used + columns(piece.text.rstrip()) > max_columns
+        ):
             lines, used, is_empty = lines + 1, 0, True
         used += columns(piece.text.lstrip() if is_empty else piece.text)
         is_empty = False
@@ -277,7 +304,8 @@ def _num_lines(pieces: Sequence[Piece], max_columns: int, label: int) -> int:
 def _lines(pieces: Sequence[Piece], rules: CueRules, label: int) -> tuple[tuple[Piece, ...], ...]:
     # The minimum number of lines, of similar length. The speaker's name is in the first.
     limit = rules.max_line_width
-    if limit is None or _width(pieces, label) <= limit:
+    voices = {at for at, piece in enumerate(pieces) if piece.changes_voice}
+    if limit is None or (_width(pieces, label) <= limit and voices <= {0}):
         return (tuple(pieces),)
 
     def width(start: int, stop: int) -> int:
@@ -289,7 +317,7 @@ def _lines(pieces: Sequence[Piece], rules: CueRules, label: int) -> tuple[tuple[
         return _Cost(lines=1, in_words=in_word, unevenness=width(start, stop) ** 2)
 
     def fits(start: int, stop: int) -> bool:
-        return width(start, stop) <= limit
+        return width(start, stop) <= limit and voices.isdisjoint(range(start + 1, stop))
 
     return tuple(tuple(pieces[a:b]) for a, b in _best_breaks(len(pieces), fits, cost))
 
@@ -304,9 +332,7 @@ def _spaced(cues: Sequence[Cue], cue_rules: Sequence[CueRules], duration_s: floa
     for cue, rules, following in zip_longest(cues, cue_rules, cues[1:]):
         end_s = max(cue.end_s, min(cue.start_s + _needed_s(cue, rules), duration_s))
         gap_s, close_s = rules.min_gap_s or 0.0, rules.close_gaps_s or 0.0
-        if following is not None and (
-            end_s > cue.end_s or gap_s or close_s or rules.min_duration_s
-        ):
+        if following is not None and (end_s > cue.end_s or gap_s or close_s):
             # Without room for a gap, cues are adjacent.
             latest_s = following.start_s - gap_s
             if latest_s - cue.start_s < FRAME_S:
@@ -322,13 +348,17 @@ def _spaced(cues: Sequence[Cue], cue_rules: Sequence[CueRules], duration_s: floa
 def _needed_s(cue: Cue, rules: CueRules) -> float:
     """Return the seconds that a cue needs to be read."""
     text = " ".join([*([] if cue.speaker is None else [f"[{cue.speaker}]"]), *cue.texts])
+    least_s = max(_reading_s(text, rules), rules.min_duration_s or 0.0)
+    return min(least_s, rules.max_duration_s or inf)
+
+
+def _reading_s(text: str, rules: CueRules) -> float:
     by_speed_s = max(
         columns(text) / rules.max_cps if rules.max_cps else 0.0,
         60.0 * len(text.split()) / rules.max_wpm if rules.max_wpm else 0.0,
     )
     # Rounded up to whole milliseconds, as in files, so that rounding never shortens it.
-    by_speed_s = ceil(1000.0 * by_speed_s + 1.0) / 1000.0 if by_speed_s else 0.0
-    return min(max(by_speed_s, rules.min_duration_s or 0.0), rules.max_duration_s or inf)
+    return ceil(1000.0 * by_speed_s + 1.0) / 1000.0 if by_speed_s else 0.0
 
 
 def _of_a_frame(cues: Sequence[Cue], duration_s: float) -> list[Cue]:

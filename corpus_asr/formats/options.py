@@ -67,7 +67,9 @@ _NETFLIX = {
     "min_gap_s": 2 * FRAME_S, "close_gaps_s": 0.5,
 }  # fmt: skip
 _PRESETS: Mapping[SubtitlePreset | None, Mapping[str, Any]] = {
-    None: {"max_line_width": 42, "max_line_count": 2, "max_duration_s": 7.0},
+    None: {
+        "max_line_width": 42, "max_line_count": 2, "max_duration_s": 7.0, "min_duration_s": 5 / 6,
+    },
     SubtitlePreset.netflix: _NETFLIX | {"max_cps": 20.0},
     SubtitlePreset.netflix_children: _NETFLIX | {"max_cps": 17.0},
     # 37 characters fit 68 % of the picture; pauses shorter than a second flicker.
@@ -75,14 +77,17 @@ _PRESETS: Mapping[SubtitlePreset | None, Mapping[str, Any]] = {
         "max_line_width": 37, "max_line_count": 2, "max_wpm": 180.0, "close_gaps_s": 1.0,
     },
 }  # fmt: skip
-# Languages with denser characters; the second number is for children.
-_NETFLIX_WIDTHS = {"ja": 13, "zh": 16, "yue": 16, "ko": 16}
-_NETFLIX_CPS = {"ja": (4.0, 4.0), "zh": (9.0, 7.0), "yue": (9.0, 7.0), "ko": (12.0, 9.0)}
+# Languages of wide characters, which take two columns; the second speed is for children. The guides
+# count full-width characters, and others as half of one: 13, 16 and 16 a line.
+_NETFLIX_WIDTHS = {"ja": 26, "zh": 32, "yue": 32, "ko": 32}
+_NETFLIX_CPS = {"ja": (8.0, 8.0), "zh": (18.0, 14.0), "yue": (18.0, 14.0), "ko": (24.0, 18.0)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CueRules:
     """Limits of a cue; None means the preset's value, by default two lines of 42 columns and 7 s.
+
+    A wide character of Chinese, Japanese or Korean takes two columns.
 
     A cue is extended for reading speed and minimum duration, at most until the next one.
     """
@@ -93,7 +98,7 @@ class CueRules:
     max_duration_s: float | None = None
     min_duration_s: float | None = None
     max_cps: float | None = None
-    """Maximum characters per second, spaces included."""
+    """Maximum columns per second, spaces included."""
     max_wpm: float | None = None
     """Maximum words per minute."""
     min_gap_s: float | None = None
@@ -135,6 +140,8 @@ class CueRules:
             if self.preset is not None:
                 children = self.preset is SubtitlePreset.netflix_children
                 values["max_cps"] = _NETFLIX_CPS[language][children]
+        if self.max_duration_s is not None and "min_duration_s" in values:
+            values["min_duration_s"] = min(values["min_duration_s"], self.max_duration_s)
         settings = {rule_field.name: getattr(self, rule_field.name) for rule_field in fields(self)}
         settings |= {name: value for name, value in values.items() if settings[name] is None}
         return CueRules(**{**settings, "preset": SubtitlePreset.none})

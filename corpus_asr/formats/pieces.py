@@ -21,9 +21,12 @@ from corpus_asr.text.line_breaks import (
     timed_word_breaks,
     word_breaks,
 )
+from corpus_asr.text.words import ends_sentence
 
 _LINE_BREAKS = re.compile(r"[\s]*[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+[\s]*")
 _SPACES = re.compile(r"(?<=\S)\s+(?=\S)")
+# A dash before what may begin a sentence, and no sign of a number.
+_DASH = re.compile(r"(?:^\s*|\s+)[-\u2013\u2014](?:\s+(?=[\w\"'“«¿¡(])|(?=[^\W\d_]|[¿¡]))")
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1b\x1f\x7f]")
 
 
@@ -38,6 +41,8 @@ class Piece:
     """1 if it continues a word that exceeds a line, 2 if the break is between two letters."""
     offset: int = 0
     """Number of characters of the segment before it."""
+    changes_voice: bool = False
+    """Whether it begins with the dash of another voice."""
 
 
 def one_line(text: str) -> str:
@@ -75,7 +80,9 @@ class TimedText:
         if not self.text.strip():
             return []
         pieces = []
-        for first, stop in _spans(word_breaks(self.text, self._language), len(self.text)):
+        breaks = {*word_breaks(self.text, self._language), *self.voices}
+        breaks -= {at for start, stop in self.voices.items() for at in range(start + 1, stop + 1)}
+        for first, stop in _spans(sorted(breaks), len(self.text)):
             if max_columns is None or columns(self.text[first:stop].strip()) <= max_columns:
                 pieces.append(self._piece(first, stop))
             else:
@@ -85,6 +92,15 @@ class TimedText:
                     for a, b in parts
                 ]
         return pieces
+
+    @cached_property
+    def voices(self) -> dict[int, int]:
+        """Start and end of the dashes of other voices: after a sentence, before no small letter."""
+        return {
+            start: stop
+            for start, stop in (match.span() for match in _DASH.finditer(self.text))
+            if not self.text[stop].islower() and ends_sentence(self.text[:start], self.text[stop:])
+        }
 
     def whole(self) -> list[Piece]:
         """Return the text as one piece; none if it is empty."""
@@ -157,7 +173,8 @@ class TimedText:
         if self._words:  # spaces take no time
             begin, end = stop - len(text.lstrip()), first + len(text.rstrip())
         start_s = self._time(begin, begin)
-        return Piece(text, start_s, max(start_s, self._time(end, end - 1)), in_word, first)
+        end_s = max(start_s, self._time(end, end - 1))
+        return Piece(text, start_s, end_s, in_word, first, changes_voice=first in self.voices)
 
     def _time(self, offset: int, character: int) -> float:
         # Time of a character boundary.

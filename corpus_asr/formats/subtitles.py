@@ -10,6 +10,7 @@ players read it.
 import html
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.formats.cues import Cue
@@ -20,6 +21,8 @@ from corpus_asr.segments import timestamp
 # SubRip has no escapes: characters of possible tags are replaced by similar ones.
 _TAG_IN_SRT = re.compile(r"<(?=\s*[A-Za-z/])")
 # LRC has no escapes either: times within a text are changed.
+# As in Netflix's guide: a subtitle that vanishes for less flickers.
+_PAUSE_S = 0.5
 _TIME_IN_LRC = re.compile(r"[\[<](?=\s*\d+\s*:)")
 _OUTER_SPACES = re.compile(r"^(\s*)(.*)$", re.DOTALL)
 
@@ -56,17 +59,18 @@ def _vtt_escape(text: str) -> str:
     return html.escape(_without_tags(text), quote=False)
 
 
-def lrc_text(cues: Iterable[Cue]) -> str:
-    """Return cues as an LRC file: a time before each line."""
-    lines = (
-        (cue.start_s if number == 0 else line[0].start_s, text, cue.speaker)
-        for cue in cues
-        for number, (line, text) in enumerate(zip(cue.lines, cue.texts, strict=True))
-    )
-    return "".join(
-        f"[{_lrc_clock(start_s)}]{_by(speaker, _lrc_escape(text), _lrc_escape)}\n"
-        for start_s, text, speaker in lines
-    )
+def lrc_text(cues: Sequence[Cue]) -> str:
+    """Return cues as an LRC file: a time before each line, and alone where a pause begins."""
+    lines, end_s = [], 0.0
+    for cue, following in zip_longest(cues, cues[1:]):
+        for number, (line, text) in enumerate(zip(cue.lines, cue.texts, strict=True)):
+            start_s = cue.start_s if number == 0 else line[0].start_s
+            lines.append((start_s, _by(cue.speaker, _lrc_escape(text), _lrc_escape)))
+        end_s = max(end_s, cue.end_s)
+        # Players show a line until the next time.
+        if following is None or following.start_s - end_s >= _PAUSE_S:
+            lines.append((end_s, ""))
+    return "".join(f"[{_lrc_clock(start_s)}]{text}\n" for start_s, text in lines)
 
 
 def _by(speaker: str | None, text: str, escape: Callable[[str], str] = str) -> str:

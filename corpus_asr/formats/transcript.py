@@ -30,7 +30,7 @@ class SubtitleOptions(TypedDict, total=False):
     """Limits of a broadcaster's guide, overridden by other options; with `none` a segment is one
     cue on one line."""
     max_line_width: int | None
-    """Maximum characters per line, as displayed."""
+    """Maximum columns per line, as displayed: wide characters take two."""
     max_line_count: int | None
     """Maximum lines per cue; needs max_line_width."""
     max_duration_s: float | None
@@ -38,7 +38,7 @@ class SubtitleOptions(TypedDict, total=False):
     min_duration_s: float | None
     """Minimum duration of a cue in seconds, if there is time."""
     max_cps: float | None
-    """Maximum characters per second; a cue is extended if there is time."""
+    """Maximum columns per second; a cue is extended if there is time."""
     max_wpm: float | None
     """Maximum words per minute; a cue is extended if there is time."""
     min_gap_s: float | None

@@ -29,7 +29,7 @@ from corpus_asr.families.registry import (
     users_family,
 )
 from corpus_asr.families.saved_files import read_json_object
-from corpus_asr.languages import check_known
+from corpus_asr.languages import advise_codes, check_known
 from corpus_asr.storage.model_files import fetch_checkpoint, full_name, model_revision
 from corpus_asr.storage.stores.uri import redact_uri
 
@@ -211,7 +211,8 @@ def _check_detects(main: Checkpoint, others: Mapping[str, str]) -> None:
     if unknown := sorted(set(others) - set(main.language_ids)):
         raise ConfigError(
             f"reading model.by_language: found {', '.join(unknown)}, expected codes of languages "
-            f"that model.checkpoint detects: {', '.join(sorted(main.language_ids))}; correct them"
+            f"that model.checkpoint detects: {', '.join(sorted(main.language_ids))}; "
+            f"{advise_codes(unknown, main.language_ids)}correct them"
         )
 
 

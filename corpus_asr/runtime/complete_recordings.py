@@ -253,7 +253,9 @@ def _speakers_of(recording: RecordingVoices, settings: SpeakerSettings) -> Diari
     rows = (row for _, row in sorted(recording.parts.items()))
     try:
         windows = ((row["channel"], SpeechWindows.of_columns(row)) for row in rows)
-        return diarize_parts(windows, settings.of_recording(recording.numbers))
+        return diarize_parts(
+            windows, settings.of_recording(recording.numbers), name=redact_uri(recording.uri)
+        )
     except Exception as error:  # fails one recording's speakers only
         event(
             _LOG, logging.ERROR, "speakers_not_found", recording_id=recording.recording_id,

@@ -68,7 +68,8 @@ def transcript_of(
     if speakers.wanted:
         windows = ((part.extracted.channel, _voices(part.extracted)) for part in parts)
         voices = ((channel, voices) for channel, voices in windows if voices is not None)
-        turns = diarize_parts(voices, speakers).turns
+        name = redact_uri(recording.audio.name)
+        turns = diarize_parts(voices, speakers, name=name).turns
 
     def joined(channel: int | None) -> Transcript:
         chosen = [part for part in parts if channel in (None, part.extracted.channel)]

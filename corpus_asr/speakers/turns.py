@@ -1,7 +1,9 @@
 """Speaker diarization: windows of speech to turns, and turns to segments and words."""
 
+import logging
 import math
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby, pairwise
@@ -17,6 +19,7 @@ from corpus_asr.text.words import ends_sentence, has_letters
 if TYPE_CHECKING:  # imports pydantic
     from corpus_asr.config.extraction import SpeakerSettings
 
+_LOG = logging.getLogger(__name__)
 # Windows of a span touch; spans are separated by at least the silence that ends speech.
 _APART_S = 1e-3
 # Turns before and after in which the second speaker of an overlap is searched.
@@ -159,19 +162,32 @@ def diarize(
 
 
 def diarize_parts(
-    parts: Iterable[tuple[int | None, SpeechWindows]], settings: "SpeakerSettings"
+    parts: Iterable[tuple[int | None, SpeechWindows]], settings: "SpeakerSettings", *, name: str
 ) -> Diarization:
-    """Return a recording's speakers from the channel and windows of each part, in order."""
+    """Return a recording's speakers from the channel and windows of each part, in order.
+
+    A channel with fewer speakers than `settings` demand is logged, with the recording's name.
+    """
     channels: dict[int | None, list[SpeechWindows]] = {}
     for channel, windows in parts:
         channels.setdefault(channel, []).append(windows)
-    return diarize(
+    bounds = SpeakerBounds.of(settings.num_speakers, settings.min_speakers, settings.max_speakers)
+    found = diarize(
         {
             channel: SpeechWindows.joined(channel_windows)
             for channel, channel_windows in channels.items()
         },
-        SpeakerBounds.of(settings.num_speakers, settings.min_speakers, settings.max_speakers),
+        bounds,
     )
+    speakers = {(turn.channel, turn.speaker) for turn in found.turns}
+    fewest = min(Counter(channel for channel, _ in speakers).values(), default=bounds.least)
+    if fewest < bounds.least:
+        _LOG.warning(
+            "finding speakers of %s: found %d, expected %d: its speech is too short for more; "
+            "check the number, or leave it out",
+            name, fewest, bounds.least,
+        )  # fmt: skip
+    return found
 
 
 def _shared_s(

@@ -97,6 +97,16 @@ def timed_word_breaks(text: str, language: str | None) -> list[int]:
     ]
 
 
+def dictionary_breaks(text: str, language: str | None) -> list[int] | None:
+    """Return `word_breaks` of Thai, Lao, Khmer and Burmese by ICU; None if it is not installed.
+
+    None for other scripts too.
+    """
+    if not _OF_DICTIONARIES.search(text) or _icu_of(text) is None:
+        return None
+    return word_breaks(text, language)
+
+
 def line_breaks(text: str, language: str | None) -> list[int]:
     """Return Unicode's line break opportunities, such as after a hyphen; after spaces."""
     if (icu := _icu_of(text)) is not None:
@@ -119,11 +129,19 @@ def character_breaks(text: str) -> list[int]:
 
 
 def columns(text: str) -> int:
-    """Return the number of visible characters: grapheme clusters without invisible ones."""
+    """Return the width as displayed: wide characters take two columns, marks and joiners none.
+
+    Source: Unicode Standard Annex 11, East Asian Width: W and F.
+    """
     text = _INVISIBLE.sub("", text)
     if not _BEYOND_LATIN.search(text):  # one column each; most texts
         return len(text)
-    return len(_clusters(text)) + 1
+    starts = (text[at] for at in (0, *_clusters(text)))
+    return sum(
+        1 + (unicodedata.east_asian_width(character) in "WF")
+        for character in starts
+        if unicodedata.category(character)[0] != "M"
+    )
 
 
 def _is_letter(character: str) -> bool:

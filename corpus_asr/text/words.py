@@ -101,6 +101,19 @@ def join_to_words(pieces: Sequence[Spelled]) -> list[Spelled]:
     return words
 
 
+def join_between(pieces: Sequence[Spelled], breaks: Sequence[int]) -> list[Spelled]:
+    """Join pieces to words between offsets in their text; a piece across a break joins two."""
+    words: list[Spelled] = []
+    starts, offset = {0, *breaks}, 0
+    for piece in pieces:
+        if offset in starts or not words:
+            words.append(piece)
+        else:
+            words[-1] = joined(words[-1], piece)
+        offset += len(piece[0])
+    return words
+
+
 def merge_punctuation(words: Sequence[Spelled], *, before: str = BEFORE_A_WORD) -> list[Spelled]:
     """Attach punctuation to adjacent words, leaving empty texts in its place.
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.jobs import Gather, Steps
 from corpus_asr.errors import ConfigError
+from corpus_asr.languages import advise_codes
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.fallback import OpenAIRules
 from corpus_asr.transcription.windows import (
@@ -58,7 +59,8 @@ def check_window_settings(
     if languages and settings.language not in ("auto", *languages):
         raise ConfigError(
             f"decoding.language: found {settings.language}, but {model} knows "
-            f"{', '.join(sorted(languages))}; name one of these, or remove it"
+            f"{', '.join(sorted(languages))}; {advise_codes([settings.language], languages)}"
+            "name one of these, or remove it"
         )
     if settings.window_s is not None and settings.window_s > longest_s:
         raise ConfigError(

@@ -9,11 +9,13 @@ import numpy as np
 from corpus_asr.array_types import Float
 from corpus_asr.decoding.jobs import AlignJob, AlignResult, TokenTiming
 from corpus_asr.segments import Word
+from corpus_asr.text.line_breaks import dictionary_breaks
 from corpus_asr.text.words import (
     SENTENCE_ENDS,
     WITHOUT_BLANKS,
     Spelled,
     ends_sentence,
+    join_between,
     join_to_words,
     merge_punctuation,
     split_characters,
@@ -27,13 +29,17 @@ def split_words(
 ) -> list[Spelled]:
     """Split text tokens into words.
 
-    A word starts with a space or is punctuation; in languages without spaces it is the shortest run
-    of tokens that spells whole characters.
+    A word starts with a space or is punctuation; in Thai, Lao, Khmer and Burmese it is one of ICU's
+    dictionaries, if installed. In other languages without spaces it is the shortest run of tokens
+    that spells whole characters.
 
-    Source: openai-whisper `Tokenizer.split_to_word_tokens`. Differs for invalid UTF-8, where the
-    original loses tokens or raises an error.
+    Source: openai-whisper `Tokenizer.split_to_word_tokens`. Differs for ICU's words, and for
+    invalid UTF-8, where the original loses tokens or raises an error.
     """
     pieces = split_characters(tokens, text)
+    breaks = dictionary_breaks("".join(spelling for spelling, _ in pieces), language)
+    if breaks is not None:
+        return join_between(pieces, breaks)
     return pieces if language in WITHOUT_BLANKS else join_to_words(pieces)
 
 

@@ -141,7 +141,7 @@ def given() -> dict[str, Any]:
     ("typed", "key", "value"),
     [
         ("--language German", "language", "German"),
-        ("--language en,de", "language", ["en", "de"]),
+        ("--language en,de", "language", "en,de"),
         ("--task translate", "task", "translate"),
         ("--word_timestamps", "word_timestamps", True),
         ("--no-word-timestamps", "word_timestamps", False),

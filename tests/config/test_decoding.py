@@ -99,6 +99,8 @@ def test_options_that_fit() -> None:
     assert (settings.initial_prompt, settings.hotwords, settings.prefix) == (None, None, "So")
     # Of one there is nothing to detect, so that models which do not detect take it, too.
     assert options_from({"language": ["German", "de"]}).decoding.language == "de"
+    for text, codes in (("en,de", ("en", "de")), ("en, Deutsch,", ("en", "de")), ("de,", "de")):
+        assert options_from({"language": text}).decoding.language == codes, text
 
 
 def test_text_that_utf8_cannot_write_is_refused_by_its_key() -> None:

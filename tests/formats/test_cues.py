@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from corpus_asr.errors import ConfigError
 from corpus_asr.formats.cues import cues_of
 from corpus_asr.formats.options import CueRules, SubtitlePreset
+from corpus_asr.text.line_breaks import columns
 from tests.support.tables import recording, segment
 
 WHOLE = CueRules(preset=SubtitlePreset.none)
@@ -58,6 +59,69 @@ def test_by_default_cues_are_of_two_lines_of_42_columns_and_7_seconds() -> None:
     assert max(map(len, lines)) <= 13
 
 
+@pytest.mark.parametrize(
+    ("language", "text", "width"),
+    [
+        ("ja", "iPhone15ProMaxの価格は199,800円でAppleCare+を付けると高くなるでしょうね。", 26),
+        ("zh", "今年iPhone15ProMax的价格是9,999元，比去年的Samsung便宜了一点点。", 32),  # noqa: RUF001
+        ("ko", " 아이폰15프로맥스의 가격은 1,990,000원이고 MacBookPro보다 쌉니다.", 32),
+    ],
+)
+def test_half_width_characters_take_half_of_a_wide_one(
+    language: str, text: str, width: int
+) -> None:
+    said = replace(segment(text, 0.0, 7.0), language=language)
+    for rules in (CueRules(), CueRules(preset=SubtitlePreset.netflix)):
+        lines = [line for cue in cues_of(recording(said), rules) for line in cue.texts]
+        assert max(map(columns, lines)) <= width
+        for name in ("iPhone15ProMax", "199,800", "9,999", "Samsung", "1,990,000", "MacBookPro"):
+            assert any(name in line for line in lines) == (name in text)
+
+
+FAST = " This sentence was spoken far too fast for anybody to be able to read it in one second."
+
+
+@pytest.mark.parametrize("timed", [False, True])
+@pytest.mark.parametrize("preset", [None, "netflix", "netflix-children", "bbc"])
+def test_no_cue_flashes_beside_free_time(preset: str | None, timed: bool) -> None:
+    rules = CueRules(preset=None if preset is None else SubtitlePreset(preset))
+    for begin_s, lasts_s in ((0.0, 1.0), (3.0, 0.5), (7.0, 1.5)):
+        fast = segment(FAST, begin_s, begin_s + lasts_s, words=timed)
+        said = recording(fast, segment(" Next.", begin_s + 5.0, begin_s + 8.0))
+        *pieces, after = cues_of(said, rules)
+        assert "".join(" ".join(["", *cue.texts]) for cue in pieces) == FAST
+        assert all(a.end_s <= b.start_s + MILLISECOND_S for a, b in pairwise([*pieces, after]))
+        # Without times of words all share the free time, else the last has it.
+        shown_s = [cue.end_s - cue.start_s for cue in pieces]
+        assert min(shown_s[-1:] if timed else shown_s) >= 0.83
+        assert min(shown_s) >= lasts_s / 3
+    for words in (False, True):
+        short = segment(" Yes.", 2.0, 2.1, words=words)
+        found = replace(recording(segment(" a b c d", 0.0, 2.0), short), duration_s=9.0)
+        least_s = 1 / 3 if preset == "bbc" else 5 / 6
+        assert cues_of(found, rules)[-1].end_s == pytest.approx(2.0 + least_s, abs=0.003)
+
+
+def test_each_voice_of_a_dialogue_has_a_line() -> None:
+    talk = " - Are you coming? - No, not today, I am far too tired."
+    for words in (False, True):
+        found = texts(talk, CueRules(), words=words)
+        assert found == ["- Are you coming?|- No, not today, I am far too tired."]
+        found = texts(talk, CueRules(max_line_width=32), words=words)
+        assert found == ["- Are you coming?", "- No, not today, I|am far too tired."]
+    both = CueRules(max_line_width=42)
+    for text, cues in (
+        (" -Sí. -¿Ya?", ["-Sí.|-¿Ya?"]),
+        (" Coming? – 20 minutes.", ["Coming?|– 20 minutes."]),  # noqa: RUF001
+        (' "No!" — "Why?"', ['"No!"|— "Why?"']),
+        (" It was cold. -5 degrees.", ["It was cold. -5 degrees."]),
+        (" He said - well - no.", ["He said - well - no."]),
+        (" — Что? — спросил он.", ["— Что? — спросил он."]),
+    ):
+        assert texts(text, both) == cues
+        assert texts(text, WHOLE) == [text.strip()]
+
+
 @pytest.mark.parametrize("width", [10, 14, 16, 18])
 @pytest.mark.parametrize(
     "text",
@@ -96,7 +160,8 @@ def test_short_cues_stay_until_the_next_and_gaps_are_kept() -> None:
     for rules, ends in (
         (CueRules(min_duration_s=1.0, min_gap_s=0.1), [0.4, 1.5, 5.05, 9.0]),
         (CueRules(min_duration_s=1.0), [0.5, 1.5, 5.05, 9.0]),
-        (CueRules(min_gap_s=0.4), [0.1, 0.6, 5.05, 9.0]),
+        (CueRules(min_gap_s=0.4), [0.1, 1.333, 5.05, 9.0]),
+        (CueRules(min_gap_s=0.4, min_duration_s=0.0), [0.1, 0.6, 5.05, 9.0]),
     ):
         assert [round(cue.end_s, 3) for cue in cues_of(found, rules)] == ends
 

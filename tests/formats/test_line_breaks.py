@@ -34,8 +34,8 @@ KOREAN = " 오늘_은_ 날씨_가_ 좋_네요._ 3_.5_도_입니다."
 BURMESE = "မြန်_မာ_စ_ာ_ မြန်မ_ာစာ"
 HINDI = " हि_न्दी_ में_ क_्या_ है_।"
 CASES = [
-    (ENGLISH, 10), (ENGLISH, 16), (FRENCH, 14), (LINK, 16), (THAI, 10), (JAPANESE, 9),
-    (CHINESE, 7), (KOREAN, 9), (BURMESE, 7), (HINDI, 8),
+    (ENGLISH, 10), (ENGLISH, 16), (FRENCH, 14), (LINK, 16), (THAI, 10), (JAPANESE, 18),
+    (CHINESE, 14), (KOREAN, 18), (BURMESE, 7), (HINDI, 8),
 ]  # fmt: skip
 
 
@@ -70,6 +70,19 @@ def _without_icu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     line_breaks._icu.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("text", "width"),
+    [
+        ("abc", 3), ("日本語", 6), ("カナ。", 6), ("ｶﾅ", 2), ("ＡＢ", 4), ("한국어", 6),  # noqa: RUF001
+        ("價 1.5", 6),
+        ("e\u0301", 1), ("\u0301", 0), ("दी", 1), ("สวัสดี", 4), ("か\u3099", 2), ("한", 2),
+        ("👩‍👩‍👧", 2), ("a\u200bb", 2),
+    ],
+)  # fmt: skip
+def test_wide_characters_take_two_columns_and_marks_none(text: str, width: int) -> None:
+    assert columns(text) == width
+
+
 @pytest.mark.parametrize(("tokens", "width"), CASES)
 @pytest.mark.usefixtures("_without_icu")
 def test_lines_without_icu_are_the_same_too(tokens: str, width: int) -> None:
@@ -97,17 +110,17 @@ def test_without_a_dictionary_lines_are_told_to_divide_words(
     for _ in range(2):
         assert "".join(lines_of(timed(THAI), 5)).replace(" ", "") == re.sub("[ _]", "", THAI)
     assert caplog.text.count("lines_may_divide_words") == 1
-    assert lines_of(timed(JAPANESE), 9)[0] == "こんにちは、世"
+    assert lines_of(timed(JAPANESE), 18)[0] == "こんにちは、世"
 
 
 def test_words_of_a_dictionary_stay_whole() -> None:
     assert lines_of(timed(THAI), 5) == [
         "สวัสดี", "ครับ", "ผมชื่อ", "สมชาย", "ยินดีที่", "ได้รู้จัก", "ครับ",
     ]  # fmt: skip
-    chinese = lines_of(timed(CHINESE), 5)
-    assert chinese == ["我们今天", "去北京", "大学学习，", "价格是", "3.5元。"]  # noqa: RUF001
-    japanese = ["こんにちは、", "世界。今日は", "3.5度です！", "「ありがとう」", "と言いました。"]  # noqa: RUF001
-    assert lines_of(timed(JAPANESE), 9) == japanese
+    chinese = lines_of(timed(CHINESE), 10)
+    assert chinese == ["我们今天", "去北京大学", "学习，价格", "是3.5元。"]  # noqa: RUF001
+    japanese = ["こんにちは、世界。", "今日は3.5度です！", "「ありがとう」", "と言いました。"]  # noqa: RUF001
+    assert lines_of(timed(JAPANESE), 18) == japanese
 
 
 def test_only_a_word_too_long_for_a_line_is_divided_and_never_within_a_character() -> None:
@@ -244,7 +257,7 @@ def test_presets_are_the_published_guides_and_options_replace_them() -> None:
             assert cues[-1].end_s == pytest.approx(20 + 1 / 3, abs=0.003)
     assert CueRules(preset=SubtitlePreset.netflix, max_line_width=30).of("en").max_line_width == 30
     japanese = CueRules(preset=SubtitlePreset.netflix).of("ja")
-    assert (japanese.max_line_width, japanese.max_cps) == (13, 4.0)
+    assert (japanese.max_line_width, japanese.max_cps) == (26, 8.0)
     with pytest.raises(ConfigError, match="min_duration_s 8 above max_duration_s"):
         CueRules(preset=SubtitlePreset.netflix, min_duration_s=8.0)
 

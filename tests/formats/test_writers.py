@@ -175,12 +175,22 @@ def test_lrc_has_a_time_before_each_line() -> None:
         segment(" one two three", 1.0, 4.0, words=True), segment(" four.", 6000.123, 6002.0)
     )
     cues = cues_of(timed, CueRules(max_line_width=8))
-    assert lrc_text(cues) == "[00:01.00]one two\n[00:03.00]three\n[100:00.12]four.\n"
+    assert lrc_text(cues) == (
+        "[00:01.00]one two\n[00:03.00]three\n[00:04.00]\n[100:00.12]four.\n[100:02.00]\n"
+    )
+    # No time alone in short pauses, nor while another voice speaks.
+    voices = recording(
+        segment(" a", 0.0, 9.0), segment(" b", 2.0, 4.0), segment(" c", 6.0, 7.0),
+        segment(" d", 9.4, 10.0),
+    )  # fmt: skip
+    assert lrc_text(cues_of(voices, WHOLE)).splitlines() == [
+        "[00:00.00]a", "[00:02.00]b", "[00:06.00]c", "[00:09.40]d", "[00:10.00]",
+    ]  # fmt: skip
     # What players would take for times is none.
     for text in (*HOSTILE, " [00:01.00] a <00:02.00> b"):
         lines = lrc_text(cues_of(recording(segment(text, 0.0, 2.0)), WHOLE)).splitlines()
         (time, said), *others = (line.split("]", 1) for line in lines)
-        assert (time, others) == ("[00:00.00", [])
+        assert (time, others) == ("[00:00.00", [["[00:02.00", ""]])
         assert not re.search(r"[\[<]\d+:", said)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from corpus_asr.audio.parts import PartCutter
 from corpus_asr.audio.vad import DEFAULT_CRITERIA, SileroDetector
-from corpus_asr.config.extraction import PACKAGED_ENCODER, PACKAGED_SEGMENTATION
+from corpus_asr.config.extraction import PACKAGED_ENCODER, PACKAGED_SEGMENTATION, SpeakerSettings
 from corpus_asr.report.scoring import SpokenSpan, turn_errors
 from corpus_asr.segments import Segment, SpeakerTurn, Word
 from corpus_asr.speakers.turns import (
@@ -16,6 +16,7 @@ from corpus_asr.speakers.turns import (
     SpeechWindows,
     Timeline,
     diarize,
+    diarize_parts,
     turns_of,
     with_overlaps,
     with_speakers,
@@ -201,6 +202,24 @@ def test_speakers_of_channels_are_others_and_are_numbered_by_appearance():
     assert [(each.channel, each.speaker) for each in found.turns] == [(0, "S2"), (1, "S1")]
     assert sorted(found.voices) == ["S1", "S2"]
     assert diarize({None: windows()}).turns == ()
+
+
+def test_fewer_speakers_than_asked_for_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    short = windows((0.0, 1.0), (1.0, 2.0))
+    for settings, expected in (
+        (SpeakerSettings(mode="auto", num_speakers=12), 12),
+        (SpeakerSettings(mode="auto", min_speakers=4), 4),
+    ):
+        caplog.clear()
+        found = diarize_parts([(0, short), (1, short)], settings, name="talk.wav")
+        assert len(found.voices) == 4  # the number is of each channel
+        [line] = caplog.messages
+        assert f"finding speakers of talk.wav: found 2, expected {expected}" in line
+    caplog.clear()
+    diarize_parts([(None, short)], SpeakerSettings(mode="auto", num_speakers=2), name="a")
+    diarize_parts([(None, short)], SpeakerSettings(mode="auto", max_speakers=9), name="a")
+    diarize_parts([(None, windows())], SpeakerSettings(mode="auto", num_speakers=2), name="a")
+    assert caplog.messages == []
 
 
 def windows_of(clip: Path, segmentation: str = PACKAGED_SEGMENTATION) -> SpeechWindows:

@@ -25,6 +25,7 @@ from corpus_asr.decoding.alignment import begins_on_path, median_filter, token_b
 from corpus_asr.decoding.jobs import AlignJob, AlignResult
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.segments import Word
+from corpus_asr.text import line_breaks
 from corpus_asr.text.words import merge_punctuation
 from corpus_asr.transcription.whisper_prompt import PromptFormat
 from corpus_asr.transcription.windows import Language, Window
@@ -332,10 +333,34 @@ def theirs(language: str | None) -> Tokenizer:
     return Tokenizer(encoding, num_languages=100, language=language or "en", task="transcribe")
 
 
-@pytest.mark.parametrize(("text", "language"), TEXTS)
-def test_words_are_those_of_openai_whisper(
-    ours: WhisperTokenizer, text: str, language: str | None
+@pytest.mark.parametrize(
+    ("text", "language", "words"),
+    [
+        ("คุณจะทำอะไรกับเงิน ในกระเป๋า", "th", "คุณ|จะ|ทำ|อะไร|กับ|เงิน| ใน|กระเป๋า"),
+        ("สวัสดีครับ ทุกคน", None, "สวัสดี|ครับ| ทุก|คน"),
+        ("မြန်မာစာ", "my", "မြန်မာ|စာ"),
+        ("ខ្ញុំចង់ទៅផ្សារ", "km", "ខ្ញុំ|ចង់ទៅ|ផ្សារ"),
+        ("ຂ້ອຍຢາກໄປ ມື້ນີ້", "lo", "ຂ້ອຍ|ຢາກ|ໄປ| ມື້ນີ້"),
+    ],
+)
+def test_words_of_scripts_without_spaces_are_those_of_a_dictionary(
+    ours: WhisperTokenizer, text: str, language: str | None, words: str
 ) -> None:
+    pytest.importorskip("icu4py")
+    tokens = ours.encode(text, add_special_tokens=False)
+    spelled = split_words(tokens, ours.decode_text, language)
+    assert "|".join(word for word, _ in spelled) == words
+    assert [token for _, word_tokens in spelled for token in word_tokens] == [*tokens]
+
+
+@pytest.mark.parametrize(("text", "language"), TEXTS)
+def test_words_are_those_of_openai_whisper_without_icu(
+    ours: WhisperTokenizer,
+    text: str,
+    language: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(line_breaks, "_icu", lambda is_needed: None)
     tokens = ours.encode(text, add_special_tokens=False)
     end = theirs(language).eot
     words, spelled = theirs(language).split_to_word_tokens([*tokens, end])
