@@ -9,11 +9,16 @@ import importlib
 import importlib.util
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks import peer_data
+from corpus_asr.families.layers.kv_cache import Cache, DecoderCache
+from corpus_asr.families.model_config import ModelConfig
+from corpus_asr.families.pretrained import PreTrainedModel
+from corpus_asr.models.generation.outputs import GenerateEncoderDecoderOutput
 
 _MODULES = {
     "whisper": ("corpus_asr.models.whisper", "corpus_asr.families.whisper"),
@@ -21,19 +26,14 @@ _MODULES = {
 }
 # Classes that only tests and subclasses name, by their module within a family.
 _PARTS = {"encoder": "Encoder", "model": "Decoder"}
-# Names of other places that stand for classes of here; the first that exists is taken.
-_SHARED = {
-    ("transformers.generation", "GenerateEncoderDecoderOutput"): (
-        "corpus_asr.models.generation.outputs:GenerateEncoderDecoderOutput",
-    ),
-    ("transformers.generation", "GenerateBeamEncoderDecoderOutput"): (
-        "corpus_asr.models.generation.outputs:GenerateBeamEncoderDecoderOutput",
-        "corpus_asr.models.generation.outputs:GenerateEncoderDecoderOutput",
-    ),
-    ("transformers.cache_utils", "EncoderDecoderCache"): (
-        "corpus_asr.families.layers.kv_cache:DecoderCache",
-    ),
-    ("transformers.cache_utils", "Cache"): ("corpus_asr.families.layers.kv_cache:Cache",),
+# Classes of results. `generate` returns those of here or, where it runs transformers' search, those
+# of transformers: a test's `isinstance` takes both. Replaced in test files alone, since inside
+# transformers its own search would work on other classes than a program's does.
+_RESULTS = {
+    "GenerateEncoderDecoderOutput": GenerateEncoderDecoderOutput,
+    "GenerateBeamEncoderDecoderOutput": GenerateEncoderDecoderOutput,
+    "EncoderDecoderCache": DecoderCache,
+    "Cache": Cache,
 }
 # What the common tests read from a class of transformers before they come to their point: flags of
 # its own machinery, which no program reads. Each says what holds for the classes of here.
@@ -90,6 +90,17 @@ def pytest_configure(config: Any) -> None:
         peer_data.serve_clips(Path(data))
 
 
+def pytest_collection_finish(session: Any) -> None:
+    """Let the test files that name a class of results take those of here, too."""
+    if os.environ["CORPUS_ASR_PEER_CLASSES"] != "ours":
+        return
+    files = [vars(module) for name, module in sys.modules.items() if name.startswith("tests.")]
+    for name, kind in _RESULTS.items():
+        for names in files:
+            if name in names:
+                names[name] = (names[name], kind)
+
+
 def pytest_runtest_logreport(report: Any) -> None:
     """Append what came of a test, or of its setup, to the log."""
     if report.when != "call" and report.outcome == "passed":
@@ -143,12 +154,8 @@ def _replace() -> None:
     # The common tests read this name; a folder of tests is no package of transformers.
     utils: Any = importlib.import_module("transformers.utils")
     utils.direct_transformers_import = lambda *arguments, **keywords: transformers
-    for (place, name), choices in _SHARED.items():
-        if kind := next(filter(None, map(_found, choices)), None):
-            setattr(importlib.import_module(place), name, kind)
-            setattr(transformers, name, kind)
-    _put(_found("corpus_asr.families.pretrained:PreTrainedModel"), _FLAGS)
-    _put(_found("corpus_asr.families.model_config:ModelConfig"), _CONFIG_FLAGS)
+    _put(PreTrainedModel, _FLAGS)
+    _put(ModelConfig, _CONFIG_FLAGS)
 
 
 def _places(family: str, transformers: Any) -> list[Any]:
@@ -160,11 +167,6 @@ def _places(family: str, transformers: Any) -> list[Any]:
     names += ["transformers.models.auto", *(f"transformers.models.auto.{end}_auto" for end in auto)]
     found = [importlib.import_module(name) for name in names if importlib.util.find_spec(name)]
     return [package, *found]
-
-
-def _found(place: str) -> Any:
-    module, _, name = place.partition(":")
-    return getattr(importlib.import_module(module), name, None)
 
 
 def _put(kind: type, values: dict[str, Any]) -> None:

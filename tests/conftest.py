@@ -61,6 +61,12 @@ if _SHAPES_CHECKED:
 import pytest  # noqa: E402  (the environment and the hook come first)
 
 from tests.support.logs import logging_put_back  # noqa: E402
+from tests.support.system import hide_broken_soundfile  # noqa: E402
+
+_WITHOUT = [
+    *([f"{', '.join(_ABSENT)}; shapes of arguments are not checked"] if _ABSENT else ()),
+    *(["libsndfile; soundfile is taken as absent, too"] if hide_broken_soundfile() else ()),
+]
 
 if "hypothesis" not in _ABSENT:
     from hypothesis import settings
@@ -111,8 +117,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 def pytest_report_header() -> list[str]:
     """Say what this run does without."""
-    without = ", ".join(_ABSENT)
-    return [f"not installed: {without}; shapes of arguments are not checked"] if without else []
+    return [f"not installed: {what}" for what in _WITHOUT]
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -16,6 +16,7 @@ from corpus_asr.labelling.writers import WRITERS
 from corpus_asr.pipelines.pseudo_label import label
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.runs import InThisProcess, Transcribed, says, seconds_heard, write_tones
+from tests.support.system import skip_without
 
 GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "dataset_formats.md"
 TEXTS = {
@@ -60,6 +61,7 @@ def heard_of(samples: Any) -> list[int]:
 def test_lhotse_makes_its_layouts_and_kaldis_as_the_guide_says(
     labelled: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    skip_without("soundfile", "ffmpeg")
     lhotse = pytest.importorskip("lhotse")
     reader = pytest.importorskip("lhotse.kaldi")
     labelled("huggingface").rename(tmp_path / "training")

@@ -89,6 +89,14 @@ def test_texts_differ_and_end_at_different_places_but_not_at_their_start(both: P
         assert found.shape[1] > 4
 
 
+def test_the_last_token_of_a_text_needs_no_position(tmp_path: Path) -> None:
+    small = pair(tmp_path, seed=1, max_target_positions=20)
+    for arguments in ({}, {"max_length": 21, "eos_token_id": None}, {"num_beams": 3}):
+        assert small.same(LENGTHS, **arguments).shape[1] <= 21
+    with pytest.raises(ValueError, match="expected at most 21 together"):
+        small.ours.generate(batch(LENGTHS)[0], max_new_tokens=21)
+
+
 def test_very_short_and_very_long_inputs(both: Pair) -> None:
     both.same([1], num_beams=2)
     both.same([6000, 4801], max_new_tokens=6, num_beams=3)

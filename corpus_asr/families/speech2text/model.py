@@ -104,9 +104,6 @@ class Speech2TextModel(Speech2TextPreTrainedModel, TokenTables):
         attention_mask: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        decoder_head_mask: Tensor | None = None,
-        cross_attn_head_mask: Tensor | None = None,
         encoder_outputs: Any = None,
         past_key_values: Any = None,
         decoder_inputs_embeds: Tensor | None = None,
@@ -114,6 +111,10 @@ class Speech2TextModel(Speech2TextPreTrainedModel, TokenTables):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        *,
+        head_mask: Tensor | None = None,
+        decoder_head_mask: Tensor | None = None,
+        cross_attn_head_mask: Tensor | None = None,
     ) -> Seq2SeqModelOutput | tuple[Any, ...]:
         """Encode features (batch, frame, mel) of any length and decode tokens.
 
@@ -174,9 +175,6 @@ class Speech2TextSeq2SeqLM(Speech2TextPreTrainedModel, Vocabulary):
         attention_mask: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        decoder_head_mask: Tensor | None = None,
-        cross_attn_head_mask: Tensor | None = None,
         encoder_outputs: Any = None,
         past_key_values: Any = None,
         decoder_inputs_embeds: Tensor | None = None,
@@ -186,6 +184,9 @@ class Speech2TextSeq2SeqLM(Speech2TextPreTrainedModel, Vocabulary):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         *,
+        head_mask: Tensor | None = None,
+        decoder_head_mask: Tensor | None = None,
+        cross_attn_head_mask: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Seq2SeqLMOutput | tuple[Any, ...]:
         """Return the logits after every token, and the loss of `labels`.
@@ -199,9 +200,6 @@ class Speech2TextSeq2SeqLM(Speech2TextPreTrainedModel, Vocabulary):
             attention_mask,
             self._decoder_inputs(labels, decoder_input_ids, decoder_inputs_embeds),
             decoder_attention_mask,
-            head_mask,
-            decoder_head_mask,
-            cross_attn_head_mask,
             encoder_outputs,
             past_key_values,
             decoder_inputs_embeds,
@@ -209,6 +207,9 @@ class Speech2TextSeq2SeqLM(Speech2TextPreTrainedModel, Vocabulary):
             output_attentions,
             output_hidden_states,
             True,
+            head_mask=head_mask,
+            decoder_head_mask=decoder_head_mask,
+            cross_attn_head_mask=cross_attn_head_mask,
         )
         return self._scored(outputs, labels, return_dict, num_items_in_batch)
 
@@ -310,7 +311,7 @@ class Speech2TextSlotModel(DecoderSlots):
         self._embed_scale = decoder.embed_scale
         self._padding_row = decoder.embed_positions.padding_row
         self._token_positions = decoder.embed_positions.rows(
-            decoder.max_target_positions, like=decoder.embed_tokens.weight
+            decoder.max_target_positions + 1, like=decoder.embed_tokens.weight
         )
         on_cpu = self.device.type == "cpu"
         self._encoder: Speech2TextEncoder = encoder if on_cpu else fused_encoder(encoder)
@@ -320,14 +321,15 @@ class Speech2TextSlotModel(DecoderSlots):
         """Return this model for shorter windows and sequences; all weights are shared."""
         config = self._config
         max_tokens = self.max_target_positions if max_tokens is None else max_tokens
-        for size, name in (
-            (num_frames, "max_source_positions"),
-            (max_tokens, "max_target_positions"),
+        for size, name, most in (
+            (num_frames, "max_source_positions", config.max_source_positions),
+            # The last token has no position: no other is read after it.
+            (max_tokens, "max_target_positions + 1", config.max_target_positions + 1),
         ):
-            if not 1 <= size <= getattr(config, name):
+            if not 1 <= size <= most:
                 raise ValueError(
                     f"making slots for windows of {num_frames} frames and {max_tokens} tokens: "
-                    f"expected 1 to {name}, {getattr(config, name)}; cut the audio into shorter "
+                    f"expected 1 to {name}, {most}; cut the audio into shorter "
                     "windows, or request fewer tokens"
                 )
         # Shallow copy: weights and their packed copies are shared.

@@ -123,11 +123,12 @@ def _max_new_tokens(model: Any, config: GenerationConfig, length: int, *, says_l
                 f"generating text: the prompt has {length} tokens, but max_length is "
                 f"{config.max_length}; raise max_length or, better, set max_new_tokens"
             )
-    room = model.config.max_target_positions
+    # The last token has no position: no other is read after it.
+    room = model.config.max_target_positions + 1
     if wanted + length > room:
         raise ValueError(
             f"generating text: {wanted} new tokens after a prompt of {length} were requested, "
-            f"expected at most max_target_positions together, which is {room}; lower "
+            f"expected at most {room} together, one more than max_target_positions; lower "
             "max_new_tokens or max_length"
         )
     return wanted

@@ -33,7 +33,7 @@ def test_files_load_by_name_as_in_transformers(folder, pair):
     whole = folder / "tokenizer.json"
     for found in (
         WhisperTokenizer(vocab, merges, pad_token=END),
-        WhisperTokenizer(str(vocab), str(merges), None, None, END, END, END, False, pad_token=END),
+        WhisperTokenizer(str(vocab), str(merges), None, END, END, END, False, pad_token=END),
         WhisperTokenizer(tokenizer_file=whole, pad_token=END),
     ):
         assert_same(found, pair.theirs)
