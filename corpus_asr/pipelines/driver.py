@@ -369,6 +369,12 @@ class CorpusRun:
         assert self._begun is not None
         plan, store = self.plan, self.store
         out_of_time = self._out_of_time()
+        if Forgotten.read(store).entries:
+            from corpus_asr.storage.run_state.forget import forget_returned
+
+            num_returned = forget_returned(store)
+            plan.num_forgotten += num_returned
+            plan.num_files -= num_returned
         counts = self._finish_tables(plan, self._begun)
         for wait_s in LISTING_WAITS_S:
             # Every recording was committed: missing ones are not listed yet.

@@ -8,12 +8,19 @@ import pytest
 
 from corpus_asr.export.speakers import read_names
 from corpus_asr.storage.run_state.corrections import Corrections
-from corpus_asr.storage.run_state.forget import find_recordings, forget
+from corpus_asr.storage.run_state.forget import (
+    allow_again,
+    find_recordings,
+    forget,
+    forget_returned,
+)
+from corpus_asr.storage.run_state.forgotten import Forgotten
 from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.speaker_names import NAMES_NAME
 from tests.support.audio import wav_of
 from tests.support.runs import REVISION, ManualRun, correct_segment
+from tests.support.tables import complete, digest_of
 
 pytestmark = pytest.mark.long
 SOUNDS = ("rec.0.wav", "rec.1.wav", "rec.2.wav")
@@ -139,6 +146,29 @@ def test_another_sound_at_an_erased_address_is_transcribed(job: ManualRun) -> No
     night(job)
     put(job, "again.wav", "sound 1", 950.0)
     night(job)
+
+
+def test_an_erased_sound_of_another_name_and_size_is_erased_when_it_is_read(
+    job: ManualRun,
+) -> None:
+    uri = str(job.source / "rec.1.wav")
+    recording = Identities.read(job.store).id_of(uri)
+    forget(job.store, {recording: uri})
+    (job.source / "rec.1.wav").unlink()
+    put(job, "again.wav", "sound 1", 900.0)
+    path = job.source / "again.wav"
+    path.write_bytes(path.read_bytes() + b"LIST\x0c\x00\x00\x00INFOICMT\0\0\0\0")
+    job.begin()
+    job.commit("again.wav", last_part=False)
+    job.commit("again.wav", part=1)
+    assert forget_returned(job.store) == 1
+    job.finish()
+    assert forget_returned(job.store) == 0
+    assert "again.wav" not in {Path(row["uri"]).name for row in complete(job.store)}
+    again = make_plan(job.config, job.store, model_revision=REVISION)
+    assert (again.num_forgotten, again.num_remaining) == (1, 0)
+    allow_again(job.store, [uri])
+    assert not Forgotten.read(job.store).has_content(str(digest_of(str(path))))
 
 
 def test_an_address_erases_what_waits_there_for_its_sound(job: ManualRun) -> None:

@@ -64,6 +64,7 @@ from corpus_asr.storage.run_state.tables import (
     TABLES_OF_RUNS,
     VOICES_FOLDER,
     OutputStore,
+    is_commit,
 )
 from corpus_asr.storage.stores.uri import normalize, public, redact_uri
 
@@ -280,6 +281,25 @@ def _forget(store: OutputStore, recordings: dict[str, str]) -> list[str]:
     recount(store)
     sweep_late_saves(store)
     return sorted(foreign)
+
+
+def forget_returned(store: OutputStore) -> int:
+    """Remove recordings whose sound was erased before, which a run found on reading them.
+
+    Of another name and size, they were not known when the run was planned. The caller holds the
+    folder's lock. Returns their number.
+    """
+    forgotten = Forgotten.read(store)
+    commits = filter(is_commit, store.commit_names())
+    returned = {
+        recording: uri
+        for _, rows in store.committed((*_IDENTITY, "content_digest"), commits)
+        for recording, uri, digest in zip(*(column.to_pylist() for column in rows), strict=True)
+        if digest is not None and forgotten.has_content(digest)
+    }
+    if returned:
+        forget(store, returned | Identities.read(store).addresses_of(returned))
+    return len(returned)
 
 
 def allow_again(store: OutputStore, uris: Sequence[str]) -> None:

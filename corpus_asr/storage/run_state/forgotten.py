@@ -77,11 +77,17 @@ class Forgotten:
             self._hashes |= {*entry}
 
     def allow(self, uri: str) -> bool:
-        """Unblock a recording; return whether it was blocked."""
-        recording_entries = [entry for entry in self.entries if self._of_uri(uri) in entry]
-        self.entries = [entry for entry in self.entries if entry not in recording_entries]
+        """Unblock a recording and its sounds; return whether it was blocked."""
+        allowed = [entry for entry in self.entries if self._of_uri(uri) in entry]
+        contents = {digest for entry in allowed for digest in entry[_WITHOUT_CONTENT:]}
+        self.entries = [
+            entry[:_WITHOUT_CONTENT]
+            + tuple(digest for digest in entry[_WITHOUT_CONTENT:] if digest not in contents)
+            for entry in self.entries
+            if entry not in allowed
+        ]
         self._hashes = {digest for entry in self.entries for digest in entry}
-        return bool(recording_entries)
+        return bool(allowed)
 
     def without(self, files: pa.Table, tables: RunTables, options: StoreOptions) -> pa.Table:
         """Return FILES rows without blocked ones, and count those.
@@ -107,7 +113,7 @@ class Forgotten:
                 if digest is None:  # it may be the erased one
                     stays[at] = not self.has(uri)
                 else:
-                    stays[at] = self._of_content(digest) not in self._hashes
+                    stays[at] = not self.has_content(digest)
         self.num_left_out += len(stays) - sum(stays)
         return files if all(stays) else files.filter(pa.array(stays, pa.bool_()))
 
@@ -121,6 +127,10 @@ class Forgotten:
         return name in self._hashes and any(
             name in entry and len(entry) == _WITHOUT_CONTENT for entry in self.entries
         )
+
+    def has_content(self, digest: str) -> bool:
+        """Return whether a sound is blocked."""
+        return self._of_content(digest) in self._hashes
 
     def has_id(self, recording_id: str) -> bool:
         """Return whether a recording is blocked, by its ID."""
