@@ -1,10 +1,13 @@
 """Activity of a run's workers, as additive counts; its speed, and estimates."""
 
+import heapq
+import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
+from zlib import crc32
 
 EngineStage = Literal["encode_s", "fill_s", "prefill_s", "step_s", "wait_s"]
 
@@ -15,8 +18,11 @@ EXAMPLES = 3
 # Suffixes that determine the seconds per byte. Others count as one, so that names such as part.0001
 # do not make each recording a type of its own.
 _TYPES = """
-    3gp aac aif aiff amr au avi caf flac flv gsm m4a m4b mka mkv mov mp3 mp4 mpeg mpg oga ogg opus
-    spx ts wav webm wma wmv wv
+    302 3g2 3ga 3gp 722 aa3 aac aax ac3 ac4 act adts aif aifc aiff al alaw amr ape asf au avi avr
+    awb bwf caf dff divx dsf dss dts dv ec3 eac3 f4a f4b f4v flac flv g722 g723_1 g726 g729 gsm
+    iff ircam lpcm m2a m2t m2ts m4a m4b m4p m4r m4v mj2 mka mkv mlp mmf mov mp1 mp2 mp3 mp4 mpa mpc
+    mpeg mpg mpga mts mxf nist nsv nut oga ogg ogm ogv oma opus paf pcm qcp ra rf64 rm rmvb sd2 sf
+    snd sph spx tak thd truehd ts tta ul ulaw vob voc vox vqf w64 wav wave weba webm wma wmv wtv wv
 """
 _KNOWN_TYPES = frozenset(_TYPES.split())
 # Assumed size of a recording of unknown size, such as at a URL.
@@ -70,12 +76,21 @@ def rtfx(audio_s: float, wall_s: float) -> float:
     return audio_s / wall_s if wall_s > 0 else 0.0
 
 
+def _ending(uri: str) -> str:
+    return uri.partition("?")[0].rpartition(".")[2].lower()
+
+
+def has_media_name(uri: str) -> bool:
+    """Return whether a file has the suffix of a sound or a film."""
+    return _ending(uri) in _KNOWN_TYPES
+
+
 def stratum(uri: str, size_bytes: int | None) -> str:
     """Return a key for recordings of one type and similar size (factor of 4), such as `mp3:11`.
 
     A recording of unknown size counts as one of `USUAL_BYTES`.
     """
-    ending = uri.partition("?")[0].rpartition(".")[2].lower()
+    ending = _ending(uri)
     size = USUAL_BYTES if size_bytes is None else size_bytes
     return f"{ending if ending in _KNOWN_TYPES else 'other'}:{size.bit_length() // 2}"
 
@@ -307,3 +322,69 @@ def merged(counts: Iterable[FailureCount]) -> tuple[FailureCount, ...]:
             examples=tuple(dict.fromkeys((*previous.examples, *failures.examples)))[:EXAMPLES],
         )
     return tuple(sorted(sums.values(), key=lambda total: (-total.count, total.stage, total.kind)))
+
+
+# Headers of this many recordings predict a corpus's hours to about 10 %.
+SAMPLE_FILES = 64
+
+
+class SampledFile(NamedTuple):
+    """A sampled recording that represents others."""
+
+    recording_id: str
+    uri: str
+    size_bytes: int | None
+
+
+class FileSample:
+    """Sums over recordings by type and size, and a sample independent of their order.
+
+    Recordings are added as they are listed; memory is bounded. It holds original URIs, including
+    signatures, and never leaves the process.
+
+    Source: Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir": the largest u
+    ** (1 / weight) are a weighted sample.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[int]] = {}
+        self._drawn: list[tuple[float, SampledFile]] = []
+
+    def add(
+        self, ids: Sequence[str], uris: Sequence[str], sizes_bytes: Sequence[int | None]
+    ) -> None:
+        """Count recordings, and keep those that are sampled."""
+        for recording_id, uri, size_bytes in zip(ids, uris, sizes_bytes, strict=True):
+            size = USUAL_BYTES if size_bytes is None else max(1, size_bytes)
+            sums = self._sums.setdefault(stratum(uri, size_bytes), [0, 0])
+            sums[0] += 1
+            sums[1] += size
+            # The square root of the size: small recordings may hold most of the audio.
+            lot = math.log((crc32(recording_id.encode()) + 1) / 2**32) / math.sqrt(size)
+            drawn = lot, SampledFile(recording_id, uri, size_bytes)
+            if len(self._drawn) < SAMPLE_FILES:
+                heapq.heappush(self._drawn, drawn)
+            elif drawn > self._drawn[0]:
+                heapq.heapreplace(self._drawn, drawn)
+
+    @property
+    def strata(self) -> dict[str, FileSums]:
+        """Numbers and sizes of all recordings, by stratum, without their durations."""
+        return {
+            name: FileSums(files=files, size=float(size))
+            for name, (files, size) in self._sums.items()
+        }
+
+    def draw(self) -> list[SampledFile]:
+        """Return at most `SAMPLE_FILES` recordings, larger ones more often."""
+        return [file for _, file in sorted(self._drawn, reverse=True)]
+
+
+def sums_of(files: Iterable[tuple[str, int | None, float]]) -> dict[str, FileSums]:
+    """Sum recordings, given as URI, bytes and seconds, by stratum."""
+    return added(
+        *(
+            {stratum(uri, size_bytes): FileSums.of(size_bytes, audio_s)}
+            for uri, size_bytes, audio_s in files
+        )
+    )

@@ -441,9 +441,11 @@ def _drawn(
     """Give a plan that nobody will work off, and the folder that it is written into."""
     from corpus_asr.config.run import RunOptions
     from corpus_asr.runtime.checkpoints import fetch_checkpoints
+    from corpus_asr.storage.listing import check_output_apart
     from corpus_asr.storage.run_state.plan import make_plan
     from corpus_asr.storage.run_state.tables import OutputStore
 
+    check_output_apart(settings.source, settings.output.uri)
     # Weights are large, and matter where results of the same ones may lie.
     started = bool(store.commit_names())
     checkpoint = fetch_checkpoints(settings, hashed=started)
@@ -462,11 +464,7 @@ def _counts(found: "Plan", output_uri: str) -> Iterator[str]:
 
     unknown = f", {found.num_unknown_sizes:,} of unknown size" if found.num_unknown_sizes else ""
     yield f"listed     {counted(found.num_files, 'file')}, {_size(found.num_bytes)}{unknown}"
-    ignored = counted(found.num_ignored, "other file")
-    yield (
-        f"skipped    {ignored} ignored, {found.num_excluded:,} excluded, "
-        f"{found.num_duplicates:,} named twice"
-    )
+    yield f"skipped    {', '.join(words for _, words, _ in found.skipped())}"
     yield from (f"warning    {words}" for words in found.warnings())
     if found.num_forgotten:
         yield f"forgotten  {counted(found.num_forgotten, 'file')}, by corpus-asr remove"

@@ -36,6 +36,7 @@ from corpus_asr.runtime.resources import (
 from corpus_asr.runtime.terminal import line_writer
 from corpus_asr.stages.measures import check_measures
 from corpus_asr.stages.transcribe import load_engine
+from corpus_asr.storage.listing import check_output_apart
 from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
 from corpus_asr.storage.run_state.forgotten import Forgotten
 from corpus_asr.storage.run_state.lock import Lock, read_change
@@ -127,6 +128,15 @@ class RunSummary:
         return rtfx(self.processed_audio_s, self.wall_s)
 
 
+def check_places(config: RunConfig) -> None:
+    """Check that a job's output does not hide its source, before anything is written.
+
+    Raises:
+        ConfigError: the output folder contains the source.
+    """
+    check_output_apart(config.source, config.output.uri)
+
+
 def _check_hooks(config: RunConfig) -> None:
     if config.hooks:
         from corpus_asr.runtime.hooks import check_hooks
@@ -135,7 +145,7 @@ def _check_hooks(config: RunConfig) -> None:
 
 
 # Whether optional parts can do what a job asks: each refuses by ConfigError or CheckpointError.
-_CHECKS: tuple[Callable[[RunConfig], None], ...] = (_check_hooks, check_measures)
+_CHECKS: tuple[Callable[[RunConfig], None], ...] = (check_places, _check_hooks, check_measures)
 
 
 def prepare(config: RunConfig) -> Checkpoint:

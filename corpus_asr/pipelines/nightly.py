@@ -18,7 +18,7 @@ from corpus_asr.activity import rtfx
 from corpus_asr.config.run import PSEUDO_LABEL, Retry, RunConfig, RunOptions
 from corpus_asr.errors import ConfigError, LockedError
 from corpus_asr.logs import event
-from corpus_asr.pipelines.driver import CorpusRun, RunSummary, prepare
+from corpus_asr.pipelines.driver import CorpusRun, RunSummary, check_places, prepare
 from corpus_asr.report.nightly import (
     Archive,
     Night,
@@ -88,6 +88,7 @@ def run(
             f"running nightly {config.pipeline}: expected transcribe_corpus or classify_audio; "
             "use `corpus-asr run` for this job"
         )
+    check_places(config)
     store = OutputStore.of(config.output)
     attempt = _NightlyRun(config=config, store=store, summaries=_summaries(config, store))
     say = line_writer(progress)

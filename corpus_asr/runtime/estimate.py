@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass
 
-from corpus_asr.activity import Estimate, FileSums, Strata, added
+from corpus_asr.activity import Estimate, FileSums, SampledFile, Strata, added, sums_of
 from corpus_asr.config.decoding import expected_languages
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CorpusAsrError
 from corpus_asr.logs import event
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.messages import Header
-from corpus_asr.storage.run_state.plan import Plan, SampledFile, sums_of
+from corpus_asr.storage.run_state.plan import Plan
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import MEBIBYTE, WINDOW_S, counted

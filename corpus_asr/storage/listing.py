@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from corpus_asr.activity import has_media_name
 from corpus_asr.config.extraction import NO_SPEAKERS, SpeakerSettings
 from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError, FetchError
@@ -35,6 +36,7 @@ from corpus_asr.storage.stores.uri import (
     expanded,
     is_archive,
     is_table,
+    join,
     local_path,
     member_address,
     normalize,
@@ -56,6 +58,33 @@ RECORDS_FOLDER = ".corpus-asr"
 """Folder of this program's records among transcripts, whose folder may hold recordings."""
 
 
+def check_output_apart(source: SourceSettings, output_uri: str) -> None:
+    """Check that the output folder, whose contents are not listed, does not hold the source.
+
+    Raises:
+        ConfigError: a folder or glob of the source is in the output folder.
+        FetchError: the store cannot say whether a URI of the source in it is a file.
+    """
+    output = _folder_prefix(output_uri)
+    store = StoreOptions(storage=source.bound_options)
+    for uri in map(normalize, expanded(source.uri, "source.uri")):
+        first = first_magic(uri)
+        folder = uri if first is None else uri[: uri.rindex("/", 0, first)]
+        if _folder_prefix(folder).startswith(output) and not exists(uri, store):
+            name = join(redact_uri(output_uri), "transcripts")
+            if _folder_prefix(folder).startswith(_folder_prefix(name)):
+                name = f"{redact_uri(output_uri).rstrip('/')}-transcripts"
+            raise ConfigError(
+                f"reading output.uri: found {redact_uri(output_uri)}, which contains source.uri, "
+                f"{redact_uri(uri)}, and is not listed, expected a folder beside or in the source; "
+                f"set output.uri={name}"
+            )
+
+
+def _folder_prefix(uri: str) -> str:
+    return normalize(uri).rstrip("/") + "/"
+
+
 class FileListing:
     """FILES batches of a page or a chunk each; the counts are final once it is exhausted."""
 
@@ -74,6 +103,8 @@ class FileListing:
         """Number of files excluded by `source.exclude`."""
         self.num_ignored = 0
         """Number of files that are not recordings, by `source.ignore`."""
+        self.num_own = 0
+        """Number of sounds and films in the output folder and other folders of this program."""
         self.num_dangling = 0
         """Number of skipped links: local ones without a target, and symbolic ones in archives."""
         self.unknown: list[str] = []
@@ -86,7 +117,7 @@ class FileListing:
         self.num_duplicates = 0
         """Number of recordings named again by another URI or line."""
         self._source, self._speakers = source, speakers
-        self._output = None if output_uri is None else output_uri.rstrip("/") + "/"
+        self._output = None if output_uri is None else _folder_prefix(output_uri)
         self._store = StoreOptions(
             storage=source.bound_options,
             audio_column=source.audio_column,
@@ -260,6 +291,7 @@ class FileListing:
                 if not (is_unread or pattern.matches(uri)):
                     continue
                 if f"/{RECORDS_FOLDER}/" in uri or (self._output and uri.startswith(self._output)):
+                    self.num_own += has_media_name(uri)
                     continue
                 *folders, name = uri.removeprefix(named).split("/")
                 named_table = self._source.audio_column is not None and is_table(name)

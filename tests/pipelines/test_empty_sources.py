@@ -62,8 +62,10 @@ def test_an_empty_inbox_is_complete_with_typed_tables(empty: Job) -> None:
         assert duckdb.execute(query).fetchall() == [(0,)]
     assert (empty.output / "_SUCCESS").exists()
     plan = empty.command("plan")
-    skipped = "# skipped    3 other files ignored, 0 excluded, 0 named twice\n# empty      "
-    assert f"{skipped}{empty.inbox}\n" in plan.stdout
+    skipped = (
+        "# skipped    3 other files ignored, 0 excluded, 0 in the output folder, 0 named twice"
+    )
+    assert f"{skipped}\n# empty      {empty.inbox}\n" in plan.stdout
     for name, *arguments in (
         ("show",),
         ("report",),
@@ -110,6 +112,53 @@ def test_what_is_probably_not_meant_of_a_source_is_told(empty: Job) -> None:
     plan = empty.command("plan")
     assert "# listed     1 file" in plan.stdout
     assert "# warning    1 link of the source excluded: their targets are missing" in plan.stdout
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "advice"),
+    [
+        ("in/a/b", "in", "in/transcripts"),
+        ("in/a/b", "in/a/b/", "in/a/b/transcripts"),
+        ("in/a/*/*.wav", "./in/a", "./in/a/transcripts"),
+        ("in/**", "in", "in/transcripts"),
+        ("in/transcripts", "in", "in-transcripts"),
+    ],
+)
+def test_an_output_that_holds_the_source_is_refused_before_anything_is_written(
+    empty: Job, monkeypatch: pytest.MonkeyPatch, source: str, output: str, advice: str
+) -> None:
+    """Before: none was listed, code 0, nothing counted."""
+    monkeypatch.chdir(empty.inbox.parent)
+    for folder in ("a/b", "transcripts"):
+        (empty.inbox / folder).mkdir(parents=True)
+        (empty.inbox / folder / "talk.wav").write_bytes(b"no sound")
+    before = sorted(empty.inbox.rglob("*"))
+    uris = f"uri: '{source}'"
+    for name, *options in (("plan",), ("run", "--local"), ("nightly", "--local")):
+        refused = empty.command(name, *options, "--set", f"output.uri={output}", source=uris)
+        words = " ".join(refused.stderr.split())
+        assert refused.exit_code == 2, refused.output
+        assert f"found {output}, which contains source.uri" in words
+        assert f"set output.uri={advice}" in words
+    assert sorted(empty.inbox.rglob("*")) == before
+    followed = empty.command("plan", "--set", f"output.uri={advice}", source=uris)
+    assert "# listed     1 file" in followed.stdout or "# listed     2 files" in followed.stdout
+    # A file that is named in full is listed wherever it is.
+    named = empty.command("plan", "--set", "output.uri=in", source="uri: in/a/b/talk.wav")
+    assert "# listed     1 file" in named.stdout
+
+
+def test_what_a_glob_finds_in_the_output_is_counted(empty: Job) -> None:
+    (empty.inbox / "a.wav").write_bytes(b"no sound")
+    output = empty.inbox / "out"
+    output.mkdir()
+    (output / "b.wav").write_bytes(b"no sound")
+    for name, *options in (("plan",), ("run", "--local")):
+        done = empty.command(
+            name, *options, "--set", f"output.uri={output}", "--set", "source.exclude=c*",
+            source=f"uri: {empty.inbox}/**",
+        )  # fmt: skip
+        assert "1 in the output folder" in done.output
 
 
 def test_after_an_empty_run_settings_may_change_and_recordings_come(empty: Job) -> None:

@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from corpus_asr.activity import Estimate, FileSums, added, stratum
+from corpus_asr.activity import (
+    Estimate,
+    FileSample,
+    FileSums,
+    SampledFile,
+    added,
+    stratum,
+    sums_of,
+)
 from corpus_asr.runtime import estimate, preflight
 from corpus_asr.runtime.estimate import Survey, estimate_audio, rest_s, surveying
 from corpus_asr.runtime.preflight import ReadyCheck
@@ -21,7 +29,7 @@ from corpus_asr.stages.extract import ExtractStage
 from corpus_asr.stages.headers import HeaderReader
 from corpus_asr.stages.messages import Header
 from corpus_asr.stages.transcribe import TranscribeStage
-from corpus_asr.storage.run_state.plan import FileSample, SampledFile, make_plan, sums_of
+from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.run_files import result_settings, write_snapshot
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import SAMPLE_RATE_HZ

@@ -134,12 +134,23 @@ def s3_place(request: pytest.FixtureRequest) -> tuple[str, StoreOptions]:
     return f"s3://{request.getfixturevalue('bucket')}/object", options
 
 
+@pytest.mark.parametrize(("status", "code"), [(501, "NotImplemented"), (400, "NotImplemented")])
 def test_a_store_that_knows_no_conditions_is_looked_at_first(
-    s3_place: tuple[str, StoreOptions], monkeypatch: pytest.MonkeyPatch
+    s3_place: tuple[str, StoreOptions], monkeypatch: pytest.MonkeyPatch, status: int, code: str
 ) -> None:
-    never = refusing(s3.S3Store._put, iter(lambda: (501, "NotImplemented"), None))
+    """Alibaba's answers with 400: before, no output was possible there."""
+    never = refusing(s3.S3Store._put, iter(lambda: (status, code), None))
     monkeypatch.setattr(s3.S3Store, "_put", never)
     check_rules(*s3_place)
+
+
+@pytest.mark.parametrize("answer", [(400, "400"), (400, ""), (405, "405")])
+def test_a_store_that_refuses_conditions_without_a_code_is_refused_by_a_sentence(
+    s3_place: tuple[str, StoreOptions], monkeypatch: pytest.MonkeyPatch, answer: tuple[int, str]
+) -> None:
+    monkeypatch.setattr(s3.S3Store, "_put", refusing(s3.S3Store._put, iter([answer])))
+    with pytest.raises(FetchError, match=r"refuses writes with IfNoneMatch .* choose another out"):
+        filesystem.create(s3_place[0], b"a", s3_place[1])
 
 
 def test_a_conflict_is_tried_again(

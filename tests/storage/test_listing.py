@@ -5,6 +5,7 @@ import fnmatch
 import json
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,13 @@ from corpus_asr.storage.listing import FileListing, glob_regex
 from corpus_asr.storage.stores import s3 as s3_module
 from corpus_asr.storage.stores.filesystem import (
     StoreOptions,
+    describe,
     list_objects,
     open_binary,
     read_bytes,
     write_atomic,
 )
-from corpus_asr.storage.stores.store import RetryPolicy
+from corpus_asr.storage.stores.store import RetryPolicy, may_be_same
 from corpus_asr.storage.stores.uri import normalize, recording_id
 from tests.support.stores import S3Server, WebServer
 
@@ -299,6 +301,26 @@ def test_a_folder_of_another_store_that_cannot_be_listed_is_not_empty(
     raised = iter([OSError(errno.EIO, "broken")] * 2)
     with pytest.raises(FetchError, match="broken"):
         list(list_objects(memory, options))
+
+
+def test_an_etag_of_several_objects_is_none_and_their_times_tell_of_changes(
+    s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a gateway whose operator set one ETag: an overwritten object was seen as unchanged."""
+    monkeypatch.setattr(s3_module, "_bare", lambda etag: "constant")
+    base, options = f"s3://{bucket}/in", s3.options
+    for name in ("a", "b"):
+        write_atomic(f"{base}/{name}.mp3", b"content", options)
+    before = {uri: etag for uri, _, etag in list_objects(base, options)}
+    assert all(str(etag).startswith("constant;") for etag in before.values())
+    assert describe(f"{base}/a.mp3", options).etag == before[f"{base}/a.mp3"]
+    time.sleep(1.1)  # its times are of whole seconds
+    write_atomic(f"{base}/b.mp3", b"another", options)
+    after = {uri: etag for uri, _, etag in list_objects(base, options)}
+    assert [uri for uri in after if after[uri] != before[uri]] == [f"{base}/b.mp3"]
+    # To a process that takes it for one, and to tables with it, the object is the same.
+    assert may_be_same("constant", before[f"{base}/a.mp3"])
+    assert not may_be_same(before[f"{base}/b.mp3"], after[f"{base}/b.mp3"])
 
 
 def test_a_folder_that_fails_for_the_moment_ends_the_listing(

@@ -4,21 +4,18 @@ Only sizes and IDs of all files are held in memory; rows pass through in bounded
 original URIs, including signatures, until the run is finished; the listing has none.
 """
 
-import heapq
-import math
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import chain
-from typing import Any, NamedTuple
-from zlib import crc32
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.activity import USUAL_BYTES, FileSums, added, stratum
+from corpus_asr.activity import FileSample, FileSums, SampledFile, added, sums_of
 from corpus_asr.config.run import (
     CLASSIFY_AUDIO,
     DEFAULT_OPTIONS,
@@ -78,70 +75,6 @@ MIN_PACK_BYTES = MEBIBYTE
 # Fraction of a pack that a file of unknown size counts as.
 UNKNOWN_SHARE = 1 / 8
 SHARD_ROWS = 250_000  # rows sorted, packed and written at a time: some hundred MiB
-# Headers of this many recordings predict a corpus's hours to about 10 %.
-SAMPLE_FILES = 64
-
-
-class SampledFile(NamedTuple):
-    """A sampled recording that represents others."""
-
-    recording_id: str
-    uri: str
-    size_bytes: int | None
-
-
-class FileSample:
-    """Sums over recordings by type and size, and a sample independent of their order.
-
-    Recordings are added as they are listed; memory is bounded. It holds original URIs, including
-    signatures, and never leaves the process.
-
-    Source: Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir": the largest u
-    ** (1 / weight) are a weighted sample.
-    """
-
-    def __init__(self) -> None:
-        self._sums: dict[str, list[int]] = {}
-        self._drawn: list[tuple[float, SampledFile]] = []
-
-    def add(
-        self, ids: Sequence[str], uris: Sequence[str], sizes_bytes: Sequence[int | None]
-    ) -> None:
-        """Count recordings, and keep those that are sampled."""
-        for recording_id, uri, size_bytes in zip(ids, uris, sizes_bytes, strict=True):
-            size = USUAL_BYTES if size_bytes is None else max(1, size_bytes)
-            sums = self._sums.setdefault(stratum(uri, size_bytes), [0, 0])
-            sums[0] += 1
-            sums[1] += size
-            # The square root of the size: small recordings may hold most of the audio.
-            lot = math.log((crc32(recording_id.encode()) + 1) / 2**32) / math.sqrt(size)
-            drawn = lot, SampledFile(recording_id, uri, size_bytes)
-            if len(self._drawn) < SAMPLE_FILES:
-                heapq.heappush(self._drawn, drawn)
-            elif drawn > self._drawn[0]:
-                heapq.heapreplace(self._drawn, drawn)
-
-    @property
-    def strata(self) -> dict[str, FileSums]:
-        """Numbers and sizes of all recordings, by stratum, without their durations."""
-        return {
-            name: FileSums(files=files, size=float(size))
-            for name, (files, size) in self._sums.items()
-        }
-
-    def draw(self) -> list[SampledFile]:
-        """Return at most `SAMPLE_FILES` recordings, larger ones more often."""
-        return [file for _, file in sorted(self._drawn, reverse=True)]
-
-
-def sums_of(files: Iterable[tuple[str, int | None, float]]) -> dict[str, FileSums]:
-    """Sum recordings, given as URI, bytes and seconds, by stratum."""
-    return added(
-        *(
-            {stratum(uri, size_bytes): FileSums.of(size_bytes, audio_s)}
-            for uri, size_bytes, audio_s in files
-        )
-    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -166,6 +99,7 @@ class Plan:
     num_packs: int = 0
     num_excluded: int = 0  # excluded by `source.exclude`
     num_ignored: int = 0  # not recordings, by `source.ignore`
+    num_own: int = 0  # in the output folder
     num_dangling: int = 0  # links without a target, or symbolic ones in archives
     num_odd: int = 0  # URIs in manifests that look written for another system
     odd: list[str] = field(default_factory=list)  # the first of them
@@ -209,8 +143,7 @@ class Plan:
         if self.num_realigned:
             texts = counted(self.num_realigned, "recording")
             lines.append(f"{texts} to be aligned again: another text in the manifest")
-        if self.num_ignored:
-            lines.append(f"{counted(self.num_ignored, 'other file')} ignored (source.ignore)")
+        lines += [f"{words} ({rule})" for number, words, rule in self.skipped() if number]
         if self.num_moved:
             lines.append(f"{counted(self.num_moved, 'recording')} moved: their results follow them")
         if self.num_touched:
@@ -225,6 +158,14 @@ class Plan:
         if self.source_change:
             lines.append(self.source_words())
         return lines
+
+    def skipped(self) -> Iterator[tuple[int, str, str]]:
+        """Yield numbers of files that are left out, in words as well, with the rule for each."""
+        ignored = counted(self.num_ignored, "other file")
+        yield self.num_ignored, f"{ignored} ignored", "source.ignore"
+        yield self.num_excluded, f"{self.num_excluded:,} excluded", "source.exclude"
+        yield self.num_own, f"{self.num_own:,} in the output folder", "output.uri"
+        yield self.num_duplicates, f"{self.num_duplicates:,} named twice", "source"
 
     def source_words(self) -> str:
         """Return how the source differs from that of the last run, and what it no longer lists."""
@@ -497,7 +438,7 @@ def _shards(
             yield files.combine_chunks()
     plan.num_forgotten = forgotten.num_left_out
     plan.num_excluded = listing.num_excluded
-    plan.num_ignored = listing.num_ignored
+    plan.num_ignored, plan.num_own = listing.num_ignored, listing.num_own
     plan.num_dangling = listing.num_dangling
     plan.num_odd, plan.odd = listing.num_odd, [redact_uri(uri) for uri in listing.odd]
     plan.empty = [redact_uri(uri) for uri in listing.empty]

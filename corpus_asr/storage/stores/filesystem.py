@@ -40,6 +40,7 @@ from corpus_asr.storage.stores.store import (
     StoreError,
     failure_of,
     fetch_error,
+    may_be_same,
     with_retries,
 )
 from corpus_asr.storage.stores.uri import LOCAL, is_table, member_address, normalize, scheme_of
@@ -407,7 +408,8 @@ class RangeFile(io.RawIOBase):
             ("size", self.info.size_bytes, info.size_bytes),
             ("version", self.info.etag, info.etag),
         ):
-            if old_value is not None and new_value is not None and old_value != new_value:
+            known = old_value is not None and new_value is not None
+            if known and not may_be_same(str(old_value), str(new_value)):
                 problem = (
                     f"the object changed while it was read ({name} {old_value}, now {new_value})"
                 )

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -30,11 +31,13 @@ from corpus_asr.failure_kinds import (
     FETCH,
     NO_BUCKET,
     NOT_FOUND,
+    REFUSED,
     TIMEOUT,
 )
 from corpus_asr.logs import event
 from corpus_asr.storage.stores.store import (
     FEW_ATTEMPTS,
+    TIMED,
     ObjectInfo,
     Page,
     RetryPolicy,
@@ -77,6 +80,9 @@ _PUTS = {"PutObject", "CreateMultipartUpload", "UploadPart"}
 _DELETES = {"DeleteObject", "DeleteObjects"}
 
 
+_ETAG_OF_NOTHING = hashlib.md5(usedforsecurity=False).hexdigest()
+
+
 class _NoConditionsError(Exception):
     pass
 
@@ -95,6 +101,8 @@ class S3Store(Store):
     ) -> None:
         self._policy, self._storage = policy, storage
         self._renew = False
+        # ETags of several objects, as gateways over existing files give, say nothing of a content.
+        self._shared_etags = {_ETAG_OF_NOTHING}
         with usable_options(f"{S3}://", storage):
             options = _client_options(storage.values(), endpoint_url)
             self.filesystem = s3fs.S3FileSystem(
@@ -172,7 +180,8 @@ class S3Store(Store):
 
     def info(self, uri: str) -> ObjectInfo:
         answer = self._of_object("head_object", uri)
-        return ObjectInfo(size_bytes=answer["ContentLength"], etag=_bare(answer.get("ETag")))
+        size = int(answer["ContentLength"])
+        return ObjectInfo(size_bytes=size, etag=self._version(answer, size))
 
     def read_range(self, uri: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
         bucket, key = _object(uri)
@@ -185,7 +194,7 @@ class S3Store(Store):
                 data: bytes = await body.read()
             total = str(answer.get("ContentRange", "")).rpartition("/")[2]
             size = int(total) if total.isdecimal() else int(answer["ContentLength"])
-            return data, ObjectInfo(size_bytes=size, etag=_bare(answer.get("ETag")))
+            return data, ObjectInfo(size_bytes=size, etag=self._version(answer, size))
 
         try:
             return self._run(get)
@@ -270,8 +279,11 @@ class S3Store(Store):
         content = self._content(uri, len(expected) + 1)
         if content is None or content[0] != expected:
             return False
+        version = content[1].etag
         try:
-            return self._put_if(uri, data, IfMatch=f'"{content[1].etag}"')
+            if version is None or TIMED in version:
+                raise _NoConditionsError
+            return self._put_if(uri, data, IfMatch=f'"{version}"')
         except _NoConditionsError:
             self._put(uri, data)
             return True
@@ -284,8 +296,17 @@ class S3Store(Store):
             self._put(uri, data, **condition)
         except exceptions.ClientError as error:
             status = _status_of(error)
-            if status == 501:
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            if status == 501 or code in _NO_CONDITIONS:
                 raise _NoConditionsError from error
+            if status in (400, 405) and code in ("", str(status)):
+                raise StoreError(
+                    REFUSED,
+                    f"the store refuses writes with {' and '.join(condition)} ({status}, without a "
+                    "code), expected conditional writes, or NotImplemented as its answer",
+                    advice="choose another output, such as a local folder or a bucket of another "
+                    "store",
+                ) from error
             if status == 412 or (status == 404 and "IfMatch" in condition):
                 return False
             if status == 409:  # a concurrent conditional write
@@ -293,6 +314,12 @@ class S3Store(Store):
                 raise StoreError(FETCH, reason, transient=True) from error
             raise
         return True
+
+    def _version(self, answer: Mapping[str, Any], size_bytes: int) -> str | None:
+        etag, time = _bare(answer.get("ETag")), answer.get("LastModified")
+        if etag is None or etag not in self._shared_etags or not size_bytes or time is None:
+            return etag
+        return f"{etag}{TIMED}{int(time.timestamp())}"
 
     def _content(self, uri: str, num_bytes: int) -> tuple[bytes, ObjectInfo] | None:
         try:
@@ -324,10 +351,12 @@ class S3Store(Store):
                 for entry in answer.get("Contents", ())
                 if entry["Size"] or not entry["Key"].endswith("/")
             ]
+            counts = Counter(_bare(entry.get("ETag")) for entry in objects)
+            self._shared_etags |= {etag for etag, count in counts.items() if etag and count > 1}
             yield Page(
                 [f"s3://{bucket}/{entry['Key']}" for entry in objects],
                 [entry["Size"] for entry in objects],
-                [_bare(entry.get("ETag")) for entry in objects],
+                [self._version(entry, entry["Size"]) for entry in objects],
             )
             if not answer.get("IsTruncated"):
                 return
@@ -413,6 +442,7 @@ def _bare(etag: str | None) -> str | None:
     return etag.strip('"') if etag else None
 
 
+_NO_CONDITIONS = {"NotImplemented", "XNotImplemented", "NotSupported", "UnsupportedOperation"}
 _NO_SUCH = {"NoSuchKey", "NotFound", "404"}
 _DENIED = {"AccessDenied", "AllAccessDisabled", "403"}
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "RequestExpired"}

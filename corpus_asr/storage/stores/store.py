@@ -77,13 +77,22 @@ class ObjectInfo:
             object.__setattr__(self, "etag", encodable(self.etag))
 
 
+TIMED = ";"
+"""Separates an ETag that several objects have from the object's time."""
+
+
 def may_be_same(version: str | None, present: str | None) -> bool:
-    """Return whether two versions may be equal; unknown, or a size and an ETag, may be."""
+    """Return whether two versions may be equal; unknown, or a size and an ETag, may be.
+
+    So may an ETag with a time and the same without one: not every process knows which are shared.
+    """
     if version is None or present is None or is_by_size(version) != is_by_size(present):
         return True
     if is_by_size(version):
         return version.partition("@")[0] == present.partition("@")[0]
-    return version == present
+    if TIMED in version and TIMED in present:
+        return version == present
+    return version.partition(TIMED)[0] == present.partition(TIMED)[0]
 
 
 class Page(NamedTuple):
