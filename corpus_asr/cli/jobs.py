@@ -5,7 +5,7 @@ Imports nothing that `--help` would have to wait for.
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from corpus_asr.pipelines.driver import RunSummary
     from corpus_asr.report.nightly import Night
     from corpus_asr.runtime.estimate import Survey
-    from corpus_asr.runtime.speeds import Outlook
+    from corpus_asr.runtime.speeds import Machine
     from corpus_asr.storage.run_state.plan import Plan
     from corpus_asr.storage.run_state.tables import OutputStore
 
@@ -385,14 +385,7 @@ def plan(
     """Show what a run would do: the listing, its audio and duration, then all settings."""
     from corpus_asr.config.load import load_config, settings_of
     from corpus_asr.runtime.estimate import estimate_audio, survey
-    from corpus_asr.runtime.speeds import (
-        HERE,
-        Machine,
-        known_machines,
-        outlooks,
-        stated_machine,
-        timed_machines,
-    )
+    from corpus_asr.runtime.speeds import Machine, measured_machines, stated_machine
     from corpus_asr.storage.run_state.tables import OutputStore
 
     with readable_errors():
@@ -403,7 +396,7 @@ def plan(
         with _drawn(settings, store, redo=redo) as (run_plan, target):
             headers = survey(run_plan.unknown(), settings)
             audio = estimate_audio(run_plan.remaining.strata, run_plan.known, headers.sums)
-            machines += known_machines(settings, store)
+            machines += measured_machines(settings, store)
             lines = list(_counts(run_plan, store.uri))
             if check:
                 from corpus_asr.pipelines.driver import prepare
@@ -413,20 +406,15 @@ def plan(
                 ready = ReadyCheck(settings, store, run_plan, target)
                 checked = [*ready.lines(), "ready"]
                 if ready.rtfx is not None:
-                    machines.append(Machine(name=HERE, rtfx=ready.rtfx))
+                    machines.append(Machine(name="this machine", rtfx=ready.rtfx))
             else:
                 checked = []
-            unknown = "the length of the audio is"
-            if audio is not None and run_plan.num_remaining and not machines:
-                mean_s = audio.value / run_plan.num_remaining
-                machines, unknown = timed_machines(settings, run_plan.num_packs, recording_s=mean_s)
-            likely = [] if audio is None else outlooks(audio, machines)
         if as_json:
-            data = _data(run_plan, headers, audio, likely, checked, settings)
+            data = _data(run_plan, headers, audio, machines, checked, settings)
             typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
             return
         lines += [_audio_words(run_plan, headers, audio), *headers.track_words()]
-        lines += _outlook_words(run_plan, likely, unknown)
+        lines += _duration_words(run_plan, audio, machines)
         lines += checked
         for line in lines:
             typer.echo(f"# {line}")
@@ -507,16 +495,20 @@ def _audio_words(found: "Plan", headers: "Survey", audio: "Estimate | None") -> 
     return f"audio      {audio.hours_words()}, {' and '.join(by)} {of}{words}"
 
 
-def _outlook_words(found: "Plan", likely: "list[Outlook]", unknown: str) -> Iterator[str]:
+def _duration_words(
+    found: "Plan", audio: "Estimate | None", machines: Sequence["Machine"]
+) -> Iterator[str]:
     if not found.num_remaining:
         return
-    if not likely:
-        yield f"takes      unknown: {unknown}; --check measures it here, --speed RTFX states it"
+    if audio is None or not machines:
+        reason = "the length of the audio is" if audio is None else "no run here measured the speed"
+        yield f"takes      unknown: {reason}; --check measures it here, --speed RTFX states it"
+        return
     label = "takes"
-    for outlook in likely:
+    for machine in machines:
         yield (
-            f"{label:<11}{outlook.duration_s.clock_words()} at {outlook.machine.speed_words()}: "
-            f"{outlook.machine.words()}"
+            f"{label:<11}{machine.duration_s(audio).clock_words()} at {machine.speed_words()}: "
+            f"{machine.name}"
         )
         label = ""
 
@@ -525,7 +517,7 @@ def _data(
     found: "Plan",
     headers: "Survey",
     audio: "Estimate | None",
-    likely: "list[Outlook]",
+    machines: Sequence["Machine"],
     checked: list[str],
     settings: "RunConfig",
 ) -> dict[str, Any]:
@@ -551,7 +543,11 @@ def _data(
                 "failures": headers.failures,
                 "tracks": {redact_uri(uri): named for uri, named in headers.tracks.items()},
             },
-            "outlooks": [asdict(outlook) for outlook in likely],
+            "outlooks": [
+                {"machine": asdict(machine), "duration_s": asdict(machine.duration_s(audio))}
+                for machine in machines
+                if audio is not None
+            ],
             "checked": checked,
             "settings": safe_config(settings),
         }

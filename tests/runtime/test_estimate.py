@@ -24,7 +24,7 @@ from corpus_asr.activity import (
 from corpus_asr.runtime import estimate, preflight
 from corpus_asr.runtime.estimate import Survey, estimate_audio, rest_s, surveying
 from corpus_asr.runtime.preflight import ReadyCheck
-from corpus_asr.runtime.speeds import known_machines
+from corpus_asr.runtime.speeds import measured_machines
 from corpus_asr.stages.extract import ExtractStage
 from corpus_asr.stages.headers import HeaderReader
 from corpus_asr.stages.messages import Header
@@ -344,22 +344,22 @@ def test_a_long_run_is_surveyed_beside_its_work_and_a_short_one_is_not(
 def test_speeds_come_from_what_was_measured(tmp_path: Path):
     store = OutputStore(str(tmp_path / "out"))
     config = run_config("/in", store.uri, model="whisper-base")
-    assert known_machines(config, store) == []
+    assert measured_machines(config, store) == []
     store.write_json("_run/fingerprint.json", {"settings": result_settings(config)})
     write_snapshot(store, snapshot(rtfx=7.5, transcribe_workers=3))
-    [known] = known_machines(config, store)
+    [known] = measured_machines(config, store)
     assert (known.rtfx, known.count) == (2.5, 3)
-    assert known.name.startswith("as the run of ")
+    assert known.name.startswith("measured by the run of ")
     # Of another search or model its speed says little.
     decoding = config.decoding.model_copy(update={"beam_size": 1})
-    assert known_machines(config.model_copy(update={"decoding": decoding}), store) == []
+    assert measured_machines(config.model_copy(update={"decoding": decoding}), store) == []
     store.write_json("run.json", {"model": "openai/whisper-base"})
-    assert known_machines(config, store) == [known]
+    assert measured_machines(config, store) == [known]
     store.write_json("run.json", {"model": "other"})
-    assert known_machines(config, store) == []
+    assert measured_machines(config, store) == []
     store.remove("run.json")
     write_snapshot(store, snapshot(audio_s=9.0))  # mostly its start
-    assert known_machines(config, store) == []
+    assert measured_machines(config, store) == []
 
 
 def test_a_check_measures_this_machine_with_its_slots_filled(
