@@ -13,14 +13,11 @@ import re
 import shutil
 import stat
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 PREFIX = "corpus-asr-scratch-"
 _NAME = re.compile(rf"{PREFIX}\w+")
-# Newer ones may not be locked yet.
-_MIN_AGE_S = 1.0
 # A single `atexit` function: it would keep an entry for each folder ever registered.
 _FOLDERS: set[Path] = set()
 os.register_at_fork(after_in_child=_FOLDERS.clear)
@@ -61,8 +58,8 @@ def _remove_folders() -> None:
 def hold(descriptor: int) -> bool:
     """Protect an open file or folder from `remove_abandoned` until it is closed.
 
-    Returns False if another process has removed it already: on a busy machine more than
-    `_MIN_AGE_S` may pass between creation and this call.
+    Returns False if another process removes it: between its creation and this call nobody holds it,
+    and it has to be made again.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -74,7 +71,7 @@ def hold(descriptor: int) -> bool:
 
 
 def remove_abandoned(folder: str, name: re.Pattern[str]) -> None:
-    """Remove this user's files or scratch folders with matching names that no process holds."""
+    """Remove files, and this user's scratch folders, with matching names that no process holds."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if name.fullmatch(entry.name):
@@ -85,15 +82,16 @@ def remove_abandoned(folder: str, name: re.Pattern[str]) -> None:
 def _remove_abandoned(path: str) -> None:
     is_folder = stat.S_ISDIR(os.lstat(path).st_mode)
     # NFS locks only files that are open for writing.
-    flags = os.O_DIRECTORY if is_folder else os.O_RDWR
+    is_writable = not is_folder and os.access(path, os.W_OK)
+    flags = os.O_DIRECTORY if is_folder else os.O_RDWR if is_writable else os.O_RDONLY
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        status = os.fstat(descriptor)
-        if status.st_uid == os.getuid() and time.time() - status.st_mtime > _MIN_AGE_S:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not is_folder:
-                os.unlink(path)
-            elif _NAME.fullmatch(os.path.basename(path)):
-                shutil.rmtree(path)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not is_folder:
+            os.unlink(path)
+        elif _NAME.fullmatch(os.path.basename(path)) and (
+            os.fstat(descriptor).st_uid == os.getuid()
+        ):
+            shutil.rmtree(path)
     finally:
         os.close(descriptor)

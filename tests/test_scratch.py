@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -11,7 +12,8 @@ import pytest
 
 from corpus_asr import scratch
 from corpus_asr.scratch import PREFIX, remove_abandoned, scratch_folder
-from corpus_asr.storage.stores.local import TEMPORARY_NAME, TEMPORARY_PREFIX, LocalStore
+from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.local import TEMPORARY_NAME, LocalStore
 
 _KEEPING = """
 import sys, tempfile, time
@@ -27,7 +29,6 @@ with scratch_folder() as folder:
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(scratch, "_MIN_AGE_S", -1.0)
     return tmp_path
 
 
@@ -100,16 +101,16 @@ def test_a_fork_leaves_its_parents_folders(folder: Path) -> None:
 
 
 def test_files_of_killed_writers_go_and_those_of_others_stay(folder: Path) -> None:
-    (folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}").write_text("half")
-    (folder / f"{TEMPORARY_PREFIX}of-the-user").write_text("whole")
-    alive = folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    (folder / f".tmp-{uuid.uuid4().hex}").write_text("half")
+    (folder / ".tmp-of-the-user").write_text("whole")
+    alive = folder / f".tmp-{uuid.uuid4().hex}"
     with alive.open("w") as file:
         scratch.hold(file.fileno())
         remove_abandoned(str(folder), TEMPORARY_NAME)
         assert len([*folder.iterdir()]) == 2
         assert alive.exists()
     remove_abandoned(str(folder), TEMPORARY_NAME)
-    assert [path.name for path in folder.iterdir()] == [f"{TEMPORARY_PREFIX}of-the-user"]
+    assert [path.name for path in folder.iterdir()] == [".tmp-of-the-user"]
 
 
 def test_what_a_store_is_writing_is_held(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,3 +123,27 @@ def test_what_a_store_is_writing_is_held(folder: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("os.replace", swept)
     LocalStore().write(str(folder / "a"), b"whole")
     assert (folder / "a").read_bytes() == b"whole"
+
+
+_DYING = """
+import os, signal, sys
+from corpus_asr.storage.stores import filesystem
+os.replace = os.link = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+getattr(filesystem, sys.argv[1])(sys.argv[2], b"s3cr3t")
+"""
+
+
+@pytest.mark.parametrize("way", ["write_atomic", "create"])
+def test_a_folder_is_swept_by_who_writes_to_it_next(folder: Path, way: str) -> None:
+    place = folder / "of" / way
+    killed = subprocess.run([sys.executable, "-c", _DYING, way, str(place / "a.txt")], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    [half] = place.iterdir()
+    assert half.read_bytes() == b"s3cr3t"
+    alive = place / f".tmp-{uuid.uuid4().hex}"
+    with alive.open("w") as file:
+        scratch.hold(file.fileno())
+        LocalStore().write(str(place / "b.txt"), b"whole")
+        assert {*place.iterdir()} == {alive, place / "b.txt"}
+    filesystem.sweep(str(folder))
+    assert {*place.iterdir()} == {place / "b.txt"}

@@ -27,11 +27,9 @@ from corpus_asr.formats.options import JSON_LINES, CueRules, ExportFormat, WordS
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.formats.writers import file_contents, file_suffix
 from corpus_asr.logs import event
-from corpus_asr.scratch import remove_abandoned
 from corpus_asr.storage.listing import RECORDS_FOLDER
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions
-from corpus_asr.storage.stores.local import TEMPORARY_NAME
 from corpus_asr.storage.stores.uri import (
     LOCAL,
     normalize,
@@ -148,11 +146,6 @@ class OutputFiles:
         from corpus_asr.export.write import WRITERS
 
         names = self._names(inputs)
-        if scheme_of(self._root) == LOCAL:
-            places = {within(self._root, name).rpartition("/")[0] for name in names}
-            places |= {place for place, _, _ in os.walk(f"{self._root}/{RECORDS_FOLDER}")}
-            for place in places:
-                remove_abandoned(place, TEMPORARY_NAME)
         # As many at once as are written: each is some questions to the stores.
         with ThreadPoolExecutor(WRITERS, thread_name_prefix="look-up") as pool:
             outputs = pool.map(self._look_up, inputs, names)

@@ -110,8 +110,7 @@ def complete(
     store: OutputStore, *, card: str, numbers: dict[str, Any], splits: Iterable[str], layout: str
 ) -> None:
     """Write the summary files: the files of each split, the numbers, the card."""
-    for folder in (DATA_FOLDER, AUDIO_FOLDER, SELECTION_FOLDER, MANIFESTS_FOLDER, NOTES_FOLDER):
-        store.remove_temporary(folder)
+    store.remove_temporary()
     manifest = WRITERS[layout].manifest
     for split in splits if manifest else ():
         _join(store, split, manifest.format(split=split))

@@ -307,7 +307,7 @@ def test_an_interrupted_data_set_is_completed_to_the_byte(
     assert 0 < done < 5
     for place in ("data", "selection", "_run/shards"):  # of a process that was killed
         (tmp_path / "half" / place).mkdir(exist_ok=True)
-        (tmp_path / "half" / place / ".tmp-killed").write_bytes(b"PAR1")
+        (tmp_path / "half" / place / f".tmp-{0:032x}").write_bytes(b"PAR1")
     uploads.clear()
     last[0] = 0
     label(decoded.config(to="half", dataset=small))

@@ -94,7 +94,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[ManualRun, Path]:
     job.store.write_bytes("nights/2026-01-02.md", b"# Another night")
     job.store.write_json("_run/progress.json", {"failures": [{"examples": [uri, "/b.wav"]}]})
     job.store.write_json("evaluation.json", {"worst": [{"uri": uri, "text": SECRET}]})
-    (Path(job.store.uri) / ".tmp-x").write_bytes(SECRET.encode())
+    (Path(job.store.uri) / f".tmp-{0:032x}").write_bytes(SECRET.encode())
     job.finish()
     # A newer version of which a part waits for the others, and a redo that is under way.
     Path(uri).write_bytes(b"newer")
@@ -405,7 +405,7 @@ def test_a_voice_is_forgotten_and_what_it_says_stays(voiced: ManualRun) -> None:
     assert "did you mean Bo?" in wrong.stderr
     shown = command(job, "remove", "--speaker", "Bo")
     assert "Bo, in 1 recording; nothing was changed" in shown.stdout
-    (Path(job.store.uri) / ".tmp-names").write_bytes(b"x,S1,Bo\n")
+    (Path(job.store.uri) / f".tmp-{0:032x}").write_bytes(b"x,S1,Bo\n")
     again = command(job, "remove", "--speaker", "Bo", "--allow-again", "--yes")
     assert again.exit_code == 2
     assert "--allow-again needs --uri" in again.stderr
@@ -460,7 +460,7 @@ def test_numbers_of_speakers_and_files_of_others_in_corrections_stay(voiced: Man
     correct_segment(store, SECRET, "Corrected", speaker="S1")
     folder = Path(store.address(next(iter(read_saved(store))))).parent
     (folder / "NOTES.md").write_text("of others")
-    (folder / ".tmp-killed").write_text('{"segments": [{"speaker": "Grace')
+    (folder / f".tmp-{0:032x}").write_text('{"segments": [{"speaker": "Grace')
     refused = command(voiced, "remove", "--speaker", "S1", "--yes")
     assert "found no S1, expected a name in speakers.csv or in a correction" in (refused.stderr)
     done = command(voiced, "remove", "--speaker", "Grace", "--yes")

@@ -233,7 +233,7 @@ def test_a_folder_of_another_version_is_not_called_damaged(
 
 def test_leftovers_of_killed_writes_are_no_tables(tmp_path: Path) -> None:
     store = OutputStore(str(tmp_path))
-    store.write_bytes("outcomes/.tmp-1.parquet", b"half")
+    store.write_bytes(f"outcomes/.tmp-{0:032x}", b"half")
     store.write_bytes("outcomes/notes.txt", b"hello")
     assert store.names("outcomes") == []
 

@@ -42,7 +42,6 @@ from corpus_asr.storage.parquet import (
 )
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import READERS, StoreOptions, read_ahead
-from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
 from corpus_asr.storage.stores.uri import (
     LOCAL,
     normalize,
@@ -297,23 +296,24 @@ class OutputStore:
         self._note(names._replace(tables=tables, taken_over={**names.taken_over, run_id: put}))
 
     def remove_leftovers(self) -> None:
-        """Remove objects of tables that do not count, and files of killed local writes."""
+        """Remove objects of tables that do not count, and files of killed writes."""
         leftovers = self.leftovers()
         self.remove_all(leftovers)
+        for folder in TABLES_OF_RUNS:
+            self.remove_temporary(folder)
         for name in leftovers:
             logger.info("removed leftover=%s", name)
 
     def remove_temporary(self, folder: str = "") -> None:
-        """Remove files of killed local writes below a folder; the caller holds its lock."""
-        self.remove_all(filter(_is_temporary, list(self.all_names(folder))))
+        """Remove files of killed writes below a folder."""
+        filesystem.sweep(self.address(folder), self.options)
 
     def leftovers(self) -> list[str]:
-        """Return the objects of tables that do not count, and files of killed local writes."""
+        """Return the objects of tables that do not count."""
         names, leftovers = self._names(), set[str]()
         for folder in TABLES_OF_RUNS:
-            listed = dict(self._listed(folder))
-            leftovers |= {*filter(_is_table, listed)}.difference(self._counting(folder, names))
-            leftovers.update(filter(_is_temporary, listed))
+            listed = filter(_is_table, [name for name, _ in self._listed(folder)])
+            leftovers |= {*listed}.difference(self._counting(folder, names))
         return sorted(leftovers)
 
     @classmethod
@@ -548,12 +548,8 @@ class OutputStore:
                 pass
 
 
-def _is_temporary(name: str) -> bool:
-    return name.rpartition("/")[2].startswith(TEMPORARY_PREFIX)
-
-
 def _is_table(name: str) -> bool:
-    return name.endswith((SUFFIX, INTERNAL_SUFFIX)) and not _is_temporary(name)
+    return name.endswith((SUFFIX, INTERNAL_SUFFIX))
 
 
 def repair_advice(name: str, *, is_lost: bool = False) -> str:

@@ -231,6 +231,11 @@ def remove(uri: str, options: StoreOptions = DEFAULT_STORE) -> None:
     _request("removing", uri, options, lambda store, uri: store.remove(uri))
 
 
+def sweep(folder: str, options: StoreOptions = DEFAULT_STORE) -> None:
+    """Remove what killed processes left below a folder; what a living one writes stays."""
+    _request("sweeping", folder, options, lambda store, uri: store.sweep(uri))
+
+
 def remove_folder(uri: str) -> None:
     """Remove a local folder if it is empty; object stores have no folders."""
     uri = normalize(uri)

@@ -3,12 +3,14 @@
 import contextlib
 import errno
 import fcntl
+import functools
 import io
 import logging
 import os
 import re
 import shutil
 import stat
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from corpus_asr.failure_kinds import FETCH, NO_SPACE, NOT_FOUND
-from corpus_asr.scratch import hold
+from corpus_asr.scratch import hold, remove_abandoned
 from corpus_asr.storage.stores.store import (
     FULL_ERRNO,
     ObjectInfo,
@@ -29,8 +31,8 @@ from corpus_asr.storage.stores.uri import REST, escaped_path, local_path
 
 logger = logging.getLogger(__name__)
 
-TEMPORARY_PREFIX = ".tmp-"  # hidden from Parquet readers
-TEMPORARY_NAME = re.compile(r"\.tmp-[0-9a-f]{32}")
+TEMPORARY_NAME = re.compile(r"\.tmp-[0-9a-f]{32}")  # hidden from Parquet readers
+SWEEP_EVERY_S = 60.0  # of a folder that this process writes to
 PAGE_ROWS = 10_000  # rows held as Python objects; folders may hold millions
 # Errors of mounts without hard links or file locks.
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EINVAL}
@@ -115,8 +117,9 @@ class LocalStore(Store):
     @contextlib.contextmanager
     def _whole(self, path: Path, source: io.BufferedIOBase, num_bytes: int) -> Iterator[Path]:
         # Synced before the rename: after a power failure a renamed file could be empty.
-        temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+        temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
         _make_folder(path.parent)
+        _sweep_at(str(path.parent), int(time.monotonic() / SWEEP_EVERY_S))
         try:
             with open(self._held(temporary), "wb") as file:
                 shutil.copyfileobj(source, file)
@@ -138,6 +141,10 @@ class LocalStore(Store):
             os.close(descriptor)
             temporary.unlink(missing_ok=True)
 
+    def sweep(self, folder: str) -> None:
+        for place, _, _ in os.walk(local_path(folder)):
+            remove_abandoned(place, TEMPORARY_NAME)
+
     def remove(self, uri: str) -> None:
         Path(uri).unlink(missing_ok=True)
 
@@ -156,6 +163,12 @@ def _pieces(descriptor: int, start: int, end: int) -> Iterator[bytes]:
             return
         start += len(piece)
         yield piece
+
+
+@functools.lru_cache(maxsize=4_096)
+def _sweep_at(folder: str, tick: int) -> None:
+    """Remove what killed processes left in a folder, once in each tick of the clock."""
+    remove_abandoned(folder, TEMPORARY_NAME)
 
 
 def _make_folder(folder: Path) -> None:

@@ -145,6 +145,9 @@ class Store:
         """Remove the object if it exists."""
         raise _read_only("remove")
 
+    def sweep(self, folder: str) -> None:
+        """Remove what killed processes left below a folder; most stores keep nothing of these."""
+
     def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
         """List objects below a folder (`prefix` ends with a slash) or with a common prefix."""
         # More levels than `depth` may be listed: not every store can limit them.
