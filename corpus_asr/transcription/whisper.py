@@ -12,7 +12,7 @@ from corpus_asr.config.decoding import DecodingSettings, Hotword
 from corpus_asr.decoding.jobs import Gather, Search, Steps
 from corpus_asr.decoding.phrases import HotwordTries, PhraseTrie, as_prompt
 from corpus_asr.errors import ConfigError, ItemError
-from corpus_asr.segments import PartTranscript, Segment, Word
+from corpus_asr.segments import PartTranscript, Segment, SpeechSpan, Word
 from corpus_asr.text.words import AFTER_A_WORD, BEFORE_A_WORD, has_letters
 from corpus_asr.transcription.fallback import Attempt, OpenAIRules, without_last_token
 from corpus_asr.transcription.long_form import Clock, LongFormRules, TokenSpan, ends_closed
@@ -256,6 +256,7 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         self._texts: list[tuple[float, float]] = []  # time spans of the newest window's texts
         self._again = again
         self._resumes_at_cut = False
+        self._is_stretched = False  # whether a text of the newest window is
         self._try_again(or_else=part.num_frames if again else None)
 
     def _try_again(self, *, or_else: int | None) -> None:
@@ -373,13 +374,17 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         texts, self._texts = self._texts, []
         or_else = self._or_else
         self._try_again(or_else=None)
-        if self.part.speech is None:
-            return after
+        is_stretched, self._is_stretched = self._is_stretched, False
+        speech = self.part.speech
+        if speech is None:
+            speech = (SpeechSpan(start_s=self.part.start_s, end_s=self.part.end_s),)
+            if not is_stretched:
+                return after  # as openai-whisper
         if or_else is not None and not texts:
             return or_else
         start_s, end_s = self.part.seconds(window.seek), self.part.seconds(min(after, window.end))
         last_s = max((text_end_s for _, text_end_s in texts), default=start_s)
-        for gap in speech_without_text(self.part.speech, texts, start_s, end_s):
+        for gap in speech_without_text(speech, texts, start_s, end_s):
             first, stop = self.part.frame(gap[0].start_s), self.part.frame(gap[-1].end_s)
             if gap[0].start_s >= last_s:
                 if first - window.seek < _LEAST_ADVANCE_FRAMES:
@@ -427,8 +432,8 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         """Keep segments with text, duration and requested content, with words if enabled."""
         drafts: Sequence[DraftSegment] = [self._draft(attempt, span) for span in spans]
         is_sure = attempt.mean_logprob >= _LEAST_TIMED_LOGPROB and not attempt.temperature
-        is_stretched = is_sure and any(map(self._is_stretched, drafts))
-        if self.settings.word_timestamps or is_stretched:
+        self._is_stretched = is_sure and any(map(self._omits_speech, drafts))
+        if self.settings.word_timestamps or self._is_stretched:
             timed, seek = yield from self._time_words(attempt, drafts, seek)
             if timed is None:
                 return seek
@@ -449,7 +454,7 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
             self._previous.clear()
         return seek
 
-    def _is_stretched(self, draft: DraftSegment) -> bool:
+    def _omits_speech(self, draft: DraftSegment) -> bool:
         text = self.text(draft.tokens)
         return has_letters(text) and self.part.is_stretched(text, draft.start_s, draft.end_s)
 

@@ -298,13 +298,14 @@ class PartRequest:
         )
 
     def is_stretched(self, text: str, start_s: float, end_s: float) -> bool:
-        """Whether a text is too short for the detected speech of its span, so that it omits some.
+        """Whether a text is too short for the speech of its span, so that it omits some.
 
-        Length is counted in bytes, of which languages say similar numbers each second.
+        Length is counted in bytes, of which languages say similar numbers each second. Without
+        detection all audio counts as speech.
         """
-        fraction = self.speech_fraction(start_s, end_s) if end_s > start_s else None
-        if fraction is None:
+        if end_s <= start_s:
             return False
+        fraction = 1.0 if self.speech is None else self.speech_fraction(start_s, end_s)
         said_s = len(text.strip().encode()) / _LEAST_BYTES_PER_S
         return fraction * (end_s - start_s) - said_s >= SHORTEST_GAP_S
 

@@ -250,14 +250,15 @@ def test_a_text_that_is_closed_near_a_cut_is_not_resumed() -> None:
 
 
 @pytest.mark.parametrize("strategy", ["chunked", "sequential"])
+@pytest.mark.parametrize("speech", [[(0.0, 20.0)], None])
 def test_speech_under_a_stretched_text_is_decoded_again(
-    monkeypatch: pytest.MonkeyPatch, strategy: str
+    monkeypatch: pytest.MonkeyPatch, strategy: str, speech: Speech | None
 ) -> None:
     monkeypatch.setattr("corpus_asr.transcription.windows._LEAST_BYTES_PER_S", 0.12)
     words_at = AlignResult(logprobs=(-0.1,) * 4, begins=(0, 100))
     texts, _ = decoded_jobs(
         [window((1, 0.0, 20.0)), words_at, window((2, 0.0, 17.8))],
-        seconds=20.0, speech=[(0.0, 20.0)], strategy=strategy, beam_size=1,
+        seconds=20.0, speech=speech, strategy=strategy, beam_size=1,
     )  # fmt: skip
     assert [one.text for one in texts] == [" w1", " w2"]
     assert [one.words for one in texts] == [None, None]
