@@ -1,6 +1,6 @@
 """Voice activity detection: samples to probabilities per 32 ms, these to spans of speech.
 
-The probabilities are Silero's, computed in numpy; only the network's file is taken from silero-vad.
+The probabilities are Silero's, whose weights are packaged, computed in numpy.
 ONNX Runtime computes the convolutions of each step separately, with matrices of one to four
 columns; here the steps of a block are the rows of one product, which is three times as fast.
 Batches of recordings would speed up only the recurrent layer, a third of the remaining time: each
@@ -8,17 +8,15 @@ of its steps reads all of its weights.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
-from importlib.util import find_spec
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from corpus_asr.array_types import Bool, Float32
 from corpus_asr.config.decoding import AudioSettings
-from corpus_asr.errors import EngineError
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 # Silero at 16 kHz (`silero_vad/sequence_vad.py`): a step's input includes the previous one's end.
@@ -36,26 +34,8 @@ _BINS = _FFT_SAMPLES // 2 + 1
 _WIDTH = 128  # of the recurrent state
 _TAPS = 3  # of each convolution
 
-# Tensor names in the network's file.
-_BASIS = "stft.forward_basis_buffer"
 _STRIDES = {"encoder.0": 1, "encoder.1": 2, "encoder.2": 2, "encoder.3": 1}
-_INPUT_WEIGHTS, _STATE_WEIGHTS, _BIASES = (f"onnx::LSTM_{number}" for number in (209, 210, 211))
-_SHAPES = {
-    _BASIS: (2 * _BINS, 1, _FFT_SAMPLES),
-    "encoder.0.weight": (128, _BINS, _TAPS),
-    "encoder.0.bias": (128,),
-    "encoder.1.weight": (64, 128, _TAPS),
-    "encoder.1.bias": (64,),
-    "encoder.2.weight": (64, 64, _TAPS),
-    "encoder.2.bias": (64,),
-    "encoder.3.weight": (_WIDTH, 64, _TAPS),
-    "encoder.3.bias": (_WIDTH,),
-    _INPUT_WEIGHTS: (1, 4 * _WIDTH, _WIDTH),
-    _STATE_WEIGHTS: (1, 4 * _WIDTH, _WIDTH),
-    _BIASES: (1, 8 * _WIDTH),
-    "output.weight": (1, _WIDTH, 1),
-    "output.bias": (1,),
-}
+_WEIGHTS = Path(__file__).parent.parent / "pretrained" / "silero-vad" / "model.safetensors"
 
 Samples = Float32[np.ndarray, " sample"]
 Probabilities = Float32[np.ndarray, " step"]
@@ -86,7 +66,7 @@ class SileroDetector:
     """
 
     def __init__(self) -> None:
-        self._network = _network(_network_path())
+        self._network = _network()
         self.reset()
 
     def reset(self) -> None:
@@ -140,7 +120,8 @@ class _Network:
     def __init__(self, tensors: dict[str, Float32[np.ndarray, "..."]]) -> None:
         # Windowed cosines are symmetric around a frame's middle, sines antisymmetric: sums of a
         # frame's halves are used for the former, differences for the latter, for half the products.
-        half = tensors[_BASIS][:, 0, 1 : _HALF_FRAME + 1].T.copy()  # (sample, bin)
+        basis = tensors["stft.forward_basis_buffer"]
+        half = basis[:, 0, 1 : _HALF_FRAME + 1].T.copy()  # (sample, bin)
         half[-1] *= 0.5  # the middle is added to itself
         self._cosines = half[:, :_BINS].copy()
         self._sines = half[:, _BINS + 1 : -1].copy()  # zero for the lowest and highest bin
@@ -156,10 +137,10 @@ class _Network:
         halves = np.ones((4 * _WIDTH, 1), dtype=np.float32)
         halves[: 3 * _WIDTH] = 0.5
         # Copied, as products read rows.
-        self._input_weights = (tensors[_INPUT_WEIGHTS][0, order] * halves).T.copy()  # (width, gate)
-        state_weights = tensors[_STATE_WEIGHTS][0, order]  # (gate, width)
+        self._input_weights = (tensors["lstm.weight_ih"][order] * halves).T.copy()  # (width, gate)
+        state_weights = tensors["lstm.weight_hh"][order]  # (gate, width)
         self._state_weights = state_weights * halves * np.float32(0.5)
-        biases = tensors[_BIASES].reshape(2, -1)[:, order]
+        biases = tensors["lstm.bias"].reshape(2, -1)[:, order]
         self._biases = (biases[0] + biases[1]) * halves[:, 0]
         # Halved for the hidden state and for the sigmoid.
         self._output_weights = tensors["output.weight"].reshape(-1) * np.float32(0.25)
@@ -251,97 +232,10 @@ def _convolved(
     return result
 
 
-def _network_path() -> Path:
-    # Without importing silero_vad, which would load torch.
-    spec = find_spec("silero_vad")
-    folders = (spec.submodule_search_locations or []) if spec else []
-    paths = [Path(folder) / "data" / "silero_vad_16k_sequence.onnx" for folder in folders]
-    for path in paths:
-        if path.is_file():
-            return path
-    looked = f"no file {paths[0]}" if paths else "no package silero_vad"
-    raise EngineError(
-        f"loading the speech detector: found {looked}, expected silero-vad 6.2 or later; pip "
-        "install 'silero-vad>=6.2', or set extract.vad_filter: false"
-    )
-
-
-@lru_cache(maxsize=1)
-def _network(path: Path) -> _Network:
-    """Load a network; the detectors of all channels share its weights."""
-    try:
-        tensors = dict(_tensors(memoryview(path.read_bytes())))
-    except (IndexError, ValueError) as error:  # the file is not such a network
-        raise _unknown(path, f"no ONNX network ({error})") from error
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    if misfits := [name for name in _SHAPES if shapes.get(name) != _SHAPES[name]]:
-        raise _unknown(path, f"{misfits[0]} of shape {shapes.get(misfits[0])}")
-    if not _is_mirrored(tensors[_BASIS][:, 0]):
-        raise _unknown(path, f"{_BASIS} that is not mirrored around its middle")
-    return _Network(tensors)
-
-
-def _is_mirrored(basis: Float32[np.ndarray, "bin sample"]) -> bool:
-    cosines, sines = basis[:_BINS], basis[_BINS:]
-    even = np.array_equal(cosines[:, 1:], cosines[:, :0:-1])
-    odd = np.array_equal(sines[:, 1:], -sines[:, :0:-1])
-    return even and odd and not basis[:, 0].any() and not sines[[0, -1]].any()
-
-
-def _unknown(path: Path, found: str) -> EngineError:
-    return EngineError(
-        f"loading the speech detector {path}: found {found}, expected the network of silero-vad "
-        "6.2; pip install 'silero-vad==6.2.3', or set extract.vad_filter: false"
-    )
-
-
-# Field numbers of `onnx/onnx.proto3`: graph of a model, tensors of a graph, content of a tensor.
-_GRAPH, _INITIALIZER = 7, 5
-_DIMENSION, _NAME, _VALUES = 1, 8, 9
-
-
-def _tensors(model: memoryview) -> Iterator[tuple[str, Float32[np.ndarray, "..."]]]:
-    """Yield the names and values of an ONNX file's float32 tensors."""
-    graphs = [value for number, value in _fields(model) if number == _GRAPH]
-    for graph in graphs:
-        for number, tensor in _fields(graph):
-            if number == _INITIALIZER:
-                fields = list(_fields(tensor))
-                shape = [_number(value)[0] for number, value in fields if number == _DIMENSION]
-                named = {number: value for number, value in fields if number in (_NAME, _VALUES)}
-                # Copied: unaligned addresses in the file are slow.
-                values = np.frombuffer(named[_VALUES], dtype="<f4").astype(np.float32)
-                yield bytes(named[_NAME]).decode(), values.reshape(shape)
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield the numbers and bytes of a protobuf message's fields.
-
-    Source: protobuf.dev/programming-guides/encoding.
-    """
-    place = 0
-    while place < len(message):
-        tag, start = _number(message, place)
-        kind = tag & 7
-        if kind == 0:
-            place = _number(message, start)[1]
-        elif kind == 2:
-            length, start = _number(message, start)
-            place = start + length
-        else:
-            place = start + {1: 8, 5: 4}.get(kind, len(message))
-        if place > len(message):
-            raise ValueError(f"field {tag >> 3} ends after the message")
-        yield tag >> 3, message[start:place]
-
-
-def _number(message: memoryview, place: int = 0) -> tuple[int, int]:
-    """Parse a varint; return it with the position after it."""
-    value = shift = 0
-    while message[place] & 0x80:
-        value |= (message[place] & 0x7F) << shift
-        place, shift = place + 1, shift + 7
-    return value | message[place] << shift, place + 1
+@cache
+def _network() -> _Network:
+    """Load the network; the detectors of all channels share its weights."""
+    return _Network(load_file(_WEIGHTS))
 
 
 # Difference between start and end thresholds; the latter is above 0, which no probability is below

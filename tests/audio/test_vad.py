@@ -1,7 +1,6 @@
 """The detector and its spans against the silero-vad package; quiet and awkward real speech."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from hypothesis import strategies as st
 from silero_vad import load_silero_vad
 from silero_vad.utils_vad import get_speech_timestamps_from_probs
 
-from corpus_asr.audio import vad
 from corpus_asr.audio.vad import (
     BLOCK_SAMPLES,
     DEFAULT_CRITERIA,
@@ -24,7 +22,6 @@ from corpus_asr.audio.vad import (
     speech_spans,
     true_runs,
 )
-from corpus_asr.errors import EngineError
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import made_sounds, read_clip, read_manifest
 
@@ -94,37 +91,6 @@ def test_chunks_of_any_size_give_the_same_probabilities(
     streamed = [detector.feed(chunk) for chunk in chunks]
     streamed.append(detector.finish())
     assert np.array_equal(np.concatenate(streamed), detector.score(samples))
-
-
-def test_a_missing_package_or_file_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    empty = SimpleNamespace(submodule_search_locations=(str(tmp_path),))
-    for spec, words in (
-        (None, r"no package silero_vad.*vad_filter: false"),
-        (empty, r"no file .*silero_vad_16k_sequence\.onnx"),
-    ):
-        monkeypatch.setattr(vad, "find_spec", lambda name, spec=spec: spec)
-        with pytest.raises(EngineError, match=words):
-            SileroDetector()
-
-
-def test_another_network_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    network = vad._network_path().read_bytes()
-    basis = dict(vad._tensors(memoryview(network)))[vad._BASIS].tobytes()
-    folder = SimpleNamespace(submodule_search_locations=(str(tmp_path),))
-    monkeypatch.setattr(vad, "find_spec", lambda name: folder)
-    path = tmp_path / "data" / "silero_vad_16k_sequence.onnx"
-    path.parent.mkdir()
-    for content, words in (
-        (network[:-1000], "found no ONNX network .*vad_filter: false"),
-        (b"", r"found stft\S* of shape None, expected the network of silero-vad 6\.2"),
-        (network.replace(b"encoder.3.bias", b"encoder.4.bias"), r"encoder\.3\.bias of shape None"),
-        (network.replace(basis, basis[4:] + basis[:4]), r"found stft\S* that is not mirrored"),
-    ):
-        path.write_bytes(content)
-        with pytest.raises(EngineError, match=words):
-            SileroDetector()
 
 
 @given(

@@ -294,7 +294,7 @@ def calibration_for(
 
 PACKAGES = (
     "corpus-asr", "torch", "ray", "av", "numpy", "pyarrow", "fsspec", "s3fs", "huggingface_hub",
-    "tokenizers", "onnxruntime", "silero-vad",
+    "tokenizers", "onnxruntime",
 )  # fmt: skip
 
 
