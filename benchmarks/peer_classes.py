@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ _FLAGS: dict[str, Any] = {
     "_pp_plan": None,
     "_keep_in_fp32_modules": None,
     "_keep_in_fp32_modules_strict": None,
+    "_keys_to_ignore_on_load_missing": None,
+    "_keys_to_ignore_on_load_unexpected": None,
     "_auto_class": None,
     "input_modalities": ("audio",),
     "_can_set_experts_implementation": classmethod(lambda cls: False),
@@ -60,6 +63,8 @@ _CONFIG_FLAGS: dict[str, Any] = {
     "base_model_tp_plan": None,
     "base_model_pp_plan": None,
     "base_model_ep_plan": None,
+    "attribute_map": {},
+    "per_layer_config": property(lambda config: [config] * config.num_hidden_layers),
 }
 # By the folder of its tests, what stands for the names of another package.
 _PEERS = {
@@ -137,12 +142,12 @@ def _said(report: Any) -> list[str]:
 
 def _replace() -> None:
     transformers = importlib.import_module("transformers")
+    _keep_configs(transformers.AutoConfig)
     for family, (package, folder) in _MODULES.items():
         ours = importlib.import_module(package)
-        # A configuration for generating is one for all families there: it keeps its class.
-        names = [name for name in ours.__all__ if name not in ("GenerationConfig", "pipeline")]
-        named = {name: getattr(ours, name) for name in names}
+        # Not the Auto classes, by which transformers' own search finds its configurations.
         begins = "Whisper" if family == "whisper" else "Speech2Text"
+        named = {name: getattr(ours, name) for name in ours.__all__ if name.startswith(begins)}
         for module, ends in _PARTS.items():
             name = f"{begins}{ends}"
             named[name] = getattr(importlib.import_module(f"{folder}.{module}"), name)
@@ -156,6 +161,17 @@ def _replace() -> None:
     utils.direct_transformers_import = lambda *arguments, **keywords: transformers
     _put(PreTrainedModel, _FLAGS)
     _put(ModelConfig, _CONFIG_FLAGS)
+
+
+def _keep_configs(auto: Any) -> None:
+    """Let transformers' search, which `generate` runs for rare settings, find its own configs."""
+    for_model = auto.for_model
+    own = {family: type(for_model(family)) for family in _MODULES}
+
+    def made(model_type: str, *arguments: Any, **keywords: Any) -> Any:
+        return own.get(model_type, partial(for_model, model_type))(*arguments, **keywords)
+
+    auto.for_model = made
 
 
 def _places(family: str, transformers: Any) -> list[Any]:

@@ -102,6 +102,7 @@ def main(arguments: Sequence[str] | None = None, *, repository: Path = _REPOSITO
     ]
     results = {
         "date": datetime.now(UTC).date().isoformat(),
+        "commit": _commit(repository),
         "versions": {name: version(name) for name in ("transformers", "torch", "corpus-asr")},
         "suites": suites,
     }
@@ -109,6 +110,14 @@ def main(arguments: Sequence[str] | None = None, *, repository: Path = _REPOSITO
         results["before"] = counts_of(json.loads(given.before.read_text())["suites"])
     given.results.write_text(f"{json.dumps(results, indent=1)}\n")
     print(drawn(results))
+
+
+def _commit(repository: Path) -> str:
+    """Return the checkout's commit, marked where its files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=8", "--exclude=*"]
+    return subprocess.run(
+        command, cwd=repository, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def publish(results: Path, *, repository: Path = _REPOSITORY) -> None:
@@ -218,8 +227,8 @@ def drawn(results: dict[str, Any]) -> str:
     versions, before = results["versions"], results.get("before", {})
     now = counts_of(results["suites"])
     lines = [
-        f"{results['date']}, transformers {versions['transformers']}, torch {versions['torch']}, "
-        "CPU.",
+        f"{results['date']}, commit {results['commit']}, transformers {versions['transformers']}, "
+        f"torch {versions['torch']}, CPU.",
         "",
         "| Tests | passed | failed | of these that count | skipped | before: passed | failed |",
         "|---|--:|--:|--:|--:|--:|--:|",

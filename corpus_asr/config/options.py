@@ -39,7 +39,7 @@ class TranscriptionOptions(TypedDict, total=False):
     task: Literal["transcribe", "translate"]
     target_language: str | None
     strategy: Literal["auto", "sequential", "chunked"]
-    clip_timestamps: float | Sequence[float] | str
+    clip_timestamps: float | Sequence[float] | Sequence[Mapping[str, float]] | str
     window_s: float | None
     temperature: float | Sequence[float]
     seed: int | None

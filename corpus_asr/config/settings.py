@@ -199,9 +199,18 @@ class DecodingSection(_DecodingKeys, Settings):  # type: ignore[misc]  # both ar
 
     @field_validator("clip_timestamps", mode="before")
     @classmethod
-    def _numbers_in_text(cls, value: object) -> object:
+    def _numbers_of_any_form(cls, value: object) -> object:
         if isinstance(value, int | float):
             return (value,)
+        if isinstance(value, list | tuple) and any(isinstance(clip, dict) for clip in value):
+            # As faster-whisper's batched pipeline takes them.
+            try:
+                return tuple(float(clip[edge]) for clip in value for edge in ("start", "end"))
+            except (TypeError, KeyError, ValueError) as error:
+                raise ValueError(
+                    f"found {str(value)[:80]}, expected {{'start': seconds, 'end': seconds}} for "
+                    "each clip, or numbers alone"
+                ) from error
         if not isinstance(value, str):
             return value
         try:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from corpus_asr.array_types import Float
-from corpus_asr.families.layers.kv_cache import DecoderCache
+from corpus_asr.families.layers.kv_cache import DecoderCache, TokenCache
 
 States = tuple[Float[Tensor, "batch _ width"], ...]
 """Hidden states after the embeddings and after every layer; the last one normalized."""
@@ -126,7 +126,7 @@ class BaseModelOutputWithPastAndCrossAttentions(ModelOutput):
     """Output of a decoder."""
 
     last_hidden_state: Float[Tensor, "batch token width"] | None = None
-    past_key_values: DecoderCache | None = None
+    past_key_values: TokenCache | None = None
     hidden_states: States | None = None
     attentions: Weights | None = None
     cross_attentions: Weights | None = None
@@ -168,7 +168,7 @@ class CausalLMOutputWithCrossAttentions(ModelOutput):
 
     loss: Float[Tensor, "*_"] | None = None
     logits: Float[Tensor, "batch token vocab"] | None = None
-    past_key_values: DecoderCache | None = None
+    past_key_values: TokenCache | None = None
     hidden_states: States | None = None
     attentions: Weights | None = None
     cross_attentions: Weights | None = None

@@ -17,7 +17,7 @@ from corpus_asr.array_types import Float
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.generation_config import GENERATION_NAME
 from corpus_asr.families.layers.blocks import Attention
-from corpus_asr.families.layers.kv_cache import DecoderCache
+from corpus_asr.families.layers.kv_cache import TokenCache
 from corpus_asr.families.layers.stack import Stack, check_tokens
 from corpus_asr.families.loading import DTYPES, resolve_device
 from corpus_asr.families.model_config import CONFIG_NAME, ModelConfig
@@ -115,9 +115,10 @@ class PreTrainedModel(nn.Module, Uploads):
         `dtype` None keeps the stored type; `generate` on a CPU then computes in the best type
         there. Without a name, `state_dict` has the weights and `config` the sizes.
         `generation_config` replaces the checkpoint's; `output_loading_info` returns the model and a
-        dictionary of its missing, unexpected and mismatched keys. A `variant` such as fp16 selects
-        the weights model.fp16.safetensors. Keywords are `SOURCE_OPTIONS`; all others override
-        config.json. Raises CheckpointError.
+        dictionary of its missing, unexpected and mismatched keys, which else are an error. A
+        `variant` such as fp16 selects the weights model.fp16.safetensors. Keywords are
+        `SOURCE_OPTIONS`; all others override config.json. Raises CheckpointError; RuntimeError
+        within a context of `torch.device("meta")`.
         """
         where = take_source(kwargs)
         known_keywords = {*vars(cls.config_class()), "num_labels", "hidden_size"}
@@ -166,6 +167,7 @@ class PreTrainedModel(nn.Module, Uploads):
             draw=model._draw,
             ignored=cls._left_over,
             redraw=ignore_mismatched_sizes,
+            strict=not output_loading_info,
         )
         # Computed, not random: they need no training.
         untrained = [name for name in drawn if name not in cls._fixed]
@@ -180,12 +182,11 @@ class PreTrainedModel(nn.Module, Uploads):
         if device_map is not None:
             model.hf_device_map = {"": model.device}
         if cls._generation is not None and generation_config is not None:
-            # Also in transformers.
             model.generation_config = cls._generation.from_dict(generation_config.to_dict())
         elif cls._generation is not None and state_dict is None:
             model.generation_config = cls._generation.from_pretrained(folder)
         model.eval()
-        return (model, loading_info(model, stored, untrained)) if output_loading_info else model
+        return (model, loading_info(model, stored, drawn)) if output_loading_info else model
 
     def save_pretrained(
         self,
@@ -517,7 +518,7 @@ class Vocabulary(TokenTables):
         setattr(self, self._projection, new_embeddings)
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, past_key_values: DecoderCache | None = None, **kwargs: Any
+        self, input_ids: Tensor, past_key_values: TokenCache | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Return the arguments of `forward` for the next tokens: those not yet in the cache."""
         start = 0 if past_key_values is None else past_key_values.get_seq_length()

@@ -458,15 +458,22 @@ def load_weights(
     draw: Callable[[str, Tensor], None],
     ignored: tuple[str, ...],
     redraw: bool = False,
+    strict: bool = True,
 ) -> list[str]:
-    """Replace every parameter of `module` by the one stored in `folder`, strictly.
+    """Replace every parameter of `module` by the one stored in `folder`.
 
     `dtype` None means the stored one (the widest, if they differ). Names match with and without the
     prefix `model.`. `tied` parameters share another's weights, unless the file has different
     ones. Parameters with a prefix in `fresh` may be absent, with `redraw` any may be stored in
     another shape: these are initialized, and their names returned. Stored names with a prefix in
-    `ignored` are skipped. Raises CheckpointError.
+    `ignored` are skipped. Unless `strict`, any may be absent, and others stored. Raises
+    CheckpointError; RuntimeError if torch makes tensors on the meta device.
     """
+    if torch.get_default_device().type == "meta":
+        raise RuntimeError(
+            f"loading {folder}: You are using `from_pretrained` with a meta device context manager "
+            "(torch.device), expected one with memory; call it outside, or from_config within"
+        )
     # Files are memory-mapped and tensors converted one at a time: the peak is one copy in `dtype`.
     full_names = {_bare(name): name for name in module.state_dict()}
     wanted = {_bare(name): tuple(t.shape) for name, t in module.state_dict().items()}
@@ -481,11 +488,14 @@ def load_weights(
     for target, source in tied.items():
         if source not in stored and target in stored:  # either of two equal tensors may be stored
             stored[source] = stored.pop(target)
+    if not strict:
+        absent |= wanted.keys() - stored.keys() - tied.keys()
+        stored = {name: tensor for name, tensor in stored.items() if name in wanted}
     _check_tensors(folder, stored, wanted, absent={*tied, *absent}, ignored=ignored, whole=whole)
     present = [name for name in wanted if name in stored]
     if dtype is None:
         dtypes = [stored[name].dtype or torch.float32 for name in present if name not in whole]
-        dtype = functools.reduce(torch.promote_types, dtypes)
+        dtype = functools.reduce(torch.promote_types, dtypes or [torch.get_default_dtype()])
     weights = {
         name: _read(name, stored[name], dtype=whole.get(name, dtype), device=device)
         for name in present
@@ -505,7 +515,9 @@ def load_weights(
     module.load_state_dict({full_names[name]: t for name, t in weights.items()}, assign=True)
     for target, source in shared.items():
         share_parameter(module, full_names[target], full_names[source])
-    return [full_names[name] for name in made if name not in shared]
+    absent_sources = {name for name in made if name not in map(_bare, found)}
+    absent_tied = {target for target, source in shared.items() if source in absent_sources}
+    return [full_names[n] for n in wanted if n in absent_tied or (n in made and n not in shared)]
 
 
 def loading_info(

@@ -31,9 +31,10 @@ from tests.support.tables import run_config
         (7, (7.0,)),
         ([1, 2], (1.0, 2.0)),
         ((0.0, 5.0, 5.0, 9.0), (0.0, 5.0, 5.0, 9.0)),
+        ([{"start": 0, "end": 5}, {"end": 9.0, "start": 5.5}], (0.0, 5.0, 5.5, 9.0)),
     ],
 )
-def test_clips_are_numbers_or_text(written: Any, meant: tuple[float, ...]) -> None:
+def test_clips_are_numbers_pairs_or_text(written: Any, meant: tuple[float, ...]) -> None:
     assert options_from({"clip_timestamps": written}).decoding.clip_timestamps == meant
 
 
@@ -45,6 +46,9 @@ def test_clips_are_numbers_or_text(written: Any, meant: tuple[float, ...]) -> No
         ({"clip_timestamps": [5.0, 5.0]}, "found 5 after 5, expected start, end"),
         ({"clip_timestamps": [5.0, 9.0, 8.0]}, "found 8 after 9"),
         ({"clip_timestamps": [-1.0]}, "at least 0"),
+        ({"clip_timestamps": [{"start": 0, "end": 5}, 7]}, "for each clip, or numbers alone"),
+        ({"clip_timestamps": [{"start": 0, "end": "x"}]}, "expected {'start': seconds, 'end'"),
+        ({"clip_timestamps": [{"start": 3, "end": 2}]}, "found 2 after 3"),
         ({"clip_timestamps": "nan"}, "expected a number"),
         ({"clip_timestamps": [True, 2]}, "clip_timestamps: "),
         ({"language": "en", "language_mode": "window"}, "names a single one"),

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
-from corpus_asr.errors import CheckpointError
+from corpus_asr.errors import CheckpointError, WeightsError
 from corpus_asr.models import auto, speech2text, whisper
 from corpus_asr.models.auto import AutoModelForSpeechSeq2Seq
 from corpus_asr.models.whisper import WhisperForConditionalGeneration
@@ -154,6 +155,35 @@ def test_what_was_missing_is_told(folders: dict[str, Path]) -> None:
         folders["whisper"], **options
     )
     assert found["missing_keys"] == expected["missing_keys"]
+
+
+@pytest.mark.parametrize("name", ["WhisperForConditionalGeneration", "WhisperForCausalLM"])
+@pytest.mark.parametrize("removed", ["decoder.layers.0.fc1", "."])
+def test_what_a_file_lacks_and_has_too_much_is_told_to_who_asks(
+    folders: dict[str, Path], name: str, removed: str, tmp_path: Path
+) -> None:
+    ours, theirs = getattr(whisper, name), getattr(transformers, name)
+    ours.from_pretrained(folders["whisper"]).save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    rest = {key: tensor for key, tensor in stored.items() if removed not in key}
+    save_file(rest | {"other": torch.zeros(2)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(WeightsError, match=r"missing.*1 unexpected: other"):
+        ours.from_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="these are random"):
+        model, found = ours.from_pretrained(tmp_path, output_loading_info=True)
+    _, expected = theirs.from_pretrained(tmp_path, output_loading_info=True)
+    assert found["missing_keys"] == expected["missing_keys"]
+    assert found["unexpected_keys"] == expected["unexpected_keys"]
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert all(torch.equal(model.state_dict()[key], tensor) for key, tensor in rest.items())
+
+
+def test_weights_are_not_loaded_to_the_meta_device(folders: dict[str, Path]) -> None:
+    for package, name in ((whisper, "Whisper"), (speech2text, "Speech2Text")):
+        for kinds in (package, transformers):
+            model = getattr(kinds, f"{name}ForConditionalGeneration")
+            with torch.device("meta"), pytest.raises(RuntimeError, match="meta device context"):
+                model.from_pretrained(folders[name.lower()])
 
 
 @pytest.mark.parametrize("shard_size", ["1GB", "100KB"])

@@ -126,10 +126,10 @@ class AttentionCache(Cache):
         return self.layers[layer_idx].length if self.layers else 0
 
 
-class DecoderCache(Cache):
-    """Keys and values of every decoder layer.
+class TokenCache(Cache):
+    """Keys and values of every layer of a decoder, here of one without an encoder.
 
-    `cache[i]` are the keys and values of the tokens and those of the window, each
+    `cache[i]` are the keys and values of the tokens and, with an encoder, those of the window, each
     (batch, head, token or pos, head_dim).
     """
 
@@ -149,21 +149,6 @@ class DecoderCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the number of cached tokens, the same in every layer that has any."""
         return max((layer.own.length for layer in self.layers), default=0)
-
-    @property
-    def self_attention_cache(self) -> AttentionCache:
-        """Keys and values of the tokens."""
-        return AttentionCache([layer.own for layer in self.layers])
-
-    @property
-    def cross_attention_cache(self) -> AttentionCache:
-        """Keys and values of the windows."""
-        return AttentionCache([layer.cross for layer in self.layers])
-
-    @property
-    def is_updated(self) -> dict[int, bool]:
-        """Whether each layer has keys and values of the windows."""
-        return {number: layer.cross.pair is not None for number, layer in enumerate(self.layers)}
 
     def reorder_cache(self, beam_idx: Int[Tensor, " batch"]) -> None:
         """Replace row i by row `beam_idx[i]`."""
@@ -190,7 +175,26 @@ class DecoderCache(Cache):
             layer.own.change(lambda tensor: tensor[:, :, :keep])
 
 
-def taken(past_key_values: Any, *, num_layers: int) -> DecoderCache | None:
+class DecoderCache(TokenCache):
+    """Keys and values of the tokens and of the windows, for every decoder layer."""
+
+    @property
+    def self_attention_cache(self) -> AttentionCache:
+        """Keys and values of the tokens."""
+        return AttentionCache([layer.own for layer in self.layers])
+
+    @property
+    def cross_attention_cache(self) -> AttentionCache:
+        """Keys and values of the windows."""
+        return AttentionCache([layer.cross for layer in self.layers])
+
+    @property
+    def is_updated(self) -> dict[int, bool]:
+        """Whether each layer has keys and values of the windows."""
+        return {number: layer.cross.pair is not None for number, layer in enumerate(self.layers)}
+
+
+def taken(past_key_values: Any, *, num_layers: int) -> TokenCache | None:
     """Convert a caller's `past_key_values`; None stays None.
 
     Keys and values of transformers' DynamicCache and EncoderDecoderCache are reused; only the
@@ -202,10 +206,10 @@ def taken(past_key_values: Any, *, num_layers: int) -> DecoderCache | None:
     if type(self_cache).__name__ == "DynamicCache":
         cross_cache = getattr(past_key_values, "cross_attention_cache", None)
         return _converted(self_cache, cross_cache, num_layers=num_layers)
-    if isinstance(past_key_values, DecoderCache) and len(past_key_values) == num_layers:
+    if isinstance(past_key_values, TokenCache) and len(past_key_values) == num_layers:
         return past_key_values
     description = f"a {type(past_key_values).__name__}"
-    if isinstance(past_key_values, DecoderCache):
+    if isinstance(past_key_values, TokenCache):
         description += f" of {len(past_key_values)} layers"
     raise ValueError(
         f"continuing with past_key_values: found {description}, expected the cache of a model of "
@@ -213,8 +217,8 @@ def taken(past_key_values: Any, *, num_layers: int) -> DecoderCache | None:
     )
 
 
-def _converted(own: Any, cross: Any, *, num_layers: int) -> DecoderCache:
-    cache = DecoderCache(num_layers)
+def _converted(own: Any, cross: Any, *, num_layers: int) -> TokenCache:
+    cache = TokenCache(num_layers) if cross is None else DecoderCache(num_layers)
     for number, layer in enumerate(cache.layers):
         for kept, source in ((layer.own, own), (layer.cross, cross)):
             layers = [] if source is None else source.layers

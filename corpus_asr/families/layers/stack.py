@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from corpus_asr.array_types import Bool, Float, Int
 from corpus_asr.families.layers.blocks import DecoderBlock, Hidden, Record, causal_mask
-from corpus_asr.families.layers.kv_cache import DecoderCache, taken
+from corpus_asr.families.layers.kv_cache import DecoderCache, TokenCache, taken
 from corpus_asr.families.outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 
 # Wavelengths run from 2 pi to 10,000 * 2 pi positions (Vaswani et al. 2017, section 3.5).
@@ -271,7 +271,8 @@ class TokenDecoder(Stack):
         # With recomputation the cache would be filled twice.
         caches = bool(use_cache) and not (self.training and self.gradient_checkpointing)
         if past is None and caches:
-            past = DecoderCache(len(self.layers))
+            has_windows = encoder_hidden_states is not None or self.config.is_encoder_decoder
+            past = (DecoderCache if has_windows else TokenCache)(len(self.layers))
         start = past.get_seq_length() if past else 0
         embedded = self._embedded(input_ids, inputs_embeds)
         if encoder_hidden_states is not None and len(embedded) == 1 < len(encoder_hidden_states):

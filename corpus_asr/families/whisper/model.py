@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from corpus_asr.array_types import Float, Int
 from corpus_asr.families.layers.blocks import EncoderBlock
 from corpus_asr.families.layers.cached_decoder import DecoderSlots
-from corpus_asr.families.layers.kv_cache import DecoderCache
+from corpus_asr.families.layers.kv_cache import TokenCache
 from corpus_asr.families.layers.packed import (
     PackedConvolution,
     PackedEncoderBlock,
@@ -350,7 +350,7 @@ class WhisperForCausalLM(WhisperWithVocabulary):
         return WhisperDecoderSlots(self.model.decoder, self.proj_out)
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, past_key_values: DecoderCache | None = None, **kwargs: Any
+        self, input_ids: Tensor, past_key_values: TokenCache | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Return the arguments of `forward` for the next tokens."""
         inputs = super().prepare_inputs_for_generation(input_ids, past_key_values, **kwargs)

@@ -159,6 +159,25 @@ def test_a_decoder_alone_generates(whisper: Pair, folder: Path, options: dict[st
     agree(Pair(ours, theirs.eval()), IDS, encoder_outputs=(encoded,), max_new_tokens=5, **options)
 
 
+def test_the_cache_of_a_decoder_alone_has_no_windows(folder: Path, whisper: Pair) -> None:
+    ours: Any = WhisperForCausalLM.from_pretrained(folder / "model")
+    theirs: Any = transformers.WhisperForCausalLM.from_pretrained(folder / "model")
+    for options in ({}, {"num_beams": 2}, {"assistant_model": ours}):
+        caches = [
+            model.generate(
+                IDS, max_new_tokens=5, return_dict_in_generate=True, **given
+            ).past_key_values
+            for model, given in ((ours, options), (theirs, options | {"assistant_model": None}))
+        ]
+        shapes = [[layer.keys.shape for layer in cache.layers] for cache in caches]
+        assert shapes[0] == shapes[1]
+        assert not any(hasattr(cache, "cross_attention_cache") for cache in caches)
+    with torch.no_grad():
+        assert hasattr(
+            whisper.ours(SHORT, decoder_input_ids=IDS).past_key_values, "cross_attention_cache"
+        )
+
+
 def test_without_transformers_the_setting_is_named(
     whisper: Pair, speech2text: Pair, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
