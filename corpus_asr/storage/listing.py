@@ -81,7 +81,7 @@ def check_output_apart(source: SourceSettings, output_uri: str) -> None:
                 name = f"{redact_uri(output_uri).rstrip('/')}-transcripts"
             raise ConfigError(
                 f"reading output.uri: found {redact_uri(output_uri)}, which contains source.uri, "
-                f"{redact_uri(uri)}, and is not listed, expected a folder beside or in the source; "
+                f"{redact_uri(uri)}, and is not listed, expected another folder; "
                 f"set output.uri={name}"
             )
 

@@ -165,9 +165,11 @@ class Plan:
         ignored = counted(self.num_ignored, "other file")
         yield self.num_ignored, f"{ignored} ignored", "source.ignore"
         yield self.num_excluded, f"{self.num_excluded:,} excluded", "source.exclude"
-        others = counted(self.num_no_sound, "other")
-        yield self.num_no_sound, f"{others} without sound", "first bytes"
-        yield self.num_own, f"{self.num_own:,} in the output folder", "output.uri"
+        if self.num_no_sound:
+            others = counted(self.num_no_sound, "other")
+            yield self.num_no_sound, f"{others} without sound", "first bytes"
+        if self.num_own:
+            yield self.num_own, f"{self.num_own:,} in the output folder", "output.uri"
         yield self.num_duplicates, f"{self.num_duplicates:,} named twice", "source"
 
     def source_words(self) -> str:
