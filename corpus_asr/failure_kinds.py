@@ -183,6 +183,10 @@ _KINDS = (
         write_advice="choose another output",
     ),
     FailureKind(
+        "pointer", "Pointers of Git LFS or git-annex", Origin.environment,
+        f"fetch what they stand for by git lfs pull or git annex get, {_EACH_RUN}",
+    ),
+    FailureKind(
         "poison", "Crashed their workers", Origin.program,
         "each crashed workers that processed nothing else: look for lack of memory in their logs, "
         f"test them with `corpus-asr transcribe`, {_RETRY}",

@@ -91,6 +91,7 @@ def open_container(file: GuardedFile, *, uri: str) -> av.container.InputContaine
         container = open_limited(file)
     except (av.error.FFmpegError, ValueError) as error:
         file.check()
+        _check_pointer(file, uri=uri)
         refused = refused_container(file) if isinstance(error, av.error.ArgumentError) else None
         file.check()
         if refused is not None:
@@ -107,6 +108,41 @@ def open_container(file: GuardedFile, *, uri: str) -> av.container.InputContaine
         container.close()
         raise
     return container
+
+
+# What Git LFS and git-annex leave in place of contents that were not fetched.
+_POINTERS = {
+    b"version https://git-lfs.github.com/": ("Git LFS", "git lfs pull"),
+    b"/annex/objects/": ("git-annex", "git annex get"),
+}
+
+
+def _check_pointer(file: GuardedFile, *, uri: str) -> None:
+    head = file.span(0, max(map(len, _POINTERS)))
+    for start, (program, command) in _POINTERS.items():
+        if head.startswith(start):
+            raise DecodeError(
+                f"decoding {uri}: found a pointer of {program}, expected the recording that it "
+                f"stands for; run {command}",
+                uri=uri,
+                kind="pointer",
+            )
+
+
+def has_audio(file: BinarySource, *, uri: str) -> bool:
+    """Return whether a file is a sound or film with an audio track.
+
+    Raises:
+        FetchError: reading failed.
+    """
+    guarded = GuardedFile(file, uri=uri)
+    try:
+        with open_limited(guarded) as container:
+            found = bool(container.streams.audio)
+    except (av.error.FFmpegError, ValueError):
+        found = False
+    guarded.check()
+    return found
 
 
 def audio_tracks(container: av.container.InputContainer) -> tuple[AudioTrack, ...]:

@@ -188,7 +188,7 @@ def checked_inputs(files: Sequence[str], layout: "Layout", chosen: FileOptions) 
     for problem in inputs.problems:
         say(problem)
     if inputs.num_ignored and inputs.found and not chosen.quiet:
-        note(f"note: skipped {counted(inputs.num_ignored, 'file')} that are not audio by name")
+        note(f"note: skipped {counted(inputs.num_ignored, 'file')} that are not audio")
     if inputs.num_dangling:
         note(f"note: skipped {counted(inputs.num_dangling, 'link')} with missing targets")
     return inputs

@@ -84,7 +84,7 @@ class Inputs:
     problems: list[str] = field(default_factory=list)
     """One message per argument that names no recording."""
     num_ignored: int = 0
-    """Number of files in folders and globs ignored for their names."""
+    """Number of files in folders and globs ignored for their names or first bytes."""
     num_dangling: int = 0
     """Number of dangling links there."""
 
@@ -164,9 +164,10 @@ def _listed(word: str, uri: str, inputs: Inputs) -> Iterator[Input]:
                 file_base = base if file_uri.startswith(base) else parent(file_uri) + "/"
                 yield Input(name=_shown(word, file_uri), uri=file_uri, base=file_base)
     except NothingFoundError as error:
-        raise ConfigError(_nothing(word, uri, listing.num_ignored)) from error
+        num_ignored = listing.num_ignored + listing.num_no_sound
+        raise ConfigError(_nothing(word, uri, num_ignored)) from error
     finally:
-        inputs.num_ignored += listing.num_ignored
+        inputs.num_ignored += listing.num_ignored + listing.num_no_sound
         inputs.num_dangling += listing.num_dangling
 
 
@@ -188,7 +189,7 @@ def _nothing(word: str, uri: str, num_ignored: int) -> str:
     if num_ignored:
         return (
             f"reading {shown}: found no recording ({counted(num_ignored, 'file')} that are not "
-            "audio by name), expected one; name a file to transcribe it nevertheless"
+            "audio), expected one; name a file to transcribe it nevertheless"
         )
     if scheme_of(uri) == LOCAL and os.path.isdir(uri):
         return f"reading {shown}: found an empty folder, expected recordings; name another"

@@ -53,13 +53,15 @@ class SourceSettings(Settings):
     that is not Amazon's), key, secret, token, profile, anon, requester_pays, client_kwargs and
     config_kwargs; secrets by ${env:NAME}."""
     exclude: Texts = ()
-    """File name patterns, in any case, of recordings to exclude from folders and globs; URIs named
-    in full and manifests are never filtered."""
-    ignore: Texts = NO_AUDIO_PATTERNS
-    """File name patterns, in any case, of files that are not recordings: in folders and globs they
-    are counted, not transcribed. Patterns that begin with a dot or an underscore also match
-    folders; those that end with a slash match only folders. URIs named in full and manifests are
+    """File name patterns, in any case, of recordings to exclude from folders and globs; patterns
+    with a slash, such as `*/trailers/*`, are of whole URIs. URIs named in full and manifests are
     never filtered."""
+    ignore: Texts = NO_AUDIO_PATTERNS
+    """File name patterns, in any case, of files that are not recordings, such as half-loaded ones:
+    in folders and globs they are counted, not transcribed. So are, without any pattern, files
+    without the suffix of a sound or film in whose first bytes there is none. Patterns that begin
+    with a dot or an underscore also match folders; those that end with a slash match only folders.
+    URIs named in full and manifests are never filtered."""
     version: Literal["etag", "size"] = "etag"
     """Evidence that a recording has changed, in addition to its size: `etag`, what its store
     says, which for local files is their modification time; or `size`, nothing else, so that a

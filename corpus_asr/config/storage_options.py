@@ -193,41 +193,26 @@ def _secrets(value: Any, name: str = "") -> Iterator[str]:
         yield str(value)
 
 
-# Names of files that lie beside recordings and are none. Not those that may hold sound, such as
-# `.ts`, `.dat`, `.mod` and `.bin`.
 _UNFINISHED_SUFFIXES = """
-    part part-frag* part.met partial filepart crdownload download opdownload fdmdownload downloading
-    incomplete !ut !qb !sync bc! xltd aria2 aria2__temp ytdl torrent icloud cloud cloudf mega gstmp
-    lftp-pget-status tmp temp swp swo bak old orig rej lock lck"""
-_TEXTS_SUFFIXES = """
-    m3u m3u8 pls xspf cue nfo sfv md5 sha1 sha256 sha512 par2 asc sig
-    json jsonl ndjson csv tsv parquet txt text md rst xml yaml yml toml ini cfg conf log tex bib
-    srt vtt ass ssa sbv sub idx sup ttml dfxp smi lab lrc textgrid eaf trs rttm ctm stm
-    py sh bat cmd ps1 ipynb html htm mhtml css js url webloc lnk desktop ics vcf eml msg mbox"""
-_DOCUMENTS_SUFFIXES = """
-    pdf ps rtf epub mobi pages numbers key one pub vsd vsdx doc docx docm dot dotx dotm
-    xls xlsx xlsm xlsb xltx ppt pptx pptm pps ppsx potx odt ods odp odg odf ott
-    jpg jpeg jfif png gif bmp tif tiff webp svg heic heif avif ico psd ai eps xcf
-    raf cr2 cr3 nef arw dng"""
-_ARCHIVES_SUFFIXES = """
-    zip rar 7z gz tgz bz2 tbz2 xz txz zst tzst lz4 lzma z cab iso dmg img pkg deb rpm apk jar
-    exe msi dll so dylib ttf otf woff woff2 db db-wal db-shm sqlite sqlite3 mdb accdb"""
-_EDITORS_SUFFIXES = "aup aup3 sesx asd rpp reapeaks pek pkf cfa sfk ptx band logicx"
+    part partial filepart crdownload download opdownload fdmdownload downloading uploading
+    converting incomplete !ut !qb !sync bc! xltd aria2__temp icloud cloud cloudf mega gstmp tmp temp
+    swp"""
+_PACKED_SUFFIXES = "tar.gz tgz tar.bz2 tbz2 tar.xz txz tar.zst tzst"
+# Archives have one of these beside each recording: they are not to be read in each run.
+_USUAL_SUFFIXES = """
+    json jsonl csv tsv txt md xml yaml log srt vtt lrc textgrid pdf docx jpg jpeg png parquet"""
 
 NO_AUDIO_PATTERNS = (
-    # Of systems, of disks, and of programs that copy, edit or compute.
-    ".*", "_SUCCESS", "_temporary", "__MACOSX", "*_$folder$", "Thumbs.db", "ehthumbs*.db",
-    "desktop.ini", "Icon\r", "*@SynoEAStream", "*@SynoResource", "~$*", "*~", "#*#",
-    "$RECYCLE.BIN/", "RECYCLER/", "System Volume Information/", "lost+found/", "@eaDir/",
-    "@Recycle/", "#recycle/", "*.download/", "~uTorrentPartFile*", "INCOMPLETE~*", "*_.gstmp",
-    "README", "LICENSE", "LICENCE", "COPYING", "NOTICE", "CHANGES", "Makefile", "Dockerfile",
+    # Of systems and disks: what they delete, copy or have in work may be sound.
+    ".*", "_temporary", "__MACOSX", "$RECYCLE.BIN/", "RECYCLER/", "System Volume Information/",
+    "lost+found/", "@eaDir/", "@Recycle/", "#recycle/",
+    # Half-loaded or in work; small copies that cameras write beside their films.
+    "*.download/", "~uTorrentPartFile*", "INCOMPLETE~*", "*_.gstmp", "*.*-frag[0-9]*", "*.temp.*",
+    "*.lrv",
     *(
         f"*.{suffix}"
-        for kind in (
-            _UNFINISHED_SUFFIXES, _TEXTS_SUFFIXES, _DOCUMENTS_SUFFIXES, _ARCHIVES_SUFFIXES,
-            _EDITORS_SUFFIXES,
-        )
+        for kind in (_UNFINISHED_SUFFIXES, _PACKED_SUFFIXES, _USUAL_SUFFIXES)
         for suffix in kind.split()
     ),
 )  # fmt: skip
-"""Patterns of file names; a slash at the end makes one of folders."""
+"""Patterns of names that tell more than first bytes do; a slash at the end makes one of folders."""

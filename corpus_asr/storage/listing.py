@@ -7,7 +7,8 @@ import functools
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -23,12 +24,15 @@ from corpus_asr.schemas import FILES
 from corpus_asr.storage.manifest import NoRowsError, Row, read_manifest
 from corpus_asr.storage.shards import MemberPlaces, ShardLister, with_columns
 from corpus_asr.storage.stores.filesystem import (
+    READERS,
     StoreOptions,
     describe,
     exists,
     list_pages,
+    open_binary,
 )
 from corpus_asr.storage.stores.host_allowlist import WEB
+from corpus_asr.storage.stores.members import HEADER_BLOCK_BYTES
 from corpus_asr.storage.stores.store import Page
 from corpus_asr.storage.stores.uri import (
     LOCAL,
@@ -38,6 +42,7 @@ from corpus_asr.storage.stores.uri import (
     is_table,
     join,
     local_path,
+    located,
     member_address,
     normalize,
     parent,
@@ -76,7 +81,7 @@ def check_output_apart(source: SourceSettings, output_uri: str) -> None:
                 name = f"{redact_uri(output_uri).rstrip('/')}-transcripts"
             raise ConfigError(
                 f"reading output.uri: found {redact_uri(output_uri)}, which contains source.uri, "
-                f"{redact_uri(uri)}, and is not listed, expected a folder beside or in the source; "
+                f"{redact_uri(uri)}, and is not listed, expected another folder; "
                 f"set output.uri={name}"
             )
 
@@ -94,15 +99,20 @@ class FileListing:
         *,
         output_uri: str | None = None,
         speakers: SpeakerSettings = NO_SPEAKERS,
+        known: Callable[[list[str]], Collection[str]] = lambda ids: (),
     ) -> None:
         """List a source, excluding the contents of the run's own output folder.
 
-        Rows whose numbers of speakers do not fit `speakers` are an error if diarization is on.
+        Of files in folders, globs and archives without the suffix of a sound or film the first
+        bytes are read, unless `known` returns their recording IDs. Rows whose numbers of speakers
+        do not fit `speakers` are an error if diarization is on.
         """
         self.num_excluded = 0
         """Number of files excluded by `source.exclude`."""
         self.num_ignored = 0
         """Number of files that are not recordings, by `source.ignore`."""
+        self.num_no_sound = 0
+        """Number of files with neither the name nor the first bytes of a sound or film."""
         self.num_own = 0
         """Number of sounds and films in the output folder and other folders of this program."""
         self.num_dangling = 0
@@ -116,16 +126,16 @@ class FileListing:
         """URIs without any recording."""
         self.num_duplicates = 0
         """Number of recordings named again by another URI or line."""
-        self._source, self._speakers = source, speakers
+        self._source, self._speakers, self._known = source, speakers, known
         self._output = None if output_uri is None else _folder_prefix(output_uri)
         self._store = StoreOptions(
             storage=source.bound_options,
             audio_column=source.audio_column,
         )
         self._excluded = _any_of(source.exclude)
-        self._ignored = _any_of(source.ignore)
+        self._ignored = _any_of(tuple(p for p in source.ignore if not p.endswith("/")))
         self._ignored_folders = _any_of(
-            tuple(pattern.rstrip("/") for pattern in source.ignore if _is_of_folders(pattern))
+            tuple(p.rstrip("/") for p in source.ignore if p.startswith((".", "_")) or p[-1:] == "/")
         )
         self._shards = ShardLister(
             store=self._store,
@@ -178,13 +188,14 @@ class FileListing:
             if shard_rows.uris:
                 archive = member_address(shard_rows.uris[0]).container  # type: ignore[union-attr]
                 empty.pop(archive, None)
+                members = Page(shard_rows.uris, shard_rows.sizes, shard_rows.etags)
+                sounds = self._sounds(members, range(len(members.uris)))
                 metadata = [
-                    with_columns(row_metadata, of_archives[archive])
-                    for row_metadata in shard_rows.metadata
+                    with_columns(shard_rows.metadata[at], of_archives[archive]) for at in sounds
                 ]
-                yield _rows(Page(shard_rows.uris, shard_rows.sizes, shard_rows.etags), metadata)
+                yield _rows(_at(members, sounds), metadata)
         if empty and self._source.require_files:
-            raise _nothing(next(iter(empty)), self.num_excluded + self.num_ignored)
+            raise _nothing(next(iter(empty)), self._num_passed_over)
         self.empty += empty
 
     def _listed_in(self, manifest: str) -> Iterator[pa.RecordBatch]:
@@ -260,7 +271,7 @@ class FileListing:
             else:
                 yield Page([uri], [info.size_bytes], [info.etag])
                 return
-        passed_over = self.num_excluded + self.num_ignored
+        passed_over = self._num_passed_over
         has_matches = False
         for pattern in _patterns(uri):
             for page in self._matches(pattern):
@@ -270,7 +281,7 @@ class FileListing:
                 return
         if denied is not None:
             raise denied
-        passed_over = self.num_excluded + self.num_ignored - passed_over
+        passed_over = self._num_passed_over - passed_over
         if self._source.require_files or not _may_be_empty(uri):
             raise _nothing(uri, passed_over)
         self.empty.append(uri)
@@ -295,18 +306,56 @@ class FileListing:
                     continue
                 *folders, name = uri.removeprefix(named).split("/")
                 named_table = self._source.audio_column is not None and is_table(name)
-                if (self._ignored.match(name) and not named_table) or any(
+                if (self._ignored.match(uri) and not named_table) or any(
                     map(self._ignored_folders.match, folders)
                 ):
                     self.num_ignored += 1
-                elif self._excluded.match(name):
+                elif self._excluded.match(uri):
                     self.num_excluded += 1
                 elif is_unknown and _leads_nowhere(uri):
                     self.num_dangling += 1
                 else:
                     kept.append(index)
-            whole = len(kept) == len(page.uris)
-            yield page if whole else Page._make([column[at] for at in kept] for column in page)
+            yield _at(page, self._sounds(page, kept))
+
+    def _sounds(self, page: Page, indexes: Sequence[int]) -> list[int]:
+        """Return those of some objects whose names or first bytes are of a sound or film."""
+        doubtful = {
+            recording_id(page.uris[at]): at
+            for at in indexes
+            if page.sizes[at] is not None and not self._is_named_as_read(page.uris[at])
+        }
+        for known_id in self._known([*doubtful]) if doubtful else ():
+            del doubtful[known_id]
+        if not doubtful:
+            return [*indexes]
+        files = [(page.uris[at], page.etags[at], page.sizes[at]) for at in doubtful.values()]
+        with ThreadPoolExecutor(READERS, thread_name_prefix="first-bytes") as pool:
+            found = pool.map(lambda file: self._holds_sound(*file), files)
+            others = {at for at, holds in zip(doubtful.values(), found, strict=True) if not holds}
+        self.num_no_sound += len(others)
+        return [at for at in indexes if at not in others]
+
+    def _is_named_as_read(self, uri: str) -> bool:
+        is_container = is_archive(uri) or (self._source.audio_column is not None and is_table(uri))
+        return is_container or has_media_name(uri)
+
+    def _holds_sound(self, uri: str, etag: str | None, size_bytes: int | None) -> bool:
+        # PyAV is loaded where files are read: a listing that reads none starts sooner.
+        from corpus_asr.audio.probe import has_audio
+
+        if size_bytes == 0:
+            return False
+        try:
+            store = self._shards.store
+            with open_binary(located(uri, etag), store, block_bytes=HEADER_BLOCK_BYTES) as file:
+                return has_audio(file, uri=redact_uri(uri))
+        except FetchError:  # a failure of this recording, if it is processed
+            return True
+
+    @property
+    def _num_passed_over(self) -> int:
+        return self.num_excluded + self.num_ignored + self.num_no_sound
 
 
 # A Windows path, a home folder, or spaces around a URI; not an escaped byte.
@@ -348,7 +397,7 @@ def _nothing(uri: str, passed_over: int) -> NothingFoundError:
         looked_for = "a file, a folder with files below it, or files that match the glob"
     else:
         looked_for = "a file, or a folder with files below it"
-    files = f", and {counted(passed_over, 'file')} that source.exclude or source.ignore match"
+    files = f", and {counted(passed_over, 'file')} without sound or in source.exclude or ignore"
     return NothingFoundError(
         f"listing {redact_uri(uri)}: found nothing{files if passed_over else ''}, expected "
         f"{looked_for}; correct source.uri"
@@ -450,13 +499,22 @@ def _step_regex(step: str) -> str:
     return out
 
 
-def _is_of_folders(pattern: str) -> bool:
-    return pattern.startswith((".", "_")) or pattern.endswith("/")
-
-
 def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
-    alternatives = "|".join(map(fnmatch.translate, patterns)) if patterns else "(?!)"
-    return re.compile(alternatives, re.IGNORECASE)
+    """Return a regex of URIs: of their last steps, or where a pattern has a slash of the whole."""
+    alternatives = ["(?!)"]
+    for pattern in patterns:
+        if "/" not in pattern:
+            alternatives.append(f"(?:.*/)?(?=[^/]*$)(?:{fnmatch.translate(pattern)})")
+            continue
+        is_whole = pattern.startswith(("/", "*")) or "://" in pattern
+        below = f"{pattern}*" if pattern.endswith("/") else pattern
+        alternatives.append(fnmatch.translate(below if is_whole else f"*/{below}"))
+    return re.compile("|".join(alternatives), re.IGNORECASE | re.DOTALL)
+
+
+def _at(page: Page, indexes: Sequence[int]) -> Page:
+    whole = len(indexes) == len(page.uris)
+    return page if whole else Page._make([column[at] for at in indexes] for column in page)
 
 
 class _IdSet:

@@ -82,7 +82,7 @@ class _Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardLister:
-    """Lists archives; what is no recording is told by the last step of its name."""
+    """Lists archives; what is no recording is told by its name."""
 
     store: StoreOptions
     by_size: bool
@@ -141,8 +141,8 @@ class _Listing:
         yield shard_rows
 
     def _take(self, member: TarMember, sample: _Sample, found: ShardRows, file: Any) -> None:
-        name = member.name.rpartition("/")[2]
-        ending = name.rpartition(".")[2].lower()
+        path = f"{self.uri}/{member.name}"
+        ending = path.rpartition(".")[2].lower()
         if member.offset is not None and (ending in _JSON or ending in _COLUMNS):
             sample.num_columns += 1
             if member.size_bytes <= MAX_METADATA_CHARACTERS:
@@ -154,9 +154,9 @@ class _Listing:
                 sample.columns = both[0] | both[1]
         elif member.offset is None:
             found.num_dangling += 1
-        elif ending in _NO_AUDIO or self.lister.ignored.match(name):
+        elif ending in _NO_AUDIO or self.lister.ignored.match(path):
             found.num_ignored += 1
-        elif self.lister.excluded.match(name):
+        elif self.lister.excluded.match(path):
             found.num_excluded += 1
         else:
             sample.audio.append(member)

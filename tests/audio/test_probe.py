@@ -141,6 +141,20 @@ def test_the_refusal_names_what_was_found(data: bytes, name: str, container: str
     assert av.logging.get_level() is None  # as it was
 
 
+@pytest.mark.parametrize(
+    ("data", "command"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "lfs pull"),
+        (b"/annex/objects/SHA256E-s1234--4d7a.mp3\n", "annex get"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["mp3", "wav", "txt"])
+def test_a_pointer_is_to_be_fetched(data: bytes, command: str, suffix: str):
+    error = refused(data, uri=f"s3://b/talk.{suffix}")
+    assert error.kind == "pointer"
+    assert f"run git {command}" in str(error)
+
+
 def test_an_mp4_that_refers_to_another_file_does_not_open_it(secret: Path):
     silent = tone(1, amplitude=0.0)
     data = encode(silent, rate_hz=16000, container="mov", codec="pcm_s16le", sample_format="s16")

@@ -44,13 +44,12 @@ def empty(tmp_path: Path, model: Path) -> Job:
 
 
 def test_an_empty_inbox_is_complete_with_typed_tables(empty: Job) -> None:
-    for name in (".DS_Store", "._talk.wav", "notes.pdf"):
+    for name in (".DS_Store", "._talk.wav", "notes.pdf", "MD5SUMS"):
         (empty.inbox / name).write_bytes(b"x")
     done = empty.command("run", "--local")
     assert done.exit_code == 0, done.output
-    assert f"found no recordings: {empty.inbox}\n3 other files ignored (source.ignore)\n" in (
-        done.stderr
-    )
+    found = f"found no recordings: {empty.inbox}\n3 other files ignored (source.ignore)\n"
+    assert f"{found}1 other without sound (first bytes)\n" in done.stderr
     assert f"{empty.output}: 0 recordings, 0 done" in done.stdout
     for name, schema in (
         ("segments", SEGMENTS), ("outcomes", OUTCOMES), ("recordings", RECORDINGS),
@@ -62,10 +61,8 @@ def test_an_empty_inbox_is_complete_with_typed_tables(empty: Job) -> None:
         assert duckdb.execute(query).fetchall() == [(0,)]
     assert (empty.output / "_SUCCESS").exists()
     plan = empty.command("plan")
-    skipped = (
-        "# skipped    3 other files ignored, 0 excluded, 0 in the output folder, 0 named twice"
-    )
-    assert f"{skipped}\n# empty      {empty.inbox}\n" in plan.stdout
+    skipped = "# skipped    3 other files ignored, 0 excluded, 1 other without sound, 0 named"
+    assert f"{skipped} twice\n# empty      {empty.inbox}\n" in plan.stdout
     for name, *arguments in (
         ("show",),
         ("report",),

@@ -11,6 +11,7 @@ import pytest
 
 from corpus_asr.errors import FetchError
 from corpus_asr.storage.stores import http
+from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary
 from corpus_asr.storage.stores.host_allowlist import HostRules
 from corpus_asr.storage.stores.http import post_json
 from corpus_asr.storage.stores.store import (
@@ -19,7 +20,7 @@ from corpus_asr.storage.stores.store import (
     asked_wait_s,
     with_retries,
 )
-from tests.support.stores import SECRET, Webhook, webhook
+from tests.support.stores import SECRET, Webhook, WebServer, webhook
 
 SOON = RetryPolicy(attempts=3, first_wait_s=0.01, longest_wait_s=0.01, request_timeout_s=0.5)
 HERE = ["127.0.0.1"]
@@ -194,3 +195,29 @@ def test_no_request_comes_sooner_than_a_host_asks_for(
         read(url)
     assert caught.value.retryable
     assert len(times) == 3
+
+
+def test_a_server_that_ends_connections_is_asked_for_the_rest(web: WebServer) -> None:
+    """Before: ten times the same bytes, and a failure."""
+    web.files["a.mp3"] = bytes(range(256)) * 400
+    web.faults.extend(["short"] * 6)
+    options = StoreOptions(policy=QUICK, hosts=HostRules(own_hosts=("127.0.0.1",)))
+    with open_binary(web.url("a.mp3"), options) as file:
+        assert file.read() == web.files["a.mp3"]
+    starts = [int(span[len("bytes=") :].partition("-")[0]) for _, _, span in web.requests if span]
+    assert starts == sorted(set(starts))
+    assert len(starts) == 7
+
+
+def test_redirects_that_want_cookies_and_denials_say_what_is_not_sent(
+    raw: tuple[str, list[bytes], list[float]],
+) -> None:
+    url, answers, _ = raw
+    answers.append(b"HTTP/1.1 307 X\r\nLocation: /a.mp3\r\nSet-Cookie: a=b\r\n"
+                   b"Content-Length: 0\r\n\r\n")  # fmt: skip
+    with pytest.raises(FetchError, match=r"10 redirects, which set cookies; download it with ano"):
+        read(url)
+    answers[:] = [b"HTTP/1.1 403 X\r\nContent-Length: 0\r\n\r\n"]
+    with pytest.raises(FetchError, match="cookies or a browser's User-Agent are not") as caught:
+        read(url)
+    assert caught.value.kind == "access_denied"

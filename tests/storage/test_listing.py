@@ -21,6 +21,7 @@ from corpus_asr.config.run import SourceSettings
 from corpus_asr.config.storage_options import parsed
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.schemas import FILES
+from corpus_asr.storage import listing as listing_module
 from corpus_asr.storage.listing import FileListing, glob_regex
 from corpus_asr.storage.stores import s3 as s3_module
 from corpus_asr.storage.stores.filesystem import (
@@ -33,6 +34,7 @@ from corpus_asr.storage.stores.filesystem import (
 )
 from corpus_asr.storage.stores.store import RetryPolicy, may_be_same
 from corpus_asr.storage.stores.uri import normalize, recording_id
+from tests.support.audio import wav_of
 from tests.support.stores import S3Server, WebServer
 
 TREE = (
@@ -116,10 +118,10 @@ def test_local_versions_follow_size_and_time(tmp_path: Path) -> None:
 def test_what_is_left_out_is_counted(tree: Tree) -> None:
     found = FileListing(tree("", exclude=("*.MP3",)))
     assert sum(batch.num_rows for batch in found) == 1
-    assert (found.num_excluded, found.num_ignored) == (4, 2)
+    assert (found.num_excluded, found.num_ignored, found.num_no_sound) == (4, 2, 0)
     found = FileListing(tree("", ignore=()))
-    assert sum(batch.num_rows for batch in found) == len(TREE)
-    assert (found.num_excluded, found.num_ignored) == (0, 0)
+    assert sum(batch.num_rows for batch in found) == len(TREE) - 1
+    assert (found.num_excluded, found.num_ignored, found.num_no_sound) == (0, 0, 1)
 
 
 def test_what_is_no_recording_is_ignored_unless_it_is_named(
@@ -139,27 +141,79 @@ def test_what_is_no_recording_is_ignored_unless_it_is_named(
         "a.m4a.download/a.m4a", "a.mp3.partial", "a.mp3.aria2__temp", "~syncthing~a.mp3.tmp",
         "a.mp3.lftp-pget-status", "a.mp3_.gstmp", "a.mp3.bc!", "a.mp3.xltd", "a.mp3.fdmdownload",
         "INCOMPLETE~a.mp3", ".a.mp3.Xa1b2C", ".dropbox.cache/a.mp3", "a.mp3.cloudf", "a.mp3.mega",
+        "MD5SUMS", "a.peak", "a.gpk", "a.mp3.gpg", "a.edl", "a.mp3.meta", "_metadata", "empty",
+        "a.mp3.uploading", "x.temp.m4a", "a.mp3-Frag3", "GX010042.LRV", "a.mp3.converting",
     )  # fmt: skip
     recordings = (
         "a.mp3", "_b.mp3", "deep/part.of/c.mp3", "d", "hidden.m4b", "e.tar.wav", "readme/a.mp3",
         "old/a.mp3", "icloud.m4a", "part-Frag12.mp3", "a (conflicted copy).mp3", "x.ts",
-        "zip.mp3", "1.mod", "voice.bin", "a~b.wav", "System Volume/x.mp3",
+        "zip.mp3", "1.mod", "voice.bin", "a~b.wav", "System Volume/x.mp3", "good.wav.old",
+        "z.wav~", "rec.0", "README.1",
     )  # fmt: skip
-    for name in (*ignored, *recordings):
-        write_atomic(f"{base}/in/{name}", b"x", options)
+    for name in ignored:
+        # What is known by name may well be sound.
+        is_named = re.search(r"part|mp3$|temp|Frag|LRV|\.\w*load|!ut|converting|^\._|xltd", name)
+        content = b"" if name == "empty" else wav_of("x") if is_named else b"x\0\x80\xff" * 99
+        write_atomic(f"{base}/in/{name}", content, options)
+    for name in recordings:
+        write_atomic(f"{base}/in/{name}", b"x" if name.endswith("mp3") else wav_of("x"), options)
 
     def listed(below: str) -> tuple[list[str], int]:
         uri = f"{base}/in{below}"
         storage = parsed({"endpoint_url": options.endpoint_url})
         listing = FileListing(SourceSettings(uri=(uri,), storage_options=storage))
         uris = [uri for batch in listing for uri in batch["uri"].to_pylist()]
-        return sorted(uri.removeprefix(f"{base}/in/") for uri in uris), listing.num_ignored
+        num_others = listing.num_ignored + listing.num_no_sound
+        return sorted(uri.removeprefix(f"{base}/in/") for uri in uris), num_others
 
     assert listed("") == (sorted(recordings), len(ignored))
     assert listed("/**") == (sorted(recordings), len(ignored))
     assert listed("/.trash/") == ([".trash/old.mp3"], 0)
     assert listed("/.trash/*.mp3") == ([".trash/old.mp3"], 0)
     assert listed("/._a.mp3") == (["._a.mp3"], 0)
+    assert listed("/MD5SUMS") == (["MD5SUMS"], 0)
+
+
+def test_what_has_no_media_name_is_read_once_unless_it_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(
+        listing_module, "open_binary",
+        lambda uri, *rest, **names: (opened.append(uri), open_binary(uri, *rest, **names))[1],
+    )  # fmt: skip
+    for name, content in {"a": b"junk", "b": wav_of("x"), "c": wav_of("x"), "d.wav": b"x"}.items():
+        (tmp_path / name).write_bytes(content)
+    known = recording_id(f"{tmp_path}/c")
+    listing = FileListing(SourceSettings(uri=(str(tmp_path),)), known=lambda ids: {known} & {*ids})
+    uris = [uri for batch in listing for uri in batch["uri"].to_pylist()]
+    assert [uri[-1] for uri in uris] == ["b", "c", "v"]
+    assert sorted(uri[-1] for uri in opened) == ["a", "b"]
+    # What cannot be read is a failure of its own later.
+    monkeypatch.setattr(listing_module, "open_binary", fail_to_open)
+    assert len(rows(SourceSettings(uri=(str(tmp_path),)))) == 4
+
+
+def fail_to_open(uri: str, *_: Any, **__: Any) -> Any:
+    raise FetchError("reading: denied", uri=uri)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "left"),
+    [("*/in2/*", "01"), ("in2/*", "01"), ("in2/", "01"), ("IN2/C.*", "013"), ("*2*", "0123"),
+     ("{base}/a/*", ""), ("a", "0123"), ("a/x/*", "0123"), ("?.mp3", "")],
+)  # fmt: skip
+def test_an_exclusion_with_a_slash_is_of_addresses(tree: Tree, pattern: str, left: str) -> None:
+    """Before: it matched nothing ever, without a word."""
+    [base] = tree("").uri
+    names_of = ["a/0.mp3", "a/1.mp3", "a/in2/c.mp3", "a/in2/deep/d.mp3"]
+    storage = StoreOptions(storage=tree("").bound_options)
+    for name in names_of:
+        write_atomic(f"{base}/y/{name}", b"x", storage)
+    base = f"{base}/y"
+    expected = [names_of[int(number)] for number in left]
+    source = tree("/y", exclude=(pattern.replace("{base}", base),))
+    assert sorted(names(source, base)) == expected
 
 
 def test_places_without_recordings_stop_nothing(tree: Tree) -> None:
@@ -189,7 +243,7 @@ def test_a_place_that_is_not_there_is_a_configuration_error(tree: Tree) -> None:
 
 def test_files_named_by_several_addresses_are_listed_once(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
-        (tmp_path / name).write_bytes(b"x")
+        (tmp_path / name).write_bytes(wav_of("x"))
     found = FileListing(
         SourceSettings(uri=(f"{tmp_path}/b", str(tmp_path), f"file://{tmp_path}/", f"{tmp_path}/?"))
     )

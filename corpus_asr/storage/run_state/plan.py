@@ -99,6 +99,7 @@ class Plan:
     num_packs: int = 0
     num_excluded: int = 0  # excluded by `source.exclude`
     num_ignored: int = 0  # not recordings, by `source.ignore`
+    num_no_sound: int = 0  # neither named as sounds nor holding any
     num_own: int = 0  # in the output folder
     num_dangling: int = 0  # links without a target, or symbolic ones in archives
     num_odd: int = 0  # URIs in manifests that look written for another system
@@ -164,7 +165,11 @@ class Plan:
         ignored = counted(self.num_ignored, "other file")
         yield self.num_ignored, f"{ignored} ignored", "source.ignore"
         yield self.num_excluded, f"{self.num_excluded:,} excluded", "source.exclude"
-        yield self.num_own, f"{self.num_own:,} in the output folder", "output.uri"
+        if self.num_no_sound:
+            others = counted(self.num_no_sound, "other")
+            yield self.num_no_sound, f"{others} without sound", "first bytes"
+        if self.num_own:
+            yield self.num_own, f"{self.num_own:,} in the output folder", "output.uri"
         yield self.num_duplicates, f"{self.num_duplicates:,} named twice", "source"
 
     def source_words(self) -> str:
@@ -411,6 +416,9 @@ def _left(
     return np.concatenate(sizes), np.concatenate(ids), np.concatenate(retried)
 
 
+_KNOWN_IDS = """
+select distinct recording_id from committed where recording_id in (select unnest($ids))
+"""
 _KNOWN = """
 select recordings.uri, recordings.size_bytes, recordings.duration_s
 from recordings join arrived_files using (recording_id)
@@ -427,7 +435,12 @@ def _add_known(plan: Plan, tables: RunTables, remaining: pa.Table) -> None:
 def _shards(
     plan: Plan, store: OutputStore, config: RunConfig, tables: RunTables
 ) -> Iterator[pa.Table]:
-    listing = FileListing(config.source, output_uri=store.uri, speakers=config.speakers)
+    def known(ids: list[str]) -> set[str]:
+        return {name for (name,) in tables.rows(_KNOWN_IDS, ids=ids)}
+
+    listing = FileListing(
+        config.source, output_uri=store.uri, speakers=config.speakers, known=known
+    )
     forgotten, identities = Forgotten.read(store), plan.identities
     source_store = StoreOptions.of(config.source)
     for listed in chain(_tables_of(listing), _lost_folders(listing, store, tables)):
@@ -438,7 +451,8 @@ def _shards(
             yield files.combine_chunks()
     plan.num_forgotten = forgotten.num_left_out
     plan.num_excluded = listing.num_excluded
-    plan.num_ignored, plan.num_own = listing.num_ignored, listing.num_own
+    plan.num_ignored, plan.num_no_sound = listing.num_ignored, listing.num_no_sound
+    plan.num_own = listing.num_own
     plan.num_dangling = listing.num_dangling
     plan.num_odd, plan.odd = listing.num_odd, [redact_uri(uri) for uri in listing.odd]
     plan.empty = [redact_uri(uri) for uri in listing.empty]

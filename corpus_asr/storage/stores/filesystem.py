@@ -58,6 +58,7 @@ READERS = 8  # objects: reading many small ones is waiting for the store
 BLOCK_BYTES = 4 * MEBIBYTE  # about four minutes of mp3: few requests, little waste after a seek
 KEPT_BLOCKS = 4  # containers jump between their index and two or three positions
 READ_BUFFER_BYTES = 128 * 1024  # serves a demuxer's many small reads
+LEAST_GROWTH_BYTES = 1024  # of a range whose connection ended: the rest is asked for at once
 PEEK_BYTES = MEBIBYTE // 16
 
 
@@ -389,8 +390,8 @@ class RangeFile(io.RawIOBase):
         block, info = self._store.read_range(self._uri, 0, self._block_bytes)
         if info.size_bytes is None:
             raise RangesUnsupportedError
-        self._check_length(0, block, min(self._block_bytes, info.size_bytes))
-        self._blocks[0] = block
+        self.info = info
+        self._blocks[0] = self._range(0, min(self._block_bytes, info.size_bytes), block)
         return info
 
     def _download(self) -> ObjectInfo:
@@ -402,11 +403,6 @@ class RangeFile(io.RawIOBase):
             raise
         self._whole = whole
         return ObjectInfo(size_bytes=whole.tell(), etag=None)
-
-    def _check_length(self, start: int, block: bytes, expected: int) -> None:
-        if len(block) != expected:
-            problem = f"short read: {len(block)} bytes from {start}, expected {expected}"
-            raise StoreError(FETCH, problem, transient=True)
 
     def _check_unchanged(self, info: ObjectInfo) -> None:
         for name, old_value, new_value in (
@@ -425,12 +421,22 @@ class RangeFile(io.RawIOBase):
         start = index * self._block_bytes
         return self._range(start, min(start + self._block_bytes, self.size_bytes))
 
-    def _range(self, start: int, end: int) -> bytes:
+    def _range(self, start: int, end: int, beginning: bytes = b"") -> bytes:
+        data, expected = bytearray(beginning), end - start
+
         def attempt() -> bytes:
-            data, info = self._store.read_range(self._uri, start, end)
-            self._check_unchanged(info)
-            self._check_length(start, data, end - start)
-            return data
+            is_growing = True
+            while is_growing and len(data) < expected:
+                piece, info = self._store.read_range(self._uri, start + len(data), end)
+                self._check_unchanged(info)
+                data.extend(piece)
+                is_growing = len(piece) >= LEAST_GROWTH_BYTES
+            if len(data) != expected:
+                problem = f"short read: {len(data)} bytes from {start}, expected {expected}"
+                if len(data) > expected:
+                    data.clear()
+                raise StoreError(FETCH, problem, transient=True)
+            return bytes(data)
 
         return self._with_retries(attempt)
 

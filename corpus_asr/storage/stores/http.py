@@ -44,6 +44,11 @@ CONNECT_ATTEMPTS = 5  # about four seconds
 READ_TIMEOUT_S = 30  # maximum silence on an open connection
 # Byte offsets of a compressed response differ from those of the object.
 _IDENTITY = {"Accept-Encoding": "identity"}
+_FETCH_IT = "download it with another program, and name the file"
+_DENIED_ADVICE = (
+    "renew the signature or password in the URL if it has one; servers that want a login, cookies "
+    f"or a browser's User-Agent are not asked so: {_FETCH_IT}"
+)
 _CODINGS = {"br", "compress", "deflate", "gzip", "x-gzip", "zstd"}
 _RANGES_MISSING = 200
 _REDIRECTS = {301, 302, 303, 307, 308}
@@ -168,7 +173,7 @@ class WebStore(Store):
     ) -> T:
         async def ask() -> T:
             address = _address(uri)
-            first_host = address.host
+            first_host, wants_cookies = address.host, False
             for _ in range(MAX_REDIRECTS + 1):
                 # Redirects to https or signed URLs, for example; the host may be requested twice.
                 session = await self._session(address, redirected=address.host != first_host)
@@ -178,17 +183,26 @@ class WebStore(Store):
                 ) as response:
                     target = response.headers.get("Location")
                     if response.status in _REDIRECTS and target:
+                        wants_cookies = wants_cookies or "Set-Cookie" in response.headers
                         address = address.join(_address(target))
                         continue
                     if response.status >= 400 and response.status != 416:
                         retry_after = response.headers.get("Retry-After")
                         reason = answer_of(response.reason or "", await _words_of(response))
-                        raise from_status(response.status, reason, retry_after=retry_after)
+                        failure = from_status(response.status, reason, retry_after=retry_after)
+                        if failure.kind == ACCESS_DENIED:
+                            failure.advice = _DENIED_ADVICE
+                        raise failure
                     coding = response.headers.get("Content-Encoding", "").strip().lower()
                     if coding in _CODINGS:
                         raise StoreError(FETCH, f"found content encoding {coding}, expected none")
                     return await use(response)
-            raise StoreError(FETCH, f"found more than {MAX_REDIRECTS} redirects")
+            raise StoreError(
+                FETCH,
+                f"found more than {MAX_REDIRECTS} redirects"
+                + ", which set cookies" * wants_cookies,
+                advice=_FETCH_IT if wants_cookies else None,
+            )
 
         async def limited() -> T:
             return await asyncio.wait_for(ask(), limit_s)
@@ -226,7 +240,14 @@ class WebStore(Store):
                 return b"", _info(response.headers, total or 0)
             if response.status == _RANGES_MISSING or total is None:
                 raise RangesUnsupportedError
-            return await response.read(), _info(response.headers, total)
+            received = bytearray()
+            try:
+                async for piece in response.content.iter_any():
+                    received += piece
+            except aiohttp.ClientPayloadError:  # the reader goes on behind what has come
+                if not received:
+                    raise
+            return bytes(received), _info(response.headers, total)
 
         headers = {"Range": f"bytes={start}-{end - 1}"}
         return self._request("GET", uri, headers, use, limit_s=self._policy.request_timeout_s)
