@@ -285,6 +285,8 @@ class CorpusRun:
             write_identities(store, self.plan.identities)
         else:
             self.plan.identities.write(store)
+        if self.plan.forgotten is not None and self.plan.forgotten.is_changed:
+            self.plan.forgotten.write(store)
         name_run(self._begun.run_id)
         # That of the folder, of whose settings the run is by now.
         if calibrates and config.model.calibration is None:

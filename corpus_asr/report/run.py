@@ -30,6 +30,7 @@ from corpus_asr.storage.run_state.run_files import (
     RUN_NAME,
     Snapshot,
     Speed,
+    erased_of,
     outcomes_names,
     read_snapshot,
     speed_of,
@@ -85,6 +86,8 @@ class Report:
     """Time of a later run without work."""
     speakers: tuple[SpeakerGroup, ...] = ()
     """By number of speakers; empty without diarization."""
+    erased: int = 0
+    """Erased recordings that the last finished run found in the source, and skipped."""
     workers: int | None = None
     """Transcribe workers of the last run; None without a snapshot."""
 
@@ -229,6 +232,7 @@ def _report(
         statistics=statistics,
         snapshot=snapshot,
         nothing_to_do_at=run["finished_at"] if run is not None and "last_work" in run else None,
+        erased=erased_of(run),
         workers=None if snapshot is None else snapshot.transcribe_workers,
         **others,
     )

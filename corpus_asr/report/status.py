@@ -20,6 +20,7 @@ from corpus_asr.storage.run_state.run_files import (
     RUNNING,
     TRANSCRIBED,
     Snapshot,
+    erased_of,
     read_snapshot,
     speed_of,
 )
@@ -73,6 +74,8 @@ class Status:
     """Snapshot of the last run; None before it starts to transcribe."""
     counts: dict[str, int] | None
     """From run.json of a finished run."""
+    erased: int = 0
+    """Erased recordings that a finished run found in the source, and skipped."""
     classifies: bool = False
     """Whether a finished run wrote labels instead of text."""
 
@@ -109,6 +112,7 @@ def load_status(store: OutputStore, *, now: datetime.datetime | None = None) -> 
         holder=holder,
         snapshot=snapshot,
         counts=run["counts"] if finished and run is not None else None,
+        erased=erased_of(run) if finished else 0,
         classifies=bool(run and run.get("config", {}).get("pipeline") == CLASSIFY_AUDIO),
     )
 
@@ -147,6 +151,7 @@ def as_data(status: Status) -> dict[str, Any]:
         "last_commit_at": seen and seen.last_commit_at,
         "remaining": seen and seen.remaining,
         "counts": status.counts,
+        "erased": status.erased,
         "progress": seen and seen.share_done,
         "snapshot": seen and asdict(seen),
         "bottleneck": verdict and asdict(verdict),

@@ -16,8 +16,10 @@ from corpus_asr.cli import main as cli
 from corpus_asr.errors import EngineError
 from corpus_asr.pipelines import driver
 from corpus_asr.report.numbers import balance_problems
+from corpus_asr.report.page import write_page
 from corpus_asr.report.run import load_report
 from corpus_asr.runtime import checkpoints
+from corpus_asr.storage.run_state import forgotten, moved
 from corpus_asr.storage.run_state.forget import FORGET_VOICES
 from corpus_asr.storage.run_state.lock import CHANGE_NAME, LOCK_NAME, USUAL
 from corpus_asr.storage.run_state.plan import make_plan
@@ -27,6 +29,7 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from tests.support.audio import wav_of
 from tests.support.nightly import Archive
+from tests.support.pages import parsed
 from tests.support.tables import held_by, rows_of, stored_segments
 
 pytestmark = pytest.mark.long
@@ -124,6 +127,36 @@ def test_a_redo_is_continued_by_what_comes_next(
     assert made["a"] != made["b"], "each is done again once"
     assert not archive.store.exists(REDO_NAME)
     assert "nothing to do" in archive.type("run").stdout
+
+
+def test_an_erased_file_in_the_source_is_counted_and_read_once(
+    archive: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_files: list[str] = []
+
+    def read_digests(files: list[tuple[str, str | None]], *options: Any) -> list[str | None]:
+        read_files.extend(uri for uri, _ in files)
+        return moved.read_digests(files, *options)
+
+    monkeypatch.setattr(forgotten, "read_digests", read_digests)
+    archive.add("d", content=wav_of("of d alone"))
+    assert archive.type("run").exit_code == 0
+    path = archive.source / "d.wav"
+    assert archive.type("remove", "--uri", str(path), "--yes").exit_code == 0
+    for _ in range(3):
+        assert "1 erased and skipped" in archive.type("run").stdout
+    assert read_files == [str(path)]
+    assert "1 erased and skipped" in archive.type("status").stdout
+    assert "1 recording in the source again and skipped" in archive.type("report").stdout
+    write_page(archive.store, page := str(archive.source.parent / "page.html"))
+    shown = parsed(Path(page).read_text()).text
+    assert "1 erased recording in the source again and skipped" in shown
+    os.utime(path, (1, 1))
+    assert "1 erased and skipped" in archive.type("run").stdout
+    assert read_files == [str(path)] * 2
+    assert archive.type("remove", "--uri", str(path), "--allow-again").exit_code == 0
+    assert "erased and skipped" not in archive.type("run").stdout
+    assert set(archive.made_by()) == {"a", "b", "c", "d"}
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 The file reveals no URIs. A sound is stored if only one recording had it; to find it again, new
 files at its address or of its size are read. Other sounds at the address are other recordings; only
-where no sound is known of it, as no run read it to the end, the address is blocked.
+where no sound is known of it, as no run read it to the end, the address is blocked. A file that was
+found to be an erased one is read again once its size or ETag is another.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ _SALT_BYTES = _HASH_BYTES = 16
 _WITHOUT_CONTENT = 2  # hashes of an entry: URI and ID
 # Possibly blocked files that are new at their URI.
 _NEW = """
-select position, uri, etag from doubtful anti join committed
+select position, uri, etag, size_bytes from doubtful anti join committed
 on doubtful.recording_id = committed.recording_id and fits(committed.etag, doubtful.etag)
   and coalesce(committed.size_bytes = doubtful.size_bytes, true)
 """
@@ -38,7 +39,11 @@ class Forgotten:
     salt: str
     entries: list[tuple[str, ...]] = field(default_factory=list)
     """Hashes of each one's URI and ID, and of its contents and their sizes."""
+    blocked_versions: dict[str, str] = field(default_factory=dict)
+    """Hash of the version of each file that was read and is an erased one, by hash of its URI."""
     num_left_out: int = 0
+    is_changed: bool = False
+    """Whether reading files changed `blocked_versions`."""
     _hashes: set[str] = field(default_factory=set)
 
     @classmethod
@@ -53,7 +58,11 @@ class Forgotten:
             return cls(salt=secrets.token_hex(_SALT_BYTES))
         try:
             entries = [tuple(map(str, entry)) for entry in content["recordings"]]
-            forgotten = cls(salt=bytes.fromhex(content["salt"]).hex(), entries=entries)
+            forgotten = cls(
+                salt=bytes.fromhex(content["salt"]).hex(),
+                entries=entries,
+                blocked_versions=dict(content.get("blocked_versions", {})),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise CorpusAsrError(
                 f"reading {redact_uri(store.address(FORGOTTEN_NAME))}: found {error!r}, expected "
@@ -65,7 +74,11 @@ class Forgotten:
     def write(self, store: OutputStore) -> None:
         """Write the blocked recordings to an output folder."""
         entries = [list(entry) for entry in sorted(self.entries)]
-        store.write_json(FORGOTTEN_NAME, {"salt": self.salt, "recordings": entries})
+        store.write_json(
+            FORGOTTEN_NAME,
+            {"salt": self.salt, "recordings": entries, "blocked_versions": self.blocked_versions},
+        )
+        self.is_changed = False
 
     def add(self, uri: str, recording_id: str, contents: Iterable[tuple[str, int]]) -> None:
         """Block a recording, and any other file with one of its contents: digest and bytes."""
@@ -87,6 +100,7 @@ class Forgotten:
             if entry not in allowed
         ]
         self._hashes = {digest for entry in self.entries for digest in entry}
+        self.blocked_versions.clear()
         return bool(allowed)
 
     def without(self, files: pa.Table, tables: RunTables, options: StoreOptions) -> pa.Table:
@@ -107,13 +121,18 @@ class Forgotten:
         if doubtful:
             rows = files.take(doubtful)
             tables.add("doubtful", rows.append_column("position", pa.array(doubtful)))
-            new = tables.rows(_NEW)
-            digests = read_digests([row[1:] for row in new], options)
-            for (at, uri, _), digest in zip(new, digests, strict=True):
+            new = list[tuple[int, str, str | None, int | None]]()
+            for row in tables.rows(_NEW):
+                stays[row[0]] = not self._is_blocked(*row[1:])
+                if stays[row[0]]:
+                    new.append(row)
+            digests = read_digests([row[1:3] for row in new], options)
+            for (at, uri, etag, size_bytes), digest in zip(new, digests, strict=True):
                 if digest is None:  # it may be the erased one
                     stays[at] = not self.has(uri)
-                else:
-                    stays[at] = not self.has_content(digest)
+                elif self.has_content(digest):
+                    stays[at] = False
+                    self._block(uri, etag, size_bytes)
         self.num_left_out += len(stays) - sum(stays)
         return files if all(stays) else files.filter(pa.array(stays, pa.bool_()))
 
@@ -132,6 +151,15 @@ class Forgotten:
         """Return whether a sound is blocked."""
         return self._of_content(digest) in self._hashes
 
+    def _is_blocked(self, uri: str, etag: str | None, size_bytes: int | None) -> bool:
+        version = self.blocked_versions.get(self._of_uri(uri))
+        return version is not None and version == self._of_version(etag, size_bytes)
+
+    def _block(self, uri: str, etag: str | None, size_bytes: int | None) -> None:
+        if etag is not None:
+            self.blocked_versions[self._of_uri(uri)] = self._of_version(etag, size_bytes)
+            self.is_changed = True
+
     def has_id(self, recording_id: str) -> bool:
         """Return whether a recording is blocked, by its ID."""
         return self._of_id(recording_id) in self._hashes
@@ -147,6 +175,9 @@ class Forgotten:
 
     def _of_size(self, size_bytes: int) -> str:
         return self._hash(f"size {size_bytes}")
+
+    def _of_version(self, etag: str | None, size_bytes: int | None) -> str:
+        return self._hash(f"version {size_bytes} {etag}")
 
     def _hash(self, text: str) -> str:
         data = text.encode("utf-8", "surrogatepass")

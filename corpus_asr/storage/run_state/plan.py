@@ -114,7 +114,7 @@ class Plan:
     source_change: str | None = None  # description of changes to the last run's source
     empty: list[str] = field(default_factory=list)  # URIs without any recording
     remaining: FileSample = field(default_factory=FileSample, repr=False, compare=False)
-    """The remaining recordings by type and size; not saved, nor are the next four fields."""
+    """The remaining recordings by type and size; not saved, nor are the next five fields."""
     known: dict[str, FileSums] = field(default_factory=dict, repr=False, compare=False)
     """Sums over remaining recordings of known duration: they were processed before."""
     redo: pa.Table | None = field(default=None, repr=False, compare=False)
@@ -123,6 +123,8 @@ class Plan:
     """Recordings moved since the last run."""
     identities: Identities = field(default_factory=Identities, repr=False, compare=False)
     """Recording IDs to be saved before any work."""
+    forgotten: Forgotten | None = field(default=None, repr=False, compare=False)
+    """Erased recordings; to be saved if it was changed."""
 
     @property
     def pack_names(self) -> list[str]:
@@ -449,7 +451,7 @@ def _shards(
         identities.keep(files)
         if files.num_rows:
             yield files.combine_chunks()
-    plan.num_forgotten = forgotten.num_left_out
+    plan.num_forgotten, plan.forgotten = forgotten.num_left_out, forgotten
     plan.num_excluded = listing.num_excluded
     plan.num_ignored, plan.num_no_sound = listing.num_ignored, listing.num_no_sound
     plan.num_own = listing.num_own

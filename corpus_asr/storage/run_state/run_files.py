@@ -192,6 +192,11 @@ def speed_of(run: Mapping[str, Any]) -> Speed:
     return Speed(audio_s, max(0.0, (finished - started).total_seconds()))
 
 
+def erased_of(run: Mapping[str, Any] | None) -> int:
+    """Return how many erased recordings the run of a `run.json` found in the source and skipped."""
+    return int(((run or {}).get("plan") or {}).get("num_forgotten", 0))
+
+
 CALIBRATION_NAME: Final = "calibration.json"
 
 
