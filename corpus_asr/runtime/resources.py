@@ -19,8 +19,8 @@ from corpus_asr.threads import group_folders, read_limit, usable_cpus, usable_th
 from corpus_asr.units import FRAMES_PER_SECOND, HOP_SAMPLES, MEBIBYTE, counted
 
 # Slots assumed for bookkeeping where the engine chooses them itself.
-ASSUMED_SLOTS_GPU = 64
-ASSUMED_SLOTS_CPU = 8
+_ASSUMED_SLOTS_GPU = 64
+_ASSUMED_SLOTS_CPU = 8
 # Parts waiting or being decoded per slot: one in the slot, one ready to take its place.
 PARTS_PER_SLOT = 2
 # ... but beyond one per slot a CPU, which is slow to use them up, holds no more than this ready.
@@ -359,7 +359,7 @@ def _in_flight(
     """Return rows per call and calls in flight of one transcribe worker."""
     slots = config.transcribe.slots
     if slots == "auto":
-        slots = ASSUMED_SLOTS_GPU if on_gpu else ASSUMED_SLOTS_CPU
+        slots = _ASSUMED_SLOTS_GPU if on_gpu else _ASSUMED_SLOTS_CPU
     parts = PARTS_PER_SLOT * slots
     if not on_gpu:
         parts = min(parts, max(slots, READY_BYTES_CPU // _part_bytes(config)))
