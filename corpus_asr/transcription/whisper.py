@@ -267,8 +267,15 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
 
     def wider(self, attempt: Attempt, search: Search) -> tuple[Window, Search] | None:
         """As in the base class, but without a second search of repeated windows and cut ends."""
-        without = self._or_else is not None or self._resumes_at_cut
-        return None if without else super().wider(attempt, search)
+        return None if self._is_searched_once else super().wider(attempt, search)
+
+    def retries_repeats(self, window: Window, search: Search) -> bool:
+        """As in the base class, but never in windows that `wider` leaves out."""
+        return not self._is_searched_once and super().retries_repeats(window, search)
+
+    @property
+    def _is_searched_once(self) -> bool:
+        return self._or_else is not None or self._resumes_at_cut
 
     def decode(self, window: Window) -> Steps[Attempt]:
         """As in the base class, but chunks are decoded to their end.

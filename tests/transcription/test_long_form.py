@@ -281,6 +281,8 @@ def test_search_options_reach_every_window_and_beams_temperature_0_alone() -> No
     assert jobs[0].search == Search(num_beams=5, length_penalty=0.8, **common)
     assert jobs[1].search == Search(temperature=0.4, **common)
     _, jobs = loop([said(BEGIN, 1, BEGIN + 50)], seconds=20)
+    assert jobs[0].search == Search(stop_loops=True, stops_at_repeat=True)
+    _, jobs = loop([said(BEGIN, 1, BEGIN + 50)], seconds=20, beam_size=1)  # encoded whole
     assert jobs[0].search == Search(stop_loops=True)
 
 
