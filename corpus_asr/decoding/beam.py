@@ -456,6 +456,8 @@ class BeamBatch:
         hopeless = ~(possible > worst.where(is_finished, OUT)).any(dim=1)
         full = is_finished.all(dim=1) & self._until_full[at]
         over = hopeless | full | stop.all(dim=1)
+        if looped is not None:  # longer loops are likelier still
+            over |= looped[:, 0]
         self._ended[at] = self._ended[at] | over.unsqueeze(1)
 
     def _pick(

@@ -80,6 +80,8 @@ class Search:
     """Preferred phrases; their bonus does not count in log-probabilities."""
     stop_loops: bool = False
     """End a window early in a repetition loop; sets `WindowResult.looped`."""
+    stops_at_repeat: bool = False
+    """With `stop_loops`, a phrase said twice is a loop; not with beams."""
     num_beams: int = 1
     """Number of parallel beams at temperature 0."""
     length_penalty: float = 1.0

@@ -242,7 +242,8 @@ class RepetitionDetector:
 
     A slot is in a loop when its last tokens are one phrase of at most `LONGEST_PHRASE` tokens,
     followed by at least `MIN_REPEATS` repetitions, over at least `MIN_REPEATED_TOKENS` tokens. All
-    timestamps count as the same token.
+    timestamps count as the same token. Jobs that stop at a repeat need one repetition, and half
+    of the tokens.
     """
 
     # Such a text compresses far better than 2.4, the ratio above which Whisper's own rules decode a
@@ -253,6 +254,8 @@ class RepetitionDetector:
         self._device = device
         self._period = torch.arange(1, LONGEST_PHRASE + 1, device=device)
         self._needed = (MIN_REPEATS * self._period).clamp(min=MIN_REPEATED_TOKENS)
+        self._needed_once = self._period.clamp(min=MIN_REPEATED_TOKENS // 2)
+        self._stops_once = torch.zeros(slots, dtype=torch.bool, device=device)
         self._repeated = torch.zeros(slots, LONGEST_PHRASE, dtype=torch.long, device=device)
         self._start = torch.zeros(slots, dtype=torch.long, device=device)
         self._alike_from = torch.full((slots,), vocab_size, dtype=torch.long, device=device)
@@ -269,8 +272,10 @@ class RepetitionDetector:
             [int(job.search.stop_loops) for job in jobs],
             [self._vocab_size if begin is None else begin for begin in begins],
             [len(job.prompt) - job.num_prefix for job in jobs],
+            [int(job.search.stops_at_repeat) for job in jobs],
         ]
-        index, watched, alike_from, start = to_device(torch.tensor(numbers), self._device)
+        index, watched, alike_from, start, once = to_device(torch.tensor(numbers), self._device)
+        self._stops_once.index_copy_(0, index, once.bool())
         self._watched.index_copy_(0, index, watched.bool())
         self._alike_from.index_copy_(0, index, alike_from)
         self._start.index_copy_(0, index, start)
@@ -297,7 +302,9 @@ class RepetitionDetector:
         before_now = self._repeated[slots]
         repeated = torch.where(going.unsqueeze(1), (before_now + 1) * same, before_now)
         self._repeated[slots] = repeated
-        return (repeated >= self._needed).any(dim=1) & self._watched[slots] & going
+        stops_once = self._stops_once[slots].unsqueeze(1)
+        needed = torch.where(stops_once, self._needed_once, self._needed)
+        return (repeated >= needed).any(dim=1) & self._watched[slots] & going
 
     def found_in(
         self,
@@ -323,6 +330,7 @@ class RepetitionDetector:
 
     def move(self, source: int, target: int) -> None:
         """Copy slot `source` to slot `target`."""
-        for tensor in (self._repeated, self._start, self._alike_from, self._watched):
+        tensors = self._repeated, self._start, self._alike_from, self._watched, self._stops_once
+        for tensor in tensors:
             tensor[target] = tensor[source]
         self._watches[target] = self._watches[source]

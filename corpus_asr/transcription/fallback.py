@@ -120,7 +120,10 @@ class DecodingRules(ABC):
 
     def _searched(self, window: Window, number: int, temperature: float | None) -> Steps[Attempt]:
         search = self.search(window, temperature)
-        attempt = yield from self._attempt(window, number, temperature, search)
+        # A text that repeats itself is searched again whatever follows in it.
+        stops = search.stop_loops and self.retries_repeats(window, search)
+        first_search = replace(search, stops_at_repeat=stops)
+        attempt = yield from self._attempt(window, number, temperature, first_search)
         wider = self.wider(attempt, search)
         if wider is None:
             return attempt
@@ -139,6 +142,10 @@ class DecodingRules(ABC):
     def wider(self, attempt: Attempt, search: Search) -> tuple[Window, Search] | None:
         """Return a second search before the next temperature, and its window; None for none."""
         return None
+
+    def retries_repeats(self, window: Window, search: Search) -> bool:
+        """Whether `wider` searches again where a text repeats itself."""
+        return False
 
     def _attempt(
         self, window: Window, number: int, temperature: float | None, search: Search
@@ -280,6 +287,14 @@ class OpenAIRules(DecodingRules):
         if window.num_frames == attempt.window.num_frames and wider is search:
             return None
         return window, wider
+
+    def retries_repeats(self, window: Window, search: Search) -> bool:
+        """As in the base class: with beams or at whole length, unless texts may repeat."""
+        settings = self.settings
+        if search.temperature or settings.compression_ratio_threshold is None:
+            return False
+        is_short = window.num_frames is not None and not window.resumes
+        return settings.beam_size == "auto" or (settings.padding_s == "auto" and is_short)
 
     def best(self, attempts: Sequence[Attempt]) -> Attempt:
         """Return the likeliest attempt, of those that are not repetitive if there are any.

@@ -146,7 +146,7 @@ def test_a_window_that_repeats_itself_ends_early(tmp_path: Path) -> None:
     ]
     found = run(model, jobs, places=2)
     assert [result.looped for result in found] == [True, False]
-    assert len(found[0].tokens) < 190
+    assert len(found[0].tokens) < 80
     assert len(found[1].tokens) == 190
     assert found[0].end_logprob is None
 

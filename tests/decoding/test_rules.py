@@ -126,14 +126,20 @@ def test_a_readmitted_slot_forgets_its_past_and_a_moved_one_takes_it_along() -> 
 LOOP_VOCAB, LOOP_BEGIN = 1000, 900
 
 
-def job(*, watched: bool = True, grammar: bool = True, prompt: tuple[int, ...] = (1,)) -> WindowJob:
+def job(
+    *,
+    watched: bool = True,
+    grammar: bool = True,
+    prompt: tuple[int, ...] = (1,),
+    once: bool = False,
+) -> WindowJob:
     return WindowJob(
         features=window(0),
         window=(0,),
         prompt=prompt,
         rules=TokenRules(end=0, timestamp_begin=LOOP_BEGIN if grammar else None),
         max_new_tokens=400,
-        search=Search(stop_loops=watched),
+        search=Search(stop_loops=watched, stops_at_repeat=once),
     )
 
 
@@ -175,6 +181,11 @@ def test_what_only_seems_to_repeat_is_left_alone() -> None:
     broken = [token for n in range(6) for token in [100, 101, 102] * (16 - n) + [7]]
     thrice = list(range(100, 160)) * 4
     assert caught([no_no_no, too_long, almost, broken, thrice]) == [None] * 5
+
+
+def test_a_text_that_is_searched_again_anyway_stops_at_its_first_repeat() -> None:
+    phrase, words = list(range(100, 137)), list(range(200, 320))
+    assert caught([phrase * 5, [5, 6] * 20, words], once=True) == [74, 26, None]
 
 
 def test_timestamps_that_go_on_do_not_hide_a_loop_and_the_prompt_is_no_part_of_one() -> None:
