@@ -14,7 +14,12 @@ from corpus_asr.decoding.phrases import HotwordTries, PhraseTrie, as_prompt
 from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.segments import PartTranscript, Segment, Word
 from corpus_asr.text.words import AFTER_A_WORD, BEFORE_A_WORD
-from corpus_asr.transcription.fallback import Attempt, OpenAIRules, without_last_token
+from corpus_asr.transcription.fallback import (
+    Attempt,
+    OpenAIRules,
+    mark_other_language,
+    without_last_token,
+)
 from corpus_asr.transcription.long_form import Clock, LongFormRules, TokenSpan, ends_closed
 from corpus_asr.transcription.whisper_prompt import (
     PromptFormat,
@@ -158,12 +163,14 @@ class WhisperTranscriber:
             )
             segments = [segment for sequence_segments in results for segment in sequence_segments]
         language = language or spoken_most(segments)
-        return PartTranscript(
+        result = PartTranscript(
             segments=tuple(segments),
             language=language.code if language else None,
             language_probability=language.probability if language else None,
             elsewhere=language is not None and language.code in self._elsewhere,
         )
+        is_english_only = not self._prompt_format.languages
+        return mark_other_language(result, settings) if is_english_only else result
 
 
 def _strategy_of(part: PartRequest, settings: DecodingSettings) -> DecodingSettings:
