@@ -204,7 +204,7 @@ SEGMENT_FIELDS = (
         "known_hallucination",
         pa.bool_(),
         "whether the whole text is a known hallucination of models in audio without speech, such "
-        "as `Thanks for watching!`",
+        "as `Thanks for watching!`, or that of an English-only model on another language",
     ),
     _field("words", _WORDS, "words with times; null without `decoding.word_timestamps`"),
     *_SOUND,

@@ -72,7 +72,8 @@ class Segment:
     speech_fraction: float | None
     """Fraction of the segment that overlaps detected speech; None without speech detection."""
     known_hallucination: bool = False
-    """Whether the text is a sentence that Whisper is known to hallucinate in silence."""
+    """Whether the text is a sentence that Whisper is known to hallucinate in silence, or that of an
+    English-only model on what is probably another language."""
     words: tuple[Word, ...] | None = None
     """Words of the segment; None without word timestamps."""
     text_logprob: float | None = None
@@ -160,6 +161,8 @@ class PartTranscript:
     """Labels instead of segments, for a classification."""
     placed: PlacedText | None = None
     """Aligned words of a known text; its words are those of the segments."""
+    other_language: bool = False
+    """Whether an English-only model was probably given another language."""
     elsewhere: bool = False
     """Whether the part must be transcribed by the model for its language."""
 

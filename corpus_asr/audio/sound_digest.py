@@ -2,7 +2,8 @@
 
 Name, address, time, tags, pictures and chunks around samples make no difference; any changed packet
 does. Nothing is decoded. Packets are hashed as one sequence of bytes, since their borders depend on
-the container; gaps and what is not to be played are hashed, too, since they change what is heard.
+the container, without the headers that ADTS has before each of AAC; gaps and what is not to be
+played are hashed, too, since they change what is heard.
 """
 
 import hashlib
@@ -17,6 +18,8 @@ from corpus_asr.errors import DecodeError, FetchError
 _DIGEST_BYTES: Final = 16
 _GAP_S: Final = 0.05  # beyond what containers round
 _LACE: Final = 255
+# Their packets say what a decoder needs: a header of the codec is the container's.
+_WITHOUT_HEADER: Final = ("aac", "mp3", "pcm_")
 
 
 def sound_digest(file: BinarySource, *, uri: str) -> str | None:
@@ -68,6 +71,7 @@ class _Track:
             self._extradata = _without_comments(context.name, context.extradata or b"")
         self._bytes, self._jumps = hashlib.blake2b(), hashlib.blake2b()
         self._expected_s: float | None = None
+        self._is_aac, self._discarded_s = context.name == "aac", 0.0
         self.num_bytes = 0
 
     def add(self, packet: "av.Packet[Any]") -> None:
@@ -79,10 +83,15 @@ class _Track:
             if abs(jump_s) > _GAP_S:
                 self._jumps.update(b"%d %.1f\n" % (self.num_bytes, jump_s))
             self._expected_s = start_s + float((packet.duration or 0) * base)
-        if packet.is_discard:
+        # Not each container has the first milliseconds of an encoder for what is not to be played.
+        discarded_s = float((packet.duration or 0) * base) if packet.is_discard and base else 0.0
+        self._discarded_s = self._discarded_s + discarded_s if packet.is_discard else 0.0
+        if self._discarded_s > _GAP_S:
             self._jumps.update(b"%d -\n" % self.num_bytes)
-        self._bytes.update(packet)
-        self.num_bytes += packet.size
+        data = memoryview(packet)
+        data = data[_adts_bytes(data) :] if self._is_aac else data
+        self._bytes.update(data)
+        self.num_bytes += len(data)
 
     def digest(self) -> bytes:
         """Return the digest of what was added."""
@@ -92,8 +101,22 @@ class _Track:
         return what.digest()
 
 
+def _adts_bytes(data: memoryview) -> int:
+    """Return the length of an ADTS header, with or without a checksum; 0 if there is none.
+
+    Source: ISO/IEC 13818-7, 6.2: twelve bits of ones, the layer 0, and the length of the frame.
+    """
+    if len(data) < 7 or data[0] != 0xFF or data[1] & 0xF6 != 0xF0:
+        return 0
+    if (data[3] & 3) << 11 | data[4] << 3 | data[5] >> 5 != len(data):
+        return 0
+    return 7 if data[1] & 1 else 9
+
+
 def _without_comments(codec: str, extradata: bytes) -> bytes:
     """Return a codec's header without tags: that of Vorbis has them in the second of three."""
+    if codec.startswith(_WITHOUT_HEADER):
+        return b""
     if codec != "vorbis" or extradata[:1] != b"\2":
         return extradata
     sizes, at = [0, 0], 1

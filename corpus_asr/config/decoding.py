@@ -130,6 +130,15 @@ def default_model_notice(larger: str) -> str:
     )
 
 
+def other_language_notice(recording: str) -> str:
+    """Return a line on a recording that an English-only model transcribed with low confidence."""
+    return (
+        f"transcribing {recording}: found text of low confidence by a model that knows English "
+        "only; for another language name a multilingual model, such as base (--model base), for "
+        "English the language (--language en)"
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AudioSettings:
     """Settings of extraction that change the text."""

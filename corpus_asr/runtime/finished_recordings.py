@@ -1,9 +1,11 @@
 """Results of a `Transcriber`'s recordings: a transcript, or a language."""
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from corpus_asr.config.decoding import other_language_notice
 from corpus_asr.config.extraction import SpeakerSettings
 from corpus_asr.config.options import CallSettings
 from corpus_asr.errors import ConfigError
@@ -16,6 +18,8 @@ from corpus_asr.stages.parts import ExtractedPart
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.transcription.joined_text import joined_parts
 from corpus_asr.units import SAMPLE_RATE_HZ
+
+_LOG = logging.getLogger(__name__)
 
 
 class DetectedLanguage(NamedTuple):
@@ -64,11 +68,13 @@ def transcript_of(
     if recording.error is not None:
         raise recording.error
     parts, last = recording.parts, recording.last
+    name = redact_uri(recording.audio.name)
+    if any(part.transcript and part.transcript.result().other_language for part in parts):
+        _LOG.warning("%s", other_language_notice(name))
     turns = None
     if speakers.wanted:
         windows = ((part.extracted.channel, _voices(part.extracted)) for part in parts)
         voices = ((channel, voices) for channel, voices in windows if voices is not None)
-        name = redact_uri(recording.audio.name)
         turns = diarize_parts(voices, speakers, name=name).turns
 
     def joined(channel: int | None) -> Transcript:
@@ -78,7 +84,6 @@ def transcript_of(
         language, probability = _language(results, segments)
         missing = extra_words = None
         if recording.text is not None:
-            name = redact_uri(recording.audio.name)
             segments, missing = joined_parts(results, text=recording.text, name=name)
             extra_words = sum(part.placed.extra_words for part in results if part.placed)
         segments = [calibrated(segment) for segment in segments]

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from corpus_asr.activity import Activity
 from corpus_asr.array_types import Float16
-from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.decoding import DecodingSettings, other_language_notice
 from corpus_asr.config.run import CLASSIFY_AUDIO, ModelSettings, RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemError
 from corpus_asr.failure_kinds import NOT_A_NUMBER
@@ -383,6 +383,9 @@ def part_request(
     )
 
 
+_OTHER_LANGUAGE_TOLD = threading.Event()
+
+
 def _finish(row: dict[str, Any], future: Future[PartTranscript], device_name: str) -> pa.Table:
     try:
         transcript = future.result()
@@ -395,6 +398,13 @@ def _finish(row: dict[str, Any], future: Future[PartTranscript], device_name: st
     except Exception as error:  # a part's failure becomes its row
         failure = failure_fields(error, stage="transcribe", of=row)
         return one_row(RESULTS, _carry(row) | {"device": device_name} | failure)
+    if transcript.other_language:
+        # An archive may have many: the first of a worker; all are marked in the table.
+        _LOG.log(
+            logging.INFO if _OTHER_LANGUAGE_TOLD.is_set() else logging.WARNING,
+            "%s", other_language_notice(redact_uri(row["uri"])),
+        )  # fmt: skip
+        _OTHER_LANGUAGE_TOLD.set()
     event(
         _LOG, logging.INFO, "part_transcribed", recording_id=row["recording_id"], part=row["part"],
         segments=len(transcript.segments), language=transcript.language,

@@ -14,12 +14,12 @@ from importlib.resources import files
 from torch import Tensor
 
 from corpus_asr.array_types import Float
-from corpus_asr.confidence import mean_logprob_of, with_confidence
+from corpus_asr.confidence import is_other_language, mean_logprob_of, with_confidence
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.jobs import Search, Steps, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.phrases import PhraseTrie
 from corpus_asr.families.whisper.config import GenerationConfig
-from corpus_asr.segments import Segment, Word
+from corpus_asr.segments import PartTranscript, Segment, Word
 from corpus_asr.text.words import has_letters
 from corpus_asr.transcription.windows import Language, PartRequest, Window
 from corpus_asr.transcription.words import DraftSegment
@@ -472,6 +472,18 @@ def _without_silence(
         )
         for word, (first_s, last_s) in zip(words, spans, strict=True)
     )
+
+
+def mark_other_language(result: PartTranscript, settings: DecodingSettings) -> PartTranscript:
+    """Return a result of an English-only model, marked if it is probably of another language.
+
+    Its segments are then known hallucinations, unless English was asked for.
+    """
+    if settings.language != "auto" or not is_other_language(result.segments):
+        return result
+    segments = [replace(segment, known_hallucination=True) for segment in result.segments]
+    kept_segments = () if settings.drop_known_hallucinations else tuple(segments)
+    return replace(result, segments=kept_segments, other_language=True)
 
 
 # Texts that Whisper produces without speech: subtitle credits and farewells. `Thank you.`, `you`

@@ -15,7 +15,12 @@ from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.segments import PartTranscript, Segment, SpeechSpan
 from corpus_asr.text.words import has_letters
 from corpus_asr.transcription.anomalies import WindowTimes, without_hallucinations
-from corpus_asr.transcription.fallback import Attempt, OpenAIRules, without_last_token
+from corpus_asr.transcription.fallback import (
+    Attempt,
+    OpenAIRules,
+    mark_other_language,
+    without_last_token,
+)
 from corpus_asr.transcription.long_form import Clock, LongFormRules, TokenSpan, ends_closed
 from corpus_asr.transcription.whisper_prompt import (
     PromptFormat,
@@ -159,12 +164,14 @@ class WhisperTranscriber:
             )
             segments = [segment for sequence_segments in results for segment in sequence_segments]
         language = language or spoken_most(segments)
-        return PartTranscript(
+        result = PartTranscript(
             segments=tuple(segments),
             language=language.code if language else None,
             language_probability=language.probability if language else None,
             elsewhere=language is not None and language.code in self._elsewhere,
         )
+        is_english_only = not self._prompt_format.languages
+        return mark_other_language(result, settings) if is_english_only else result
 
 
 def _strategy_of(part: PartRequest, settings: DecodingSettings) -> DecodingSettings:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from corpus_asr import Transcriber, read_segments
 from corpus_asr.cli import main as cli
 from corpus_asr.config.load import load_config
 from corpus_asr.errors import ConfigError
@@ -19,6 +20,7 @@ from corpus_asr.storage import model_files
 pytestmark = pytest.mark.long
 
 REPOSITORY = Path(__file__).parents[2]
+SPEECH = REPOSITORY / "tests" / "data" / "speech"
 CLIP = str(REPOSITORY / "tests" / "data" / "clips" / "english.wav")
 COMMAND = str(Path(sys.executable).parent / "corpus-asr")
 NOTICE = (
@@ -78,6 +80,45 @@ def test_more_than_english_is_refused_before_loading_with_a_model_that_can(
     for language in ("en", "English", "auto"):
         suits = call("transcribe", CLIP, *model, "--language", language)
         assert "it is loaded" in suits.stderr
+
+
+def test_speech_of_other_languages_is_told_and_marked(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    foreign = sorted((SPEECH / "multilingual").glob("*_[defhr][elsriu]_*.mp3"))
+    assert len(foreign) == 6
+    for quick in ({"beam_size": 1}, {"beam_size": 1, "drop_known_hallucinations": True}):
+        caplog.clear()
+        with Transcriber(**quick) as model:
+            found = {made.uri: made for made in model.transcribe_many([*foreign, CLIP])}
+        english = found.pop(CLIP)
+        drops = "drop_known_hallucinations" in quick
+        assert len(found) == len(foreign)
+        for transcript in found.values():
+            marks = {segment.known_hallucination for segment in transcript.segments}
+            assert marks == (set() if drops else {True})
+            assert f"transcribing {transcript.uri}: found text of low confidence" in caplog.text
+        assert not any(segment.known_hallucination for segment in english.segments)
+        told = [words for words in caplog.messages if "(--model base)" in words]
+        assert len(told) == len(foreign)
+    caplog.clear()
+    with Transcriber(beam_size=1, language="en") as model:
+        given = model.transcribe(foreign[0])
+    assert not any(segment.known_hallucination for segment in given.segments)
+    assert "--model base" not in caplog.text
+    source = tmp_path / "in"
+    source.mkdir()
+    for path in foreign[:2]:
+        (source / path.name).write_bytes(path.read_bytes())
+    job = f"source: {{uri: {source}}}\noutput: {{uri: {tmp_path / 'out'}}}\n"
+    (tmp_path / "job.yaml").write_text(job + "decoding: {beam_size: 1}\n")
+    done = subprocess.run(
+        [COMMAND, "run", "job.yaml", "--local"], cwd=tmp_path, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert done.stderr.count("(--model base)") == 1, "the first of a worker"
+    rows = read_segments(str(tmp_path / "out")).select(["known_hallucination"]).to_pylist()
+    assert rows == [{"known_hallucination": True}] * 2
 
 
 def test_a_job_in_another_language_is_refused_before_weights_are_fetched(

@@ -1,6 +1,7 @@
 """Columns of a manifest that change after their recordings were done."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from corpus_asr.export.speakers import read_segments
 from corpus_asr.storage.run_state.plan import Plan, make_plan
 from corpus_asr.storage.run_state.run_tables import REDO_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
+from tests.storage.test_members import tar_bytes
+from tests.support.audio import wav_of
 from tests.support.runs import REVISION, complete_run
 from tests.support.stores import life
-from tests.support.tables import part, rows_of, run_config, stored_segments
+from tests.support.tables import digest_of, part, rows_of, run_config, stored_segments
 
 pytestmark = pytest.mark.long
 
@@ -38,11 +41,18 @@ class Folder:
     def plan(self) -> Plan:
         return make_plan(self.config, self.store, model_revision=REVISION)
 
-    def run(self, *, killed: float = float("inf"), reach: str = "ab") -> Plan | None:
+    def run(
+        self,
+        *,
+        killed: float = float("inf"),
+        reach: str = "ab",
+        name_of: Callable[[str], str] = lambda uri: Path(uri).stem,
+    ) -> Plan | None:
         def rows_of_file(file: dict[str, Any]) -> list[dict[str, Any]]:
-            name = Path(file["uri"]).stem
+            name = name_of(file["uri"])
             said = json.loads(file["metadata"] or "{}").get("text", "nothing")
             same = {key: value for key, value in file.items() if key != "done_parts"}
+            same["content_digest"] = digest_of(file["uri"])
             return [part(name, 0, texts=[f"{name} {said}"]) | same] if name in reach else []
 
         plan = None
@@ -61,6 +71,38 @@ class Folder:
 
     def texts(self) -> list[str]:
         return sorted(row["text"] for row in rows_of(stored_segments(self.store, ["text"])))
+
+
+def test_texts_beside_audio_follow_the_sounds_whose_files_are_renamed(tmp_path: Path) -> None:
+    folder = Folder(tmp_path, align=True)
+    source = {"uri": str(tmp_path / "*.tar")}
+    folder.config = run_config("", folder.store.uri, source=source, decoding={"align": True})
+    found: dict[str, str] = {}
+    # Sounds by name, and the texts beside them. One is renamed; two change names; a ring and a new
+    # one; then the archive is renamed.
+    steps: tuple[dict[str, str], ...] = (
+        {"a": "one", "b": "two"}, {"c": "one", "b": "two"}, {"b": "one", "c": "two"},
+        {"c": "one", "d": "two", "b": "three"}, {"c": "one", "d": "two", "b": "three"},
+    )  # fmt: skip
+    for number, sounds in enumerate(steps):
+        new = {name: sound for name, sound in sounds.items() if sound not in found}
+        files = [
+            (f"{name}.{ending}", content)
+            for name, sound in sounds.items()
+            for ending, content in (("wav", wav_of(sound)), ("txt", f"of {sound}".encode()))
+        ]
+        (tmp_path / "0.tar").unlink(missing_ok=True)
+        (tmp_path / f"{number // 4}.tar").write_bytes(tar_bytes(files))
+        plan = folder.run(reach="".join(new), name_of=lambda uri: uri.partition("#")[2][0])
+        assert plan is not None
+        assert (plan.num_remaining, plan.num_realigned) == (len(new), 0), sounds
+        found |= {sound: f"{name} of {sound}" for name, sound in new.items()}
+        texts = {row["uri"].partition("#")[2]: row["text"] for row in
+                 read_segments(folder.store.uri).to_pylist()}  # fmt: skip
+        assert texts == {f"{name}.wav": found[sound] for name, sound in sounds.items()}
+    files = [("c.wav", wav_of("one")), ("c.txt", b"another text")]
+    (tmp_path / "1.tar").write_bytes(tar_bytes(files))
+    assert folder.plan().num_realigned == 1, "another text beside the same sound"
 
 
 A, B, CORRECTED = {"show": "one"}, {"show": "two"}, {"show": "uno", "day": 3}

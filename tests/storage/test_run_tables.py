@@ -269,6 +269,45 @@ def test_an_end_that_failed_may_turn_out_to_be_none(tmp_path: Path) -> None:
     assert [row["part"] for row in plain_read(tmp_path, "outcomes")] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("sounds", [("x", "x", "y"), ("x", "x", None), (None, None, None)])
+@pytest.mark.parametrize("first", [None, "v0"])
+def test_parts_of_two_contents_are_never_one_recording(
+    memory: str, first: str | None, sounds: tuple[str | None, ...]
+) -> None:
+    """A listing without ETags, a run that is killed before its finish, and a replaced file."""
+    store = OutputStore(memory)
+
+    def put(etag: str | None, sound: str | None, *numbers: int, last: int = 2) -> None:
+        rows = [part("a", number, texts=["x"], last=number == last) for number in numbers]
+        changes = {"etag": etag, "content_digest": sound, "size_bytes": 3}
+        commit(store, results(*(row | changes for row in rows)))
+
+    def listed(etag: str) -> pa.RecordBatch:
+        return files("a", etag=etag, size_bytes=3)
+
+    put(first, sounds[0], 0, 1)
+    if first is None:
+        assert left(store, listed("v1")) == {"a": [0, 1]}
+        put("v1", sounds[1], 2)
+        assert left(store, listed("v1")) == {}
+    assert left(store, listed("v2")) == {"a": []}
+    if sounds[2] is not None:
+        put("v2", sounds[2], 2)
+        assert left(store, listed("v2")) == {"a": [2]}
+    put("v2", sounds[2], 0, 1, 2)
+    assert done(store, listed("v2")).ok == 1
+    rows = rows_of(store.outcomes(("etag", "content_digest")))
+    assert {(row["etag"], row["content_digest"]) for row in rows} == {("v2", sounds[2])}
+
+
+def test_parts_without_versions_are_told_by_their_sound(memory: str) -> None:
+    store = OutputStore(memory)
+    for number, (sound, is_last) in enumerate((("x", False), ("x", False), ("y", True))):
+        row = part("a", number, texts=["x"], last=is_last)
+        commit(store, results(row | {"etag": None, "content_digest": sound}))
+    assert left(store, files("a", etag=None)) == {"a": [2]}, "the newer sound"
+
+
 def night(store: OutputStore, number: int, *rows: dict[str, Any]) -> dict[str, int]:
     """Commit rows as that run, and return the tries noted after it."""
     if rows:

@@ -118,6 +118,19 @@ def encode(
     return out.getvalue()
 
 
+def remux(data: bytes, container: str, **tags: str) -> bytes:
+    """The same packets of the audio track in a container, with tags of the file."""
+    out = io.BytesIO()
+    with av.open(io.BytesIO(data)) as source, av.open(out, mode="w", format=container) as file:
+        file.metadata.update(tags)
+        stream = file.add_stream_from_template(source.streams.audio[0])
+        for packet in source.demux(source.streams.audio[0]):
+            if packet.size:
+                packet.stream = stream
+                file.mux(packet)
+    return out.getvalue()
+
+
 def video_bytes(seconds: int, *, rate_hz: int = 48_000) -> bytes:
     """A WebM of a tone with pictures of 64 by 48, one per second."""
     out = io.BytesIO()

@@ -253,6 +253,7 @@ def complete_run(
         note_redo(store, plan.redo)
     name = fingerprint(config, REVISION)
     run = begin_run(store, config, name, run_id=run_id, redo=options.redo is not None)
+    write_identities(store, plan.identities)
     planned = planned_files(store, plan)
     for start in range(0, len(planned), files_per_commit):
         together = planned[start : start + files_per_commit]

@@ -8,8 +8,9 @@ found to be an erased one is read again once its size or ETag is another.
 
 import hashlib
 import secrets
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Final, Self
 
 import pyarrow as pa
@@ -92,10 +93,10 @@ class Forgotten:
     def allow(self, uri: str) -> bool:
         """Unblock a recording and its sounds; return whether it was blocked."""
         allowed = [entry for entry in self.entries if self._of_uri(uri) in entry]
-        contents = {digest for entry in allowed for digest in entry[_WITHOUT_CONTENT:]}
+        sounds = {sound for entry in allowed for sound, _ in _contents_of(entry)}
         self.entries = [
             entry[:_WITHOUT_CONTENT]
-            + tuple(digest for digest in entry[_WITHOUT_CONTENT:] if digest not in contents)
+            + tuple(chain(*(content for content in _contents_of(entry) if content[0] not in sounds)))
             for entry in self.entries
             if entry not in allowed
         ]
@@ -183,6 +184,11 @@ class Forgotten:
         data = text.encode("utf-8", "surrogatepass")
         salt = bytes.fromhex(self.salt)
         return hashlib.blake2b(data, digest_size=_HASH_BYTES, salt=salt).hexdigest()
+
+
+def _contents_of(entry: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    values = iter(entry[_WITHOUT_CONTENT:])
+    return zip(values, values, strict=True)
 
 
 def is_there(store: OutputStore, recording_id: str, outcomes_names: Collection[str]) -> bool:

@@ -387,16 +387,18 @@ def _left(
     plan.num_remaining_bytes = 0
     with parquet_writer(scratch, REMAINING) as remaining_file:
         for files in shards:
-            if config.decoding.align and len(texts := other_texts(tables, files)):
-                plan.num_realigned += len(texts)
-                plan.redo = tables.do_again(texts)
-            remaining = tables.remaining(
-                files.to_batches()[0], options.retry, leave_alone=options.leave_alone
-            )
+            batch, alone = files.to_batches()[0], options.leave_alone
+            remaining = tables.remaining(batch, options.retry, leave_alone=alone)
+            others = remaining.filter(pc.field("reason") <= int(RemainingReason.changed))
+            if config.decoding.align:
+                # A new version may be another sound, the text of which is rightly another.
+                is_other = pc.is_in(files["recording_id"], value_set=others["recording_id"])
+                if len(texts := other_texts(tables, files.filter(pc.invert(is_other)))):
+                    plan.num_realigned += len(texts)
+                    plan.redo = tables.do_again(texts)
+                    remaining = tables.remaining(batch, options.retry, leave_alone=alone)
             if arrivals is not None:
-                arrivals.add(
-                    files, remaining.filter(pc.field("reason") <= int(RemainingReason.changed))
-                )
+                arrivals.add(files, others)
             plan.identities.leave_versions(remaining)
             remaining_file.write_table(remaining)
             reasons.update(remaining["reason"].to_pylist())

@@ -71,8 +71,8 @@ create or replace table live as
 with later as (
   select id, count(*) as generation from outcomes join redo using (recording_id)
   where not list_contains(earlier_runs, run_id) group by id)
-select id, recording_id, plain(etag) as etag, size_bytes, coalesce(generation, 0) as generation,
-       part, last_part,
+select id, recording_id, plain(etag) as etag, size_bytes, content_digest,
+       coalesce(generation, 0) as generation, part, last_part,
        status = 'failed' as failed, coalesce(segments_written, 0) > 0 as written, origin,
        row_number() over (order by coalesce(generation, 0), run_id, id) as age
 from outcomes left join later using (id)
@@ -80,7 +80,8 @@ left join origins on outcomes.error_kind is not distinct from origins.error_kind
   and outcomes.retryable is not distinct from origins.retryable;
 
 create or replace table known as
-select min(age) as version, recording_id, etag, size_bytes, generation, max(age) as newest
+select min(age) as version, recording_id, etag, size_bytes, content_digest, generation,
+       max(age) as newest
 from live group by all;
 
 create or replace view committed as
@@ -92,8 +93,9 @@ select version, id, part, last_part, failed, written, origin
 from known join live using (recording_id, generation)
 where (live.etag is null or live.etag = known.etag)
   and (live.size_bytes is null or live.size_bytes = known.size_bytes)
+  and (live.content_digest is null or live.content_digest = known.content_digest)
 qualify row_number() over (partition by version, part
-                           order by failed, if(failed, -id, id)) = 1;
+                           order by failed, live.etag is null, if(failed, -id, id)) = 1;
 
 create or replace table listing as
 select recording_id, max(etag) as etag, max(size_bytes) as size_bytes,
@@ -114,11 +116,13 @@ held as (
   from reach group by version),
 included as (
   select distinct one.version
-  from (select * from known where etag is null or size_bytes is null) one
+  from (select * from known
+        where etag is null or size_bytes is null or content_digest is null) one
   join known other on one.recording_id = other.recording_id and one.version != other.version
    and one.generation = other.generation
    and (one.etag is null or one.etag = other.etag)
-   and (one.size_bytes is null or one.size_bytes = other.size_bytes))
+   and (one.size_bytes is null or one.size_bytes = other.size_bytes)
+   and (one.content_digest is null or one.content_digest = other.content_digest))
 select known.*, held.whole, held.failed, included.version is not null as included,
        case when whole and not held.failed then 2
             when whole and written and included.version is null then 1 else 0 end as rank
@@ -135,6 +139,7 @@ select ranks.*, listing.recording_id is not null as listed,
        fits(ranks.etag, if(listing.recording_id is null, v.etag, listing.etag))
    and coalesce(ranks.size_bytes = if(listing.recording_id is null, v.size, listing.size_bytes),
                 true)
+   and not ranks.included
    and ranks.generation = coalesce(generations.generation, 0) as fresh
 from ranks join newest using (recording_id) left join listing using (recording_id)
 left join generations using (recording_id);
@@ -142,7 +147,7 @@ left join generations using (recording_id);
 create or replace table chosen as
 select recording_id, any_value(listed) as listed,
        arg_max(version, (rank, fresh, not included, newest)) as counting,
-       arg_max(version, (rank, not included, newest)) filter (fresh) as present,
+       arg_max(version, (rank, newest)) filter (fresh) as present,
        max(rank) > 0 as has_text
 from versions group by recording_id;
 
@@ -245,7 +250,8 @@ where gone or elsewhere order by uri, recording_id
 """
 
 # What a run is to do of some files: the best of the versions that fit each, without what is tried
-# again. A failure that ended an incomplete recording may come again: its place has to be free.
+# again. What is included in a version is of its content, which may not fit. A failure that ended an
+# incomplete recording may come again: its place has to be free.
 LEFT = """
 with open_files as (
   select files.*, settled.recording_id is not null as is_settled
@@ -259,10 +265,10 @@ asked as (
   from open_files files join versions using (recording_id)
   left join generations using (recording_id)
   where versions.generation = coalesce(generations.generation, 0)
-    and fits(versions.etag, files.etag)
+    and fits(versions.etag, files.etag) and not versions.included
     and coalesce(versions.size_bytes = files.size_bytes, true)
   qualify row_number() over (partition by position
-                             order by rank desc, included, newest desc) = 1),
+                             order by rank desc, newest desc) = 1),
 held as (
   select position, part, last_part, failed,
          failed and origin in (select unnest($tried))
