@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from corpus_asr.array_types import Float
-from corpus_asr.families.layers.kv_cache import DecoderCache, TokenCache
+from corpus_asr.families.layers.kv_cache import TokenCache
 
 States = tuple[Float[Tensor, "batch _ width"], ...]
 """Hidden states after the embeddings and after every layer; the last one normalized."""
@@ -137,7 +137,7 @@ class Seq2SeqModelOutput(ModelOutput):
     """Output of a model without output projection."""
 
     last_hidden_state: Float[Tensor, "batch token width"] | None = None
-    past_key_values: DecoderCache | None = None
+    past_key_values: TokenCache | None = None
     decoder_hidden_states: States | None = None
     decoder_attentions: Weights | None = None
     cross_attentions: Weights | None = None
@@ -153,7 +153,7 @@ class Seq2SeqLMOutput(ModelOutput):
     # A scalar, or one value per device if outputs of several were gathered.
     loss: Float[Tensor, "*_"] | None = None
     logits: Float[Tensor, "batch token vocab"] | None = None
-    past_key_values: DecoderCache | None = None
+    past_key_values: TokenCache | None = None
     decoder_hidden_states: States | None = None
     decoder_attentions: Weights | None = None
     cross_attentions: Weights | None = None

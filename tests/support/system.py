@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 
 import pytest
@@ -15,7 +16,7 @@ def hide_broken_soundfile() -> bool:
     if find_spec("soundfile") is None:
         return False
     try:
-        import soundfile  # noqa: F401
+        import_module("soundfile")
     except OSError:
         sys.modules["soundfile"] = None  # type: ignore[assignment]
         return True
