@@ -96,7 +96,7 @@ class Forgotten:
         sounds = {sound for entry in allowed for sound, _ in _contents_of(entry)}
         self.entries = [
             entry[:_WITHOUT_CONTENT]
-            + tuple(chain(*(content for content in _contents_of(entry) if content[0] not in sounds)))
+            + tuple(chain(*(pair for pair in _contents_of(entry) if pair[0] not in sounds)))
             for entry in self.entries
             if entry not in allowed
         ]
