@@ -57,7 +57,7 @@ class SourceSettings(Settings):
     with a slash, such as `*/trailers/*`, are of whole URIs. URIs named in full and manifests are
     never filtered."""
     ignore: Texts = NO_AUDIO_PATTERNS
-    """File name patterns, in any case, of files that are not recordings, such as half-loaded ones:
+    """File name patterns, in any case, of files that are not recordings, such as unfinished ones:
     in folders and globs they are counted, not transcribed. So are, without any pattern, files
     without the suffix of a sound or film in whose first bytes there is none. Patterns that begin
     with a dot or an underscore also match folders; those that end with a slash match only folders.

@@ -65,7 +65,7 @@ def test_files_folders_and_globs_name_each_recording_once(
         ("talks/*.flac", "reading talks/*.flac: no file matches; correct the pattern"),
         (
             "texts",
-            "reading texts: found no recording (2 files that are not audio by name), expected one",
+            "reading texts: found no recording (2 files that are not audio), expected one",
         ),
         ("empty", "reading empty: found an empty folder, expected recordings"),
         ("", "found an empty one or a null character"),

@@ -418,7 +418,7 @@ def test_a_folder_gives_all_formats_and_tells_what_was_skipped() -> None:
     Path("two/cover.jpg").touch()
     result = call("two/deep", "two", "-o", "out")
     assert result.exit_code == 0
-    assert result.stderr.startswith("note: skipped 2 files that are not audio by name\n")
+    assert result.stderr.startswith("note: skipped 2 files that are not audio\n")
     suffixes = ("json", "jsonl", "lrc", "srt", "tsv", "txt", "vtt")
     assert [name for name in written() if "d." in name] == [f"d.{each}" for each in suffixes]
 
@@ -440,7 +440,7 @@ def test_a_folder_may_hold_its_own_outputs() -> None:
     again = call("two/deep", "-o", "two/deep")
     assert (again.exit_code, ScriptedTranscriber.read) == (0, ["two/deep/d.mp4"])
     assert again.stderr.splitlines() == [
-        "note: skipped 7 files that are not audio by name",
+        "note: skipped 7 files that are not audio",
         "note: all files have their outputs in two/deep; --overwrite transcribes again",
     ]
 

@@ -61,7 +61,7 @@ def test_a_folder_with_a_broken_file_a_silent_one_and_video() -> None:
     assert result.exit_code == 1
     assert result.stdout == ""
     messages = result.stderr
-    assert "note: skipped 1 file that are not audio by name\n" in messages
+    assert "note: skipped 1 file that are not audio\n" in messages
     assert "corpus-asr: decoding talks/broken.mp3: not recognized as audio or video" in messages
     assert "note: talks/silent.wav: no speech found in 1.0 s\n" in messages
     assert messages.endswith("corpus-asr: 1 of 4 files failed\n")

@@ -178,10 +178,12 @@ def test_what_has_no_media_name_is_read_once_unless_it_is_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    monkeypatch.setattr(
-        listing_module, "open_binary",
-        lambda uri, *rest, **names: (opened.append(uri), open_binary(uri, *rest, **names))[1],
-    )  # fmt: skip
+
+    def note(uri: str, *rest: Any, **options: Any) -> Any:
+        opened.append(uri)
+        return open_binary(uri, *rest, **options)
+
+    monkeypatch.setattr(listing_module, "open_binary", note)
     for name, content in {"a": b"junk", "b": wav_of("x"), "c": wav_of("x"), "d.wav": b"x"}.items():
         (tmp_path / name).write_bytes(content)
     known = recording_id(f"{tmp_path}/c")

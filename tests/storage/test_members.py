@@ -29,6 +29,7 @@ from corpus_asr.storage.stores.filesystem import (
 )
 from corpus_asr.storage.stores.host_allowlist import FileRules
 from corpus_asr.storage.stores.uri import located, member_address, public, recording_id
+from tests.support.audio import wav_of
 from tests.support.stores import S3Server, web_server
 
 GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "manifests.md"
@@ -234,6 +235,15 @@ def test_hard_links_in_an_archive_are_what_they_lead_to(tmp_path: Path) -> None:
     assert listing.num_dangling == 2
     with pytest.raises(FetchError, match="not found"):
         read_bytes(f"{path}#d.wav")
+
+
+def test_members_without_a_media_name_are_known_by_their_first_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "s.tar"
+    path.write_bytes(tar_bytes([("MD5SUMS", b"junk"), ("rec.0", wav_of("x")), ("b.wav", b"b")]))
+    listing = FileListing(SourceSettings(uri=(str(path),)))
+    rows = [row for batch in listing for row in batch.to_pylist()]
+    assert [row["uri"].partition("#")[2] for row in rows] == ["rec.0", "b.wav"]
+    assert listing.num_no_sound == 1
 
 
 def test_what_follows_a_sparse_member_is_one_failure(tmp_path: Path) -> None:
