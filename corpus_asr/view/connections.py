@@ -64,6 +64,11 @@ class Connections:
         if protocol in self._strangers:
             self._strangers.pop(protocol)[1].cancel()
 
+    def end(self) -> None:
+        """End all of these, so that no timer holds the server."""
+        for protocol in [*self._strangers]:
+            self._end(protocol)
+
     async def accept(
         self, listening: socket.socket, make_protocol: Callable[[], asyncio.BaseProtocol]
     ) -> None:

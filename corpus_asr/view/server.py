@@ -140,6 +140,7 @@ class ViewServer:
             await self._connections.accept(self._socket, runner.server)
         finally:
             self.close()
+            self._connections.end()
             await runner.cleanup()
 
     @web.middleware
