@@ -1,7 +1,7 @@
 """Transcription of one part by Whisper, by openai-whisper's rules: language, then ranges."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +12,9 @@ from corpus_asr.config.decoding import DecodingSettings, Hotword
 from corpus_asr.decoding.jobs import Gather, Search, Steps
 from corpus_asr.decoding.phrases import HotwordTries, PhraseTrie, as_prompt
 from corpus_asr.errors import ConfigError, ItemError
-from corpus_asr.segments import PartTranscript, Segment, SpeechSpan, Word
-from corpus_asr.text.words import AFTER_A_WORD, BEFORE_A_WORD, has_letters
+from corpus_asr.segments import PartTranscript, Segment, SpeechSpan
+from corpus_asr.text.words import has_letters
+from corpus_asr.transcription.anomalies import WindowTimes, without_hallucinations
 from corpus_asr.transcription.fallback import Attempt, OpenAIRules, without_last_token
 from corpus_asr.transcription.long_form import Clock, LongFormRules, TokenSpan, ends_closed
 from corpus_asr.transcription.whisper_prompt import (
@@ -178,10 +179,20 @@ def _sequences(part: PartRequest, settings: DecodingSettings) -> list[list[tuple
     if not settings.in_chunks:
         return [clips] if clips else []
     window_frames = round((settings.window_s or WINDOW_S) * FRAMES_PER_SECOND)
-    chunks = chunk_ranges(part, clips, window_frames=window_frames, silence_frames=_SILENCE_FRAMES)
+    is_by_language = settings.language_mode == "window"
+    chunks = chunk_ranges(
+        part,
+        clips,
+        window_frames=window_frames,
+        pause_frames=_LANGUAGE_PAUSE_FRAMES if is_by_language else WINDOW_FRAMES,
+        silence_frames=_SILENCE_FRAMES,
+    )
     return [[chunk] for chunk in chunks]
 
 
+# Where each window has its language, none goes on over a pause of 1 s: the speech on both sides is
+# padded with 0.4 s.
+_LANGUAGE_PAUSE_FRAMES = FRAMES_PER_SECOND // 5
 # So much silence before and after all speech is decoded too: the model knows some that was not
 # detected. With 0 s whisper-base made 6 errors more on 81 clips; between chunks it gains nothing.
 _SILENCE_FRAMES = FRAMES_PER_SECOND
@@ -488,14 +499,14 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
             seek = part.frame(end_s)
         kept: list[DraftSegment] | None = timed
         if settings.hallucination_silence_threshold is not None:
-            place = _WindowTimes(
+            place = WindowTimes(
                 start_s=start_s,
                 content_end_s=part.seconds(window.seek + window.content_frames),
                 audio_end_s=part.seconds(part.num_frames),
                 closed=closed,
                 silence_s=settings.hallucination_silence_threshold,
             )
-            kept, seek_s = _without_hallucinations(timed, place, self._last_speech_s)
+            kept, seek_s = without_hallucinations(timed, place, self._last_speech_s)
             seek = seek if seek_s is None else part.frame(seek_s)
         end_s = None if kept is None else last_word_end(kept)
         self._last_speech_s = self._last_speech_s if end_s is None else end_s
@@ -535,101 +546,3 @@ def _with_second_timestamp(attempt: Attempt) -> Attempt:
     result = attempt.result
     tokens, logprobs = (*result.tokens, result.tokens[-1]), (*result.logprobs, 0.0)
     return replace(attempt, result=replace(result, tokens=tokens, logprobs=logprobs))
-
-
-_PUNCTUATION = BEFORE_A_WORD + AFTER_A_WORD
-# These six are openai-whisper's, of `word_anomaly_score` and what calls it.
-_IMPROBABLE = 0.15
-_SHORT_S = 0.133
-_LONG_S = 2.0
-_WORDS_LOOKED_AT = 8
-_ANOMALOUS_SCORE = 3.0
-# This near to a window's edge there need be no silence for a word to be invented.
-_EDGE_S = 2.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _WindowTimes:
-    start_s: float
-    content_end_s: float
-    """End of its audio; the window may be longer."""
-    audio_end_s: float
-    """End of the part."""
-    closed: bool
-    """Whether the text ended with a timestamp and nothing after it."""
-    silence_s: float
-    """The shortest silence that counts."""
-
-    @property
-    def end_s(self) -> float:
-        """Return the end of the window in seconds, padding included."""
-        return self.start_s + WINDOW_S
-
-
-def _without_hallucinations(
-    drafts: Sequence[DraftSegment], place: _WindowTimes, last_speech_s: float
-) -> tuple[list[DraftSegment] | None, float | None]:
-    """Drop segments that look like hallucinations and are surrounded by silence.
-
-    Returns the drafts to keep, or None if the whole window must be decoded again from after its
-    leading silence; and the recording time to continue at, None if the text determines it.
-
-    Source: openai-whisper `transcribe`, `hallucination_silence_threshold`.
-    """
-    seek_s = None
-    end_s = last_word_end(drafts)
-    if not place.closed and end_s is not None and end_s > place.start_s:
-        seek_s = end_s if place.end_s - end_s > place.silence_s else place.content_end_s
-
-    first = next((draft for draft in drafts if draft.words), None)
-    if first is not None and _is_anomalous(first):
-        gap_s = first.start_s - place.start_s
-        if gap_s > place.silence_s:
-            return None, place.start_s + gap_s
-
-    for number, draft in enumerate(drafts):
-        if not draft.words:
-            continue
-        following = next((later for later in drafts[number + 1 :] if later.words), None)
-        if _is_anomalous(draft) and _is_surrounded(draft, following, place, last_speech_s):
-            # At least one second further, as in openai-whisper, to guarantee progress.
-            seek_s = max(place.start_s + 1.0, draft.start_s)
-            if place.audio_end_s - draft.end_s < place.silence_s:
-                seek_s = place.audio_end_s
-            return list(drafts[:number]), seek_s
-        last_speech_s = draft.end_s
-    return list(drafts), seek_s
-
-
-def _is_surrounded(
-    draft: DraftSegment, after: DraftSegment | None, place: _WindowTimes, last_speech_s: float
-) -> bool:
-    # Silence, another anomalous segment or the window's edge must be on both sides.
-    is_bounded_before = (
-        draft.start_s - last_speech_s > place.silence_s
-        or draft.start_s < place.silence_s
-        or draft.start_s - place.start_s < _EDGE_S
-    )
-    next_s = place.content_end_s if after is None else after.words[0].start_s
-    return is_bounded_before and (
-        next_s - draft.end_s > place.silence_s
-        or (after is not None and _is_anomalous(after))
-        or place.end_s - draft.end_s < _EDGE_S
-    )
-
-
-def _is_anomalous(draft: DraftSegment) -> bool:
-    words = [word for word in draft.words if word.word not in _PUNCTUATION][:_WORDS_LOOKED_AT]
-    score = sum(_anomaly(word) for word in words)
-    # With few words, all must be anomalous; 0.01 is for rounding.
-    return score >= _ANOMALOUS_SCORE or score + 0.01 >= len(words)
-
-
-def _anomaly(word: Word) -> float:
-    duration_s = word.end_s - word.start_s
-    score = 1.0 if word.probability < _IMPROBABLE else 0.0
-    if duration_s < _SHORT_S:
-        score += (_SHORT_S - duration_s) * 15
-    if duration_s > _LONG_S:
-        score += duration_s - _LONG_S
-    return score

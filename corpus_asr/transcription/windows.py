@@ -300,8 +300,7 @@ class PartRequest:
     def is_stretched(self, text: str, start_s: float, end_s: float) -> bool:
         """Whether a text is too short for the speech of its span, so that it omits some.
 
-        Length is counted in bytes, of which languages say similar numbers each second. Without
-        detection all audio counts as speech.
+        Without detection all audio is speech. Languages say similar numbers of bytes each second.
         """
         if end_s <= start_s:
             return False

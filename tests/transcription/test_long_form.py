@@ -282,7 +282,7 @@ def test_search_options_reach_every_window_and_beams_temperature_0_alone() -> No
     assert jobs[1].search == Search(temperature=0.4, **common)
     _, jobs = loop([said(BEGIN, 1, BEGIN + 50)], seconds=20)
     assert jobs[0].search == Search(stop_loops=True, stops_at_repeat=True)
-    _, jobs = loop([said(BEGIN, 1, BEGIN + 50)], seconds=20, beam_size=1)  # encoded whole
+    _, jobs = loop([said(BEGIN, 1, BEGIN + 50)], seconds=20, beam_size=1)
     assert jobs[0].search == Search(stop_loops=True)
 
 
@@ -312,11 +312,13 @@ def test_a_clip_with_more_letters_than_anybody_says_has_no_text() -> None:
 
 
 def test_punctuation_alone_is_no_segment(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = [" .", " ...\u2014", " \u266a", " 5"]
+    texts = (" .", " ...\u2014", " \u266a", " 5")
     changed = prompt_format(text=lambda ids: "".join(texts[one] for one in ids if one < 4), **TINY)
     monkeypatch.setattr(f"{__name__}.prompt_format", lambda **_: changed)
-    times = [(BEGIN + 50 * one, one, BEGIN + 50 * one + 40) for one in range(4)]
-    segments, _ = loop([said(*(token for text in times for token in text))], seconds=20)
+    tokens = [
+        BEGIN + 50 * one + step for one in range(4) for step in (0, one - BEGIN - 50 * one, 40)
+    ]
+    segments, _ = loop([said(*tokens)], seconds=20)
     assert [one.text for one in segments] == [" \u266a", " 5"]
 
 
@@ -408,10 +410,11 @@ def chunked(own: PartRequest, **settings: Any) -> tuple[Any, list[Any]]:
 
 def test_chunks_are_as_long_as_asked_for() -> None:
     own = part(60, [(0.0, 4.0), (5.0, 9.0), (10.0, 14.0), (20.0, 24.0)])
-    _, chunks = chunked(own, window_s=10)
-    assert [next(one).window for one in chunks] == [(0, 400), (500, 1400), (2000, 2500)]
-    _, chunks = chunked(own)
-    assert [next(one).window for one in chunks] == [(0, 2500)]
+    by_language = {"language": "auto", "language_mode": "window"}
+    spans = [(0, 400), (500, 900), (1000, 1400), (2000, 2500)]
+    of_10_s = [(0, 400), (500, 1400), (2000, 2500)]
+    for chosen, windows in (({"window_s": 10}, of_10_s), ({}, [(0, 2500)]), (by_language, spans)):
+        assert [next(one).window for one in chunked(own, **chosen)[1]] == windows
 
 
 def test_without_detection_windows_follow_one_another_unless_their_length_is_given() -> None:
