@@ -161,7 +161,7 @@ class AudioSettings:
     """Probability at which speech begins; it ends below this less 0.15. Higher: less noise counts
     as speech; lower: fewer quiet words are lost."""
     # 5 s and more are a sentence; a pause of more than 10 s is a third of a window.
-    vad_min_speech_s: float = field(default=0.25, metadata={"ge": 0.0, "le": 5.0})
+    vad_min_speech_s: float = field(default=0.18, metadata={"ge": 0.0, "le": 5.0})
     """Minimum duration in seconds of speech; at the end of a recording, at most 0.1."""
     vad_min_silence_s: float = field(default=0.5, metadata={"ge": 0.0, "le": 10.0})
     """Seconds of silence that end a span of speech; shorter pauses belong to it."""

@@ -302,11 +302,10 @@ class PartRequest:
 
         Without detection all audio is speech. Languages say similar numbers of bytes each second.
         """
-        if end_s <= start_s:
-            return False
-        fraction = 1.0 if self.speech is None else self.speech_fraction(start_s, end_s)
+        fraction = self.speech_fraction(start_s, end_s) if end_s > start_s else 0.0
+        speech_s = (1.0 if fraction is None else fraction) * (end_s - start_s)
         said_s = len(text.strip().encode()) / _LEAST_BYTES_PER_S
-        return fraction * (end_s - start_s) - said_s >= SHORTEST_GAP_S
+        return speech_s - said_s >= SHORTEST_GAP_S
 
     def speech_fraction(self, start_s: float, end_s: float) -> float | None:
         """Fraction of a span that is detected speech; None without speech detection."""

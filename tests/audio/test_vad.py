@@ -80,6 +80,17 @@ def test_probabilities_of_real_speech_equal_the_packages_own(
         assert spans[0] == spans[1]
 
 
+@pytest.mark.parametrize(("num_steps", "is_speech"), [(5, False), (6, True)])
+def test_the_shortest_words_are_longer_than_the_onset_of_a_tone(
+    num_steps: int, is_speech: bool
+) -> None:
+    probabilities = np.zeros(100, dtype=np.float32)
+    probabilities[40 : 40 + num_steps] = 1.0
+    num_samples = 100 * STEP_SAMPLES
+    spans = speech_spans(probabilities, DEFAULT_CRITERIA, num_samples=num_samples)
+    assert bool(spans) == is_speech
+
+
 @given(sizes=st.lists(st.integers(0, 3 * BLOCK_SAMPLES), max_size=6))
 def test_chunks_of_any_size_give_the_same_probabilities(
     detector: SileroDetector, sizes: list[int]
