@@ -172,7 +172,7 @@ def advise_codes(unknown: Iterable[str], known: Collection[str]) -> str:
     meant = {text: _meant_code(text) for text in unknown}
     open_ones = [text for text, code in meant.items() if code == "auto"]
     names_none = f"{', '.join(open_ones)} names no language: leave it out, or write auto alone; "
-    codes = [code for code in meant.values() if code in known]
+    codes = [code for code in meant.values() if code is not None and code in known]
     return names_none * bool(open_ones) + f"did you mean {', '.join(codes)}? " * bool(codes)
 
 
@@ -203,7 +203,7 @@ def _nearest(name: str, known: Collection[str]) -> str:
     meant = _meant_code(name)
     if meant == "auto":
         return "none, as it names no language; leave it out"
-    if meant in known:
+    if meant is not None and meant in known:
         return f"{meant} ({LANGUAGES[meant]})"
     # A short word is a misspelled code, a long one a misspelled name.
     names = {language_name: code for language_name, code in CODES_BY_NAME.items() if code in known}

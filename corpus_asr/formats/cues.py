@@ -95,14 +95,12 @@ class Cue:
 
 def cues_of(recording: Transcribed, rules: CueRules) -> list[Cue]:
     """Return a recording's cues, sorted by start."""
-    cues = []
+    cues, end_s = [], recording.duration_s
     for segments in labelled(recording):
         starts_s = [segment.start_s for segment in segments[1:]]
         pairs = [
             (cue, language_rules)
-            for segment, free_until_s in zip_longest(
-                segments, starts_s, fillvalue=recording.duration_s
-            )
+            for segment, free_until_s in zip(segments, [*starts_s, end_s], strict=False)
             for language_rules in (rules.of(segment.language or recording.language),)
             for cue in _cues_of_segment(segment, language_rules, free_until_s)
         ]

@@ -69,8 +69,8 @@ def versions_of(rows: list[Row]) -> list[Version]:
     ages = sorted(rows, key=lambda row: (row["generation"], row["run_id"], row["id"]))
     found = []
     keys = {(*key_of(row), row["generation"]) for row in rows}
-    for *known, generation in keys:
-        key: Key = tuple(known)
+    for etag, size_bytes, digest, generation in keys:
+        key = (etag, size_bytes, digest)
         own = [
             row for row in rows
             if row["generation"] == generation

@@ -121,7 +121,10 @@ def encode(
 def remux(data: bytes, container: str, **tags: str) -> bytes:
     """The same packets of the audio track in a container, with tags of the file."""
     out = io.BytesIO()
-    with av.open(io.BytesIO(data)) as source, av.open(out, mode="w", format=container) as file:
+    with (
+        av.open(io.BytesIO(data), mode="r") as source,
+        av.open(out, mode="w", format=container) as file,
+    ):
         file.metadata.update(tags)
         stream = file.add_stream_from_template(source.streams.audio[0])
         for packet in source.demux(source.streams.audio[0]):
