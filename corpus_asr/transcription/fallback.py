@@ -368,6 +368,10 @@ class OpenAIRules(DecodingRules):
         no_speech_prob: float | None,
     ) -> Segment | None:
         """Build a segment from a draft whose text tokens have `logprobs`; None if it is dropped."""
+        duration_s = self.part.num_frames / FRAMES_PER_SECOND
+        num_letters = sum(letter.isalnum() for letter in text)
+        if duration_s < 1.0 and num_letters > _MOST_LETTERS_PER_S * duration_s:
+            return None
         return finished_segment(
             self.part,
             self.settings,
@@ -452,11 +456,8 @@ def finished_segment(
             words=words if settings.word_timestamps else None,
         )
     )
-    if part.num_frames >= FRAMES_PER_SECOND:
-        return made
-    num_letters = sum(letter.isalnum() for letter in text)
-    is_too_fast = num_letters > _MOST_LETTERS_PER_S * part.num_frames / FRAMES_PER_SECOND
-    return None if is_too_fast or made.confidence < _LEAST_CONFIDENCE else made
+    is_short = part.num_frames < FRAMES_PER_SECOND
+    return None if is_short and made.confidence < _LEAST_CONFIDENCE else made
 
 
 def _without_silence(
