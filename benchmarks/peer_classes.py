@@ -86,6 +86,7 @@ def pytest_configure(config: Any) -> None:
     ours = os.environ["CORPUS_ASR_PEER_CLASSES"] == "ours"
     if ours:
         _replace()
+    _omit_torchaudio()
     peer = Path(config.args[0]).parts[0]
     if models and peer in _PEERS:
         names = importlib.import_module(_PEERS[peer])
@@ -156,16 +157,20 @@ def _replace() -> None:
                 if hasattr(module, name):
                     setattr(module, name, kind)
             setattr(transformers, name, kind)
-    # Features need no torchaudio here.
-    testing: Any = importlib.import_module("transformers.testing_utils")
-    testing.require_torchaudio = testing.require_speech = lambda test: test
     utils: Any = importlib.import_module("transformers.utils")
-    for module in (transformers, utils):
-        module.is_speech_available = module.is_torchaudio_available = lambda: True
     # The common tests read this name; a folder of tests is no package of transformers.
     utils.direct_transformers_import = lambda *arguments, **keywords: transformers
     _put(PreTrainedModel, _FLAGS)
     _put(ModelConfig, _CONFIG_FLAGS)
+
+
+def _omit_torchaudio() -> None:
+    """Run tests that ask for torchaudio, which neither ours nor Whisper's features there need."""
+    testing: Any = importlib.import_module("transformers.testing_utils")
+    testing.require_torchaudio = testing.require_speech = lambda test: test
+    for name in ("transformers", "transformers.utils"):
+        module: Any = importlib.import_module(name)
+        module.is_speech_available = module.is_torchaudio_available = lambda: True
 
 
 def _keep_configs(auto: Any) -> None:
