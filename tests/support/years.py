@@ -450,6 +450,8 @@ class Year(LivingArchive):
             places = {uri, *twins}
             for moves in (self.swapped, self.moved, self.swapped):
                 places |= {moves[place] for place in places if place in moves}
+            # A recording that people wrote about waits where another sound came to its address.
+            places |= {at for at in now if at.rpartition("#")[0] in places}
             assert any(
                 place in now and (
                     (plain(now[place]) == plain(before) and takes(now[place]) >= takes(before))
