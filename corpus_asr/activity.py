@@ -81,8 +81,8 @@ def _ending(uri: str) -> str:
 
 
 def has_media_name(uri: str) -> bool:
-    """Return whether a file has the suffix of a sound or a film."""
-    return _ending(uri) in _KNOWN_TYPES
+    """Return whether a file has the suffix of a sound or a film, also before a query."""
+    return _ending(uri) in _KNOWN_TYPES or uri.rpartition(".")[2].lower() in _KNOWN_TYPES
 
 
 def stratum(uri: str, size_bytes: int | None) -> str:

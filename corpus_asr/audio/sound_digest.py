@@ -65,13 +65,14 @@ class _Track:
     def __init__(self, stream: av.AudioStream) -> None:
         context = stream.codec_context
         self._format: tuple[str, int, int] | None = None
-        self._extradata = b""
+        self._extradata, self._is_aac = b"", False
         if context is not None:  # libav has a decoder
             self._format = (context.name, context.sample_rate, context.layout.nb_channels)
             self._extradata = _without_comments(context.name, context.extradata or b"")
+            self._is_aac = context.name == "aac"
         self._bytes, self._jumps = hashlib.blake2b(), hashlib.blake2b()
         self._expected_s: float | None = None
-        self._is_aac, self._discarded_s = context.name == "aac", 0.0
+        self._discarded_s = 0.0
         self.num_bytes = 0
 
     def add(self, packet: "av.Packet[Any]") -> None:

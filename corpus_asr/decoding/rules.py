@@ -237,6 +237,9 @@ def _forbid(
         tokens[slot].fill_(FORBIDDEN)
 
 
+_NEVER = 1 << 40  # tokens
+
+
 class RepetitionDetector:
     """Counts, for every slot and every phrase length, how long the text has repeated itself.
 
@@ -254,12 +257,14 @@ class RepetitionDetector:
         self._device = device
         self._period = torch.arange(1, LONGEST_PHRASE + 1, device=device)
         self._needed = (MIN_REPEATS * self._period).clamp(min=MIN_REPEATED_TOKENS)
-        self._needed_once = self._period.clamp(min=MIN_REPEATED_TOKENS // 2)
-        self._stops_once = torch.zeros(slots, dtype=torch.bool, device=device)
+        # For loops, and for repeats.
+        needed_once = self._period.clamp(min=MIN_REPEATED_TOKENS // 2)
+        self._needed_of_kind = torch.stack([self._needed, needed_once])
         self._repeated = torch.zeros(slots, LONGEST_PHRASE, dtype=torch.long, device=device)
-        self._start = torch.zeros(slots, dtype=torch.long, device=device)
+        # First token that may repeat; in slots without detection no token does.
+        self._start = torch.full((slots,), _NEVER, dtype=torch.long, device=device)
         self._alike_from = torch.full((slots,), vocab_size, dtype=torch.long, device=device)
-        self._watched = torch.zeros(slots, dtype=torch.bool, device=device)
+        self._kind = torch.zeros(slots, dtype=torch.long, device=device)
         self._watches = [False] * slots
 
     def admit(self, slots: Sequence[int], jobs: Sequence[WindowJob]) -> None:
@@ -269,14 +274,12 @@ class RepetitionDetector:
         begins = [job.rules.timestamp_begin for job in jobs]
         numbers = [
             list(slots),
-            [int(job.search.stop_loops) for job in jobs],
-            [self._vocab_size if begin is None else begin for begin in begins],
-            [len(job.prompt) - job.num_prefix for job in jobs],
             [int(job.search.stops_at_repeat) for job in jobs],
+            [self._vocab_size if begin is None else begin for begin in begins],
+            [len(job.prompt) - job.num_prefix if job.search.stop_loops else _NEVER for job in jobs],
         ]
-        index, watched, alike_from, start, once = to_device(torch.tensor(numbers), self._device)
-        self._stops_once.index_copy_(0, index, once.bool())
-        self._watched.index_copy_(0, index, watched.bool())
+        index, kind, alike_from, start = to_device(torch.tensor(numbers), self._device)
+        self._kind.index_copy_(0, index, kind)
         self._alike_from.index_copy_(0, index, alike_from)
         self._start.index_copy_(0, index, start)
         self._repeated.index_fill_(0, index, 0)
@@ -302,9 +305,7 @@ class RepetitionDetector:
         before_now = self._repeated[slots]
         repeated = torch.where(going.unsqueeze(1), (before_now + 1) * same, before_now)
         self._repeated[slots] = repeated
-        stops_once = self._stops_once[slots].unsqueeze(1)
-        needed = torch.where(stops_once, self._needed_once, self._needed)
-        return (repeated >= needed).any(dim=1) & self._watched[slots] & going
+        return (repeated >= self._needed_of_kind[self._kind[slots]]).any(dim=1) & going
 
     def found_in(
         self,
@@ -326,11 +327,10 @@ class RepetitionDetector:
         periods = tail.masked_fill(early.unsqueeze(1), -1).unfold(2, longest, 1)[:, :, :-1]
         same = periods == tail[:, :, LONGEST_PHRASE:].unsqueeze(2)  # (batch, choice, period, back)
         same |= back[LONGEST_PHRASE:] > self._needed.flip(0).unsqueeze(1)
-        return same.all(dim=3).any(dim=2) & self._watched[slots].unsqueeze(1)
+        return same.all(dim=3).any(dim=2)
 
     def move(self, source: int, target: int) -> None:
         """Copy slot `source` to slot `target`."""
-        tensors = self._repeated, self._start, self._alike_from, self._watched, self._stops_once
-        for tensor in tensors:
+        for tensor in (self._repeated, self._start, self._alike_from, self._kind):
             tensor[target] = tensor[source]
         self._watches[target] = self._watches[source]

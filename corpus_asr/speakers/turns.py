@@ -14,7 +14,7 @@ import numpy as np
 from corpus_asr.array_types import Float16, Float64, Int64
 from corpus_asr.segments import Segment, SpeakerTurn, Word
 from corpus_asr.speakers.clustering import SpeakerBounds, find_speakers
-from corpus_asr.text.words import ends_sentence, has_letters
+from corpus_asr.text.words import ends_sentence, has_words
 
 if TYPE_CHECKING:  # imports pydantic
     from corpus_asr.config.extraction import SpeakerSettings
@@ -342,7 +342,7 @@ def _pieces(segment: Segment, timeline: Timeline) -> Iterator[Segment]:
     speakers = [
         # Punctuation is said by nobody.
         timeline.speaker(word.start_s, word.end_s, sentence=sentence)
-        if has_letters(word.word)
+        if has_words(word.word)
         else None
         for word, sentence in zip(segment.words, _sentences(segment.words), strict=True)
     ]

@@ -2,13 +2,13 @@
 
 import re
 import string
-import unicodedata
 from collections.abc import Callable, Sequence
 
 # Source: openai-whisper, the defaults of `add_word_timestamps`.
 BEFORE_A_WORD = "\"'“¿([{-"
 AFTER_A_WORD = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001
 SENTENCE_ENDS = ".。!！?？"  # noqa: RUF001
+_MARKS = frozenset(SENTENCE_ENDS + "…,，、:：;¿¡-–—'\"“”‘’「」")  # noqa: RUF001
 
 # Codes of languages without spaces between words: every character counts as a word.
 WITHOUT_BLANKS = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
@@ -45,9 +45,9 @@ Spelled = tuple[str, tuple[int, ...]]
 NOTHING: Spelled = ("", ())
 
 
-def has_letters(text: str) -> bool:
-    """Whether a text is more than blanks and punctuation: letters, digits or symbols."""
-    return any(unicodedata.category(character)[0] in "LMNS" for character in text)
+def has_words(text: str) -> bool:
+    """Whether a text is more than blanks and marks of sentences, which nobody says."""
+    return any(not character.isspace() and character not in _MARKS for character in text)
 
 
 def ends_sentence(text: str, following: str = "") -> bool:

@@ -20,7 +20,7 @@ from corpus_asr.decoding.jobs import Search, Steps, TokenRules, WindowJob, Windo
 from corpus_asr.decoding.phrases import PhraseTrie
 from corpus_asr.families.whisper.config import GenerationConfig
 from corpus_asr.segments import PartTranscript, Segment, Word
-from corpus_asr.text.words import has_letters
+from corpus_asr.text.words import has_words
 from corpus_asr.transcription.windows import Language, PartRequest, Window
 from corpus_asr.transcription.words import DraftSegment
 from corpus_asr.units import FRAMES_PER_SECOND
@@ -425,7 +425,7 @@ def finished_segment(
     no_speech_prob: float | None = None,
 ) -> Segment | None:
     """Build a segment from a draft; None if it says nothing, or the settings drop it."""
-    if not has_letters(text):
+    if not has_words(text):
         return None
     fraction = part.speech_fraction(draft.start_s, draft.end_s)
     nonspeech = fraction is not None and fraction < _NONSPEECH_FRACTION

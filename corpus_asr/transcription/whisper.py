@@ -13,7 +13,7 @@ from corpus_asr.decoding.jobs import Gather, Search, Steps
 from corpus_asr.decoding.phrases import HotwordTries, PhraseTrie, as_prompt
 from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.segments import PartTranscript, Segment, SpeechSpan
-from corpus_asr.text.words import has_letters
+from corpus_asr.text.words import has_words
 from corpus_asr.transcription.anomalies import WindowTimes, without_hallucinations
 from corpus_asr.transcription.fallback import (
     Attempt,
@@ -136,6 +136,7 @@ class WhisperTranscriber:
         return hotwords, None
 
     def _recognize(self, part: PartRequest, settings: DecodingSettings) -> Steps[PartTranscript]:
+        is_theirs = settings.strategy == "sequential" and part.speech is None
         settings = _strategy_of(part, settings)
         sequences = _sequences(part, settings)
         if not sequences:
@@ -159,6 +160,7 @@ class WhisperTranscriber:
                     passed=None if passed is None else (passed, index),
                     hotwords=prompted,
                     phrases=phrases,
+                    is_theirs=is_theirs,
                 ).run(ranges)
                 for index, ranges in enumerate(sequences)
             )
@@ -242,12 +244,14 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         again: bool = False,
         hotwords: tuple[Hotword, ...] = (),
         phrases: PhraseTrie | None = None,
+        is_theirs: bool = False,
     ) -> None:
         """Start before the first window; with `language` None, every window detects its language.
 
         The prefix applies only to the recording's first requested window (`at_beginning`). `passed`
         is the receiver of final segments and the index of this span. With `again`, the range was
-        decoded before in a window whose text omits it.
+        decoded before in a window whose text omits it. With `is_theirs`, windows are exactly those
+        of openai-whisper, also where a text is too short for its time.
         """
         super().__init__(part, settings, prompt_format.text)
         self.token_rules = prompt_format.text_rules
@@ -272,7 +276,7 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         self._passed = passed
         self._num_final = 0
         self._texts: list[tuple[float, float]] = []  # time spans of the newest window's texts
-        self._again = again
+        self._again, self._is_theirs = again, is_theirs
         self._resumes_at_cut = False
         self._is_stretched = False  # whether a text of the newest window is
         self._try_again(or_else=part.num_frames if again else None)
@@ -464,7 +468,7 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
                 return seek
             drafts = timed
         self._texts = [
-            (draft.start_s, draft.end_s) for draft in drafts if has_letters(self.text(draft.tokens))
+            (draft.start_s, draft.end_s) for draft in drafts if has_words(self.text(draft.tokens))
         ]
         tokens = attempt.result.tokens
         # Only the first spans may be kept.
@@ -480,8 +484,10 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         return seek
 
     def _omits_speech(self, draft: DraftSegment) -> bool:
+        if self._is_theirs:
+            return False
         text = self.text(draft.tokens)
-        return has_letters(text) and self.part.is_stretched(text, draft.start_s, draft.end_s)
+        return has_words(text) and self.part.is_stretched(text, draft.start_s, draft.end_s)
 
     def _time_words(
         self, attempt: Attempt, drafts: Sequence[DraftSegment], seek: int

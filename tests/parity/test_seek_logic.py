@@ -204,6 +204,7 @@ def ours(
             max_target_positions=448,
         ),
         language=Language(code="en", probability=None),
+        is_theirs=True,
     )
     visits: list[Visit] = []
     with invented_words(script):

@@ -229,10 +229,10 @@ def test_many_channels_make_parts_shorter(
 def test_a_missing_speech_detector_is_found_at_the_start(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def missing() -> Path:
+    def missing() -> vad.SileroDetector:
         raise EngineError("loading the speech detector: scripted")
 
-    monkeypatch.setattr(vad, "_network_path", missing)
+    monkeypatch.setattr(extraction, "SileroDetector", missing)
     with pytest.raises(EngineError, match="speech detector"):
         extractor(model)
     extractor(model, vad_filter=False)

@@ -39,7 +39,7 @@ def test_lists_reads_and_writes_survive_each_fault(
     monkeypatch.setattr(filesystem, "BLOCK_BYTES", 2000)
     data = bytes(range(250)) * 20
     faulty.rates = {fault: 0.7}
-    uris = [f"s3://{bucket}/folder/{number}" for number in range(2)]
+    uris = [f"s3://{bucket}/folder/{number}.mp3" for number in range(2)]
     write_atomic(uris[0], data, faulty.options)
     assert read_bytes(uris[0], faulty.options) == data
     write_atomic(uris[1], data, s3.options)

@@ -45,6 +45,7 @@ class ScriptedTranscript:
     speech_without_text_s: float | None = None
     labels: None = None
     placed: None = None
+    other_language: bool = False
 
 
 class ScriptedEngine:

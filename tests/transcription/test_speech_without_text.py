@@ -249,8 +249,10 @@ def test_a_text_that_is_closed_near_a_cut_is_not_resumed() -> None:
     assert (texts, len(jobs)) == ([("w1", 0.0, 19.8)], 1)
 
 
-@pytest.mark.parametrize("strategy", ["chunked", "sequential"])
-@pytest.mark.parametrize("speech", [[(0.0, 20.0)], None])
+@pytest.mark.parametrize(
+    ("strategy", "speech"),
+    [("chunked", [(0.0, 20.0)]), ("sequential", [(0.0, 20.0)]), ("chunked", None), ("auto", None)],
+)
 def test_speech_under_a_stretched_text_is_decoded_again(
     monkeypatch: pytest.MonkeyPatch, strategy: str, speech: Speech | None
 ) -> None:

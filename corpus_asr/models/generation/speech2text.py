@@ -128,8 +128,7 @@ def _max_new_tokens(model: Any, config: GenerationConfig, length: int, *, says_l
     if wanted + length > room:
         raise ValueError(
             f"generating text: {wanted} new tokens after a prompt of {length} were requested, "
-            f"expected at most {room} together, one more than max_target_positions; lower "
-            "max_new_tokens or max_length"
+            f"expected at most {room}, max_target_positions + 1; lower max_new_tokens"
         )
     return wanted
 
