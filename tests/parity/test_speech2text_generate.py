@@ -93,7 +93,7 @@ def test_the_last_token_of_a_text_needs_no_position(tmp_path: Path) -> None:
     small = pair(tmp_path, seed=1, max_target_positions=20)
     for arguments in ({}, {"max_length": 21, "eos_token_id": None}, {"num_beams": 3}):
         assert small.same(LENGTHS, **arguments).shape[1] <= 21
-    with pytest.raises(ValueError, match="expected at most 21 together"):
+    with pytest.raises(ValueError, match="expected at most 21, max_target_positions"):
         small.ours.generate(batch(LENGTHS)[0], max_new_tokens=21)
 
 
