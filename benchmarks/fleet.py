@@ -193,7 +193,7 @@ def run_fleet(fleet: Fleet, scenario: str, folder: Path) -> Measured:
     folder.mkdir(parents=True)
     packs = [packs_of(f"{number}/parts=1") for number in range(fleet.recordings)]
     numbered = [p.set_column(0, "pack_id", pa.array([i], pa.int64())) for i, p in enumerate(packs)]
-    pq.write_table(pa.concat_tables(numbered), folder / "packs.parquet")
+    pq.write_table(pa.concat_tables(numbered), folder / "packs.rows")
     progress = Progress(total_files=fleet.recordings, stream=None)
     with machines_of(fleet) as machines:
         config = _job(fleet, folder)
@@ -213,7 +213,7 @@ def run_fleet(fleet: Fleet, scenario: str, folder: Path) -> Measured:
             strikes.start()
             run_on_ray(
                 config,
-                [str(folder / "packs.parquet")],
+                [str(folder / "packs.rows")],
                 committer_of(config),
                 # One part more than the engine takes: a part for each call.
                 resources=dataclasses.replace(
