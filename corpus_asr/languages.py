@@ -169,14 +169,14 @@ def check_known(wanted: Iterable[str], known: Collection[str]) -> None:
 
 def advise_codes(unknown: Iterable[str], known: Collection[str]) -> str:
     """Return what to write for unknown languages, with a space behind; empty if nothing is near."""
-    meant = {text: _meant_code(text) for text in unknown}
+    meant = {text: _find_intended_code(text) for text in unknown}
     open_ones = [text for text, code in meant.items() if code == "auto"]
     names_none = f"{', '.join(open_ones)} names no language: leave it out, or write auto alone; "
     codes = [code for code in meant.values() if code is not None and code in known]
     return names_none * bool(open_ones) + f"did you mean {', '.join(codes)}? " * bool(codes)
 
 
-def _meant_code(text: str) -> str | None:
+def _find_intended_code(text: str) -> str | None:
     name = _plain(text)
     tag = _TAG.fullmatch(name)
     code = name if tag is None else tag["code"]
@@ -200,7 +200,7 @@ def _known_code(name: str) -> str | None:
 
 
 def _nearest(name: str, known: Collection[str]) -> str:
-    meant = _meant_code(name)
+    meant = _find_intended_code(name)
     if meant == "auto":
         return "none, as it names no language; leave it out"
     if meant is not None and meant in known:

@@ -193,7 +193,7 @@ class FileListing:
                 metadata = [
                     with_columns(shard_rows.metadata[at], of_archives[archive]) for at in sounds
                 ]
-                yield _rows(_at(members, sounds), metadata)
+                yield _rows(_select_objects(members, sounds), metadata)
         if empty and self._source.require_files:
             raise _nothing(next(iter(empty)), self._num_passed_over)
         self.empty += empty
@@ -316,7 +316,7 @@ class FileListing:
                     self.num_dangling += 1
                 else:
                     kept.append(index)
-            yield _at(page, self._sounds(page, kept))
+            yield _select_objects(page, self._sounds(page, kept))
 
     def _sounds(self, page: Page, indexes: Sequence[int]) -> list[int]:
         """Return those of some objects whose names or first bytes are of a sound or film."""
@@ -512,7 +512,7 @@ def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(alternatives), re.IGNORECASE | re.DOTALL)
 
 
-def _at(page: Page, indexes: Sequence[int]) -> Page:
+def _select_objects(page: Page, indexes: Sequence[int]) -> Page:
     whole = len(indexes) == len(page.uris)
     return page if whole else Page._make([column[at] for at in indexes] for column in page)
 

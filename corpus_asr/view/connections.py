@@ -67,7 +67,7 @@ class Connections:
     def end(self) -> None:
         """End all of these, so that no timer holds the server."""
         for protocol in [*self._strangers]:
-            self._end(protocol)
+            self._end_connection(protocol)
 
     async def accept(
         self, listening: socket.socket, make_protocol: Callable[[], asyncio.BaseProtocol]
@@ -87,18 +87,18 @@ class Connections:
                     self._refusals.add(f"found {MOST_STRANGERS} connections without the token")
             with suppress(OSError):  # disconnected meanwhile
                 transport, protocol = await loop.connect_accepted_socket(make_protocol, connection)
-                ending = loop.call_later(HEAD_S, self._end, protocol)
+                ending = loop.call_later(HEAD_S, self._end_connection, protocol)
                 self._strangers[protocol] = transport, ending
 
     def _end_oldest(self) -> bool:
         """End the oldest connection; return whether that closed one."""
         for protocol, (transport, _) in self._strangers.items():
             was_open = not transport.is_closing()
-            self._end(protocol)
+            self._end_connection(protocol)
             return was_open
         return False
 
-    def _end(self, protocol: asyncio.BaseProtocol) -> None:
+    def _end_connection(self, protocol: asyncio.BaseProtocol) -> None:
         transport, ending = self._strangers.pop(protocol)
         ending.cancel()
         transport.abort()

@@ -155,3 +155,14 @@ def search(view: View, typed: str = "", *, whole: bool = False, **values: Any) -
 
 def said(found: Page[Hit]) -> list[str]:
     return [hit.text.strip() for hit in found.rows]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> OutputStore:
+    return run_of(tmp_path_factory.mktemp("run"), spoken("/c/a.wav", passage(0, "secret words")))
+
+
+@pytest.fixture
+def server(run: OutputStore) -> Iterator[ViewServer]:
+    with serving(run) as started:
+        yield started

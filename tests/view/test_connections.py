@@ -14,24 +14,10 @@ import pytest
 
 import corpus_asr.view.connections as connections
 import corpus_asr.view.server as view_server
-from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.view.server import ViewServer
-from tests.support.runs import passage, run_of, spoken
-from tests.view.conftest import serving
 
 LIMIT_S = 0.5
 HALF_HEAD = b"GET /x HTTP/1.1\r\nHost: 127.0.0.1\r\nA: "
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> OutputStore:
-    return run_of(tmp_path_factory.mktemp("run"), spoken("/c/a.wav", passage(0, "secret words")))
-
-
-@pytest.fixture
-def server(run: OutputStore) -> Iterator[ViewServer]:
-    with serving(run) as started:
-        yield started
 
 
 def address(server: ViewServer) -> tuple[str, int]:

@@ -1,7 +1,6 @@
 """Who may change something, and by which names the server is asked: other sites, and proxies."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
@@ -10,21 +9,9 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.view.request import PublicUrl, parse_request
 from corpus_asr.view.server import ViewServer
 from tests.support.pages import fetch, sent
-from tests.support.runs import passage, run_of, spoken
 from tests.view.conftest import serving
 
 PUBLIC = PublicUrl.parse("https://Transcripts.example.org")
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> OutputStore:
-    return run_of(tmp_path_factory.mktemp("run"), spoken("/c/a.wav", passage(0, "secret words")))
-
-
-@pytest.fixture
-def server(run: OutputStore) -> Iterator[ViewServer]:
-    with serving(run) as started:
-        yield started
 
 
 def test_requests_that_are_nonsense_are_refused_in_words(server: ViewServer) -> None:
