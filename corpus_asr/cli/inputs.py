@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import cast
 
+from corpus_asr.config.extraction import ExtractSettings
 from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError, FetchError
+from corpus_asr.stages.inspection import IsolatedInspection
 from corpus_asr.storage.listing import (
     FileListing,
     NothingFoundError,
@@ -156,7 +158,8 @@ def _is_terminal(path: str) -> bool:
 
 
 def _listed(word: str, uri: str, inputs: Inputs) -> Iterator[Input]:
-    listing = FileListing(SourceSettings(uri=(word,), require_files=True))
+    inspect = IsolatedInspection(timeout_s=ExtractSettings().item_timeout_s)
+    listing = FileListing(SourceSettings(uri=(word,), require_files=True), inspect=inspect)
     base = _base_of(uri)
     try:
         for batch in listing:
@@ -167,6 +170,7 @@ def _listed(word: str, uri: str, inputs: Inputs) -> Iterator[Input]:
         num_ignored = listing.num_ignored + listing.num_no_sound
         raise ConfigError(_nothing(word, uri, num_ignored)) from error
     finally:
+        inspect.close()
         inputs.num_ignored += listing.num_ignored + listing.num_no_sound
         inputs.num_dangling += listing.num_dangling
 

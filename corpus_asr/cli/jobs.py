@@ -6,7 +6,7 @@ Imports nothing that `--help` would have to wait for.
 import functools
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -429,6 +429,7 @@ def _drawn(
     """Give a plan that nobody will work off, and the folder that it is written into."""
     from corpus_asr.config.run import RunOptions
     from corpus_asr.runtime.checkpoints import fetch_checkpoints
+    from corpus_asr.stages.inspection import IsolatedInspection
     from corpus_asr.storage.listing import check_output_apart
     from corpus_asr.storage.run_state.plan import make_plan
     from corpus_asr.storage.run_state.tables import OutputStore
@@ -441,10 +442,12 @@ def _drawn(
     # Not into the output: others read it meanwhile, and take the newest plan for the last run's.
     with scratch_folder() as folder:
         target = OutputStore(str(folder))
-        yield make_plan(
-            settings, store, model_revision=revision, options=RunOptions(redo=redo),
-            target=target,
-        ), target  # fmt: skip
+        with closing(IsolatedInspection(timeout_s=settings.extract.item_timeout_s)) as inspect:
+            plan = make_plan(
+                settings, store, model_revision=revision, options=RunOptions(redo=redo),
+                target=target, inspect=inspect,
+            )  # fmt: skip
+        yield plan, target
 
 
 def _counts(found: "Plan", output_uri: str) -> Iterator[str]:

@@ -5,7 +5,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
@@ -34,6 +34,7 @@ from corpus_asr.runtime.resources import (
     this_machine,
 )
 from corpus_asr.runtime.terminal import line_writer
+from corpus_asr.stages.inspection import IsolatedInspection
 from corpus_asr.stages.measures import check_measures
 from corpus_asr.stages.transcribe import load_engine
 from corpus_asr.storage.listing import check_output_apart
@@ -261,7 +262,10 @@ class CorpusRun:
             from corpus_asr.storage.run_state.forget import finish_killed
 
             finish_killed(store)
-        self.plan = make_plan(config, store, model_revision=name, options=self.options)
+        with closing(IsolatedInspection(timeout_s=config.extract.item_timeout_s)) as inspect:
+            self.plan = make_plan(
+                config, store, model_revision=name, options=self.options, inspect=inspect
+            )
         say = line_writer(self.progress)
         for words in self.plan.notes():
             say(words)

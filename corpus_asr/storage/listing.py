@@ -8,7 +8,6 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -24,12 +23,12 @@ from corpus_asr.schemas import FILES
 from corpus_asr.storage.manifest import NoRowsError, Row, read_manifest
 from corpus_asr.storage.shards import MemberPlaces, ShardLister, with_columns
 from corpus_asr.storage.stores.filesystem import (
-    READERS,
+    Inspection,
     StoreOptions,
     describe,
     exists,
+    inspect_files,
     list_pages,
-    open_binary,
 )
 from corpus_asr.storage.stores.host_allowlist import WEB
 from corpus_asr.storage.stores.members import HEADER_BLOCK_BYTES
@@ -42,7 +41,6 @@ from corpus_asr.storage.stores.uri import (
     is_table,
     join,
     local_path,
-    located,
     member_address,
     normalize,
     parent,
@@ -52,6 +50,7 @@ from corpus_asr.storage.stores.uri import (
 )
 from corpus_asr.units import MEBIBYTE, counted
 
+HAS_AUDIO = "corpus_asr.audio.probe:has_audio"
 CHUNK_ROWS, _CHUNK_CHARS = 5_000, 16 * MEBIBYTE  # of a manifest
 
 
@@ -100,12 +99,13 @@ class FileListing:
         output_uri: str | None = None,
         speakers: SpeakerSettings = NO_SPEAKERS,
         known: Callable[[list[str]], Collection[str]] = lambda ids: (),
+        inspect: Inspection = inspect_files,
     ) -> None:
         """List a source, excluding the contents of the run's own output folder.
 
         Of files in folders, globs and archives without the suffix of a sound or film the first
-        bytes are read, unless `known` returns their recording IDs. Rows whose numbers of speakers
-        do not fit `speakers` are an error if diarization is on.
+        bytes are read by `inspect`, unless `known` returns their recording IDs. Rows whose numbers
+        of speakers do not fit `speakers` are an error if diarization is on.
         """
         self.num_excluded = 0
         """Number of files excluded by `source.exclude`."""
@@ -127,6 +127,7 @@ class FileListing:
         self.num_duplicates = 0
         """Number of recordings named again by another URI or line."""
         self._source, self._speakers, self._known = source, speakers, known
+        self._inspect = inspect
         self._output = None if output_uri is None else _folder_prefix(output_uri)
         self._store = StoreOptions(
             storage=source.bound_options,
@@ -327,31 +328,20 @@ class FileListing:
         }
         for known_id in self._known([*doubtful]) if doubtful else ():
             del doubtful[known_id]
-        if not doubtful:
-            return [*indexes]
-        files = [(page.uris[at], page.etags[at], page.sizes[at]) for at in doubtful.values()]
-        with ThreadPoolExecutor(READERS, thread_name_prefix="first-bytes") as pool:
-            found = pool.map(lambda file: self._holds_sound(*file), files)
-            others = {at for at, holds in zip(doubtful.values(), found, strict=True) if not holds}
+        others = {at for at in doubtful.values() if page.sizes[at] == 0}
+        places = [at for at in doubtful.values() if at not in others]
+        files = [(page.uris[at], page.etags[at]) for at in places]
+        if files:
+            store = self._shards.store
+            found = self._inspect(HAS_AUDIO, files, store, HEADER_BLOCK_BYTES)
+            # What could not be read is a failure of this recording, if it is processed.
+            others |= {at for at, holds in zip(places, found, strict=True) if holds is False}
         self.num_no_sound += len(others)
         return [at for at in indexes if at not in others]
 
     def _is_named_as_read(self, uri: str) -> bool:
         is_container = is_archive(uri) or (self._source.audio_column is not None and is_table(uri))
         return is_container or has_media_name(uri)
-
-    def _holds_sound(self, uri: str, etag: str | None, size_bytes: int | None) -> bool:
-        # PyAV is loaded where files are read: a listing that reads none starts sooner.
-        from corpus_asr.audio.probe import has_audio
-
-        if size_bytes == 0:
-            return False
-        try:
-            store = self._shards.store
-            with open_binary(located(uri, etag), store, block_bytes=HEADER_BLOCK_BYTES) as file:
-                return has_audio(file, uri=redact_uri(uri))
-        except FetchError:  # a failure of this recording, if it is processed
-            return True
 
     @property
     def _num_passed_over(self) -> int:

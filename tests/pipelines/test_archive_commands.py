@@ -4,7 +4,7 @@ import datetime
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from corpus_asr.report.numbers import balance_problems
 from corpus_asr.report.page import write_page
 from corpus_asr.report.run import load_report
 from corpus_asr.runtime import checkpoints
-from corpus_asr.storage.run_state import forgotten, moved
+from corpus_asr.stages.inspection import IsolatedInspection
 from corpus_asr.storage.run_state.forget import FORGET_VOICES
 from corpus_asr.storage.run_state.lock import CHANGE_NAME, LOCK_NAME, USUAL
 from corpus_asr.storage.run_state.plan import make_plan
@@ -27,6 +27,7 @@ from corpus_asr.storage.run_state.prune import find_gone
 from corpus_asr.storage.run_state.run_tables import REDO_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.filesystem import File, inspect_files
 from tests.support.audio import wav_of
 from tests.support.nightly import Archive
 from tests.support.pages import parsed
@@ -134,11 +135,11 @@ def test_an_erased_file_in_the_source_is_counted_and_read_once(
 ) -> None:
     read_files: list[str] = []
 
-    def read_digests(files: list[tuple[str, str | None]], *options: Any) -> list[str | None]:
+    def inspect(_: object, function: str, files: Sequence[File], *rest: Any) -> list[Any]:
         read_files.extend(uri for uri, _ in files)
-        return moved.read_digests(files, *options)
+        return inspect_files(function, files, *rest)
 
-    monkeypatch.setattr(forgotten, "read_digests", read_digests)
+    monkeypatch.setattr(IsolatedInspection, "__call__", inspect)
     archive.add("d", content=wav_of("of d alone"))
     assert archive.type("run").exit_code == 0
     path = archive.source / "d.wav"

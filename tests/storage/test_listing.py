@@ -21,8 +21,8 @@ from corpus_asr.config.run import SourceSettings
 from corpus_asr.config.storage_options import parsed
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.schemas import FILES
-from corpus_asr.storage import listing as listing_module
 from corpus_asr.storage.listing import FileListing, glob_regex
+from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores import s3 as s3_module
 from corpus_asr.storage.stores.filesystem import (
     StoreOptions,
@@ -183,7 +183,7 @@ def test_what_has_no_media_name_is_read_once_unless_it_is_known(
         opened.append(uri)
         return open_binary(uri, *rest, **options)
 
-    monkeypatch.setattr(listing_module, "open_binary", note)
+    monkeypatch.setattr(filesystem, "open_binary", note)
     for name, content in {"a": b"junk", "b": wav_of("x"), "c": wav_of("x"), "d.wav": b"x"}.items():
         (tmp_path / name).write_bytes(content)
     known = recording_id(f"{tmp_path}/c")
@@ -192,7 +192,7 @@ def test_what_has_no_media_name_is_read_once_unless_it_is_known(
     assert [uri[-1] for uri in uris] == ["b", "c", "v"]
     assert sorted(uri[-1] for uri in opened) == ["a", "b"]
     # What cannot be read is a failure of its own later.
-    monkeypatch.setattr(listing_module, "open_binary", fail_to_open)
+    monkeypatch.setattr(filesystem, "open_binary", fail_to_open)
     assert len(rows(SourceSettings(uri=(str(tmp_path),)))) == 4
 
 

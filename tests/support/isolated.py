@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -219,3 +219,21 @@ def make_silent_reader(**_: Any) -> Callable[[Sequence[str]], Iterator["Header"]
         time.sleep(60)
 
     return read
+
+
+def length_or_harm(file: BinaryIO, *, uri: str) -> int:
+    """Return the length of a file, if its content does not say what to do to the process."""
+    content = file.read(100)
+    if content == b"abort":
+        os.abort()
+    elif content == b"hang":
+        time.sleep(60)
+    elif content == b"slow":
+        for _ in range(20):
+            file.seek(0)
+            file.read(1)
+            time.sleep(0.1)
+    elif content.startswith(b"loop"):
+        while file.read(1 << 16) or not file.seek(0):
+            pass
+    return len(content)

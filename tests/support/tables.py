@@ -24,12 +24,12 @@ from corpus_asr.segments import Segment, Word
 from corpus_asr.stages.parts import one_row
 from corpus_asr.storage.parquet import BATCH_ROWS
 from corpus_asr.storage.run_state import tables
-from corpus_asr.storage.run_state.moved import read_digests
+from corpus_asr.storage.run_state.moved import SOUND_DIGEST
 from corpus_asr.storage.run_state.part_rows import commit_rows, nested, part_rows
 from corpus_asr.storage.run_state.run_files import RUNNING, Snapshot
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.tables import SEGMENT_ROWS, OutputStore, PartRows
-from corpus_asr.storage.stores.filesystem import DEFAULT_STORE
+from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, inspect_file
 from corpus_asr.storage.stores.uri import recording_id
 
 
@@ -174,7 +174,8 @@ def part(
 
 def digest_of(uri: str) -> str | None:
     """Return what extraction keeps of the content of a file."""
-    return read_digests([(uri, None)], DEFAULT_STORE)[0]
+    digest: str | None = inspect_file(SOUND_DIGEST, DEFAULT_STORE, None, (uri, None))
+    return digest
 
 
 def results(*rows: dict[str, Any]) -> pa.Table:

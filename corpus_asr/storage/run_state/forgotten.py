@@ -16,10 +16,10 @@ from typing import Final, Self
 import pyarrow as pa
 
 from corpus_asr.errors import CorpusAsrError
-from corpus_asr.storage.run_state.moved import addresses, read_digests
+from corpus_asr.storage.run_state.moved import SOUND_DIGEST, addresses
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.stores.filesystem import StoreOptions
+from corpus_asr.storage.stores.filesystem import Inspection, StoreOptions, inspect_files
 from corpus_asr.storage.stores.uri import public, redact_uri
 
 FORGOTTEN_NAME: Final = "_run/forgotten.json"
@@ -104,7 +104,13 @@ class Forgotten:
         self.blocked_versions.clear()
         return bool(allowed)
 
-    def without(self, files: pa.Table, tables: RunTables, options: StoreOptions) -> pa.Table:
+    def without(
+        self,
+        files: pa.Table,
+        tables: RunTables,
+        options: StoreOptions,
+        inspect: Inspection = inspect_files,
+    ) -> pa.Table:
         """Return FILES rows without blocked ones, and count those.
 
         `tables` determine which files are new; these are read with the source's `options`.
@@ -127,7 +133,7 @@ class Forgotten:
                 stays[row[0]] = not self._is_blocked(*row[1:])
                 if stays[row[0]]:
                     new.append(row)
-            digests = read_digests([row[1:3] for row in new], options)
+            digests = inspect(SOUND_DIGEST, [row[1:3] for row in new], options, None)
             for (at, uri, etag, size_bytes), digest in zip(new, digests, strict=True):
                 if digest is None:  # it may be the erased one
                     stays[at] = not self.has(uri)

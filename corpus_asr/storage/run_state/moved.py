@@ -9,23 +9,26 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate, compress
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.errors import CorpusAsrError, FetchError
+from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import FILES
 from corpus_asr.storage.run_state.identities import Changes, Move
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore, projected
 from corpus_asr.storage.stores.filesystem import (
+    READERS,
+    Inspection,
     StoreOptions,
     exists,
-    open_binary,
+    inspect_files,
 )
-from corpus_asr.storage.stores.uri import join, located, public, recording_id, redact_uri
+from corpus_asr.storage.stores.uri import join, public, recording_id
 
-_READERS = 8  # whole files, block by block: waiting for disks and stores
+SOUND_DIGEST: Final = "corpus_asr.audio.sound_digest:sound_digest"
 _ARRIVED = projected(FILES, ("recording_id", "uri", "etag", "size_bytes"))
 
 _MAY_BE_GONE = """
@@ -76,6 +79,7 @@ class Arrivals:
         options: StoreOptions,
         elsewhere: Iterable[pa.Table] = (),
         held: Collection[str] = (),
+        inspect: Inspection = inspect_files,
     ) -> Changes:
         """Return what became of committed recordings, once the listing is complete.
 
@@ -88,7 +92,7 @@ class Arrivals:
         files = self._tables.rows(_CANDIDATES)
         arrived = defaultdict[str, dict[str, Move]](dict)
         changed: dict[str, tuple[str, str]] = {}  # recording and present digest, by address
-        digests = read_digests([row[:2] for row in files], options)
+        digests = inspect(SOUND_DIGEST, [row[:2] for row in files], options, None)
         for (uri, etag, size_bytes, recording), digest in zip(files, digests, strict=True):
             if digest is not None:
                 arrived[digest][uri] = Move("", public(uri), digest, etag, size_bytes)
@@ -149,24 +153,6 @@ def _by_name(uris: Iterable[str], others: Iterable[str]) -> list[str]:
     return sorted(last_steps, key=lambda uri: (last_steps[uri] not in names, last_steps[uri], uri))
 
 
-def read_digests(
-    files: Iterable[tuple[str, str | None]], options: StoreOptions
-) -> list[str | None]:
-    """Return sound digests of files given by URI and version; None if unreadable."""
-    # PyAV is loaded where files are read: a plan that reads none starts sooner.
-    from corpus_asr.audio.sound_digest import sound_digest
-
-    def read(file: tuple[str, str | None]) -> str | None:
-        try:
-            with open_binary(located(*file), options) as opened:
-                return sound_digest(opened, uri=redact_uri(file[0]))
-        except FetchError:  # a failure of this recording, if it is processed
-            return None
-
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="read-digests") as pool:
-        return list(pool.map(read, files))
-
-
 def still_there(uris: Mapping[str, str], options: StoreOptions) -> list[str]:
     """Return the keys of those URIs where an object exists or may exist."""
 
@@ -176,7 +162,7 @@ def still_there(uris: Mapping[str, str], options: StoreOptions) -> list[str]:
         except CorpusAsrError:  # of another source with unknown options
             return True
 
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="look-up") as pool:
+    with ThreadPoolExecutor(READERS, thread_name_prefix="look-up") as pool:
         return list(compress(uris, pool.map(look_up, uris.values())))
 
 

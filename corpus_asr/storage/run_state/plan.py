@@ -62,7 +62,7 @@ from corpus_asr.storage.run_state.tables import (
     time_ns_of,
 )
 from corpus_asr.storage.run_state.what_counts import RemainingReason
-from corpus_asr.storage.stores.filesystem import StoreOptions
+from corpus_asr.storage.stores.filesystem import Inspection, StoreOptions, inspect_files
 from corpus_asr.storage.stores.uri import located, redact_uri
 from corpus_asr.units import MEBIBYTE, counted
 
@@ -221,11 +221,12 @@ def make_plan(
     model_revision: str | None = None,
     options: RunOptions = DEFAULT_OPTIONS,
     target: OutputStore | None = None,
+    inspect: Inspection = inspect_files,
 ) -> Plan:
     """List the source, drop committed files, pack the rest and write the packs.
 
     With a `model_revision`, the folder must not hold results made otherwise. The plan is written to
-    the folder, or to `target` if it is not to be executed.
+    the folder, or to `target` if it is not to be executed. Contents are read by `inspect`.
     """
     target = target or store
     earlier = FolderContents.same
@@ -255,7 +256,7 @@ def make_plan(
         plan.identities = tables.identities.checked(store, lambda: tables.table(committed_ids)[0])
         if plan.identities.is_changed:
             tables.place(plan.identities)
-        shards = _list_source(plan, target, _shards(plan, store, config, tables))
+        shards = _list_source(plan, target, _shards(plan, store, config, tables, inspect))
         plan.had_results = tables.num_versions > 0
         arrivals = Arrivals(tables) if plan.had_results else None
         sizes, ids, retried = _left(plan, shards, config, tables, options, scratch, arrivals)
@@ -263,7 +264,7 @@ def make_plan(
         read_as = StoreOptions.of(config.source)
         changes = Changes()
         if arrivals is not None:
-            changes = arrivals.changes(store, read_as, elsewhere, with_notes(store))
+            changes = arrivals.changes(store, read_as, elsewhere, with_notes(store), inspect)
         if changes.moves or changes.left:
             plan.moves = {
                 name: move for name, move in changes.moves.items() if move.old_uri != move.uri
@@ -437,19 +438,23 @@ def _add_known(plan: Plan, tables: RunTables, remaining: pa.Table) -> None:
 
 
 def _shards(
-    plan: Plan, store: OutputStore, config: RunConfig, tables: RunTables
+    plan: Plan, store: OutputStore, config: RunConfig, tables: RunTables, inspect: Inspection
 ) -> Iterator[pa.Table]:
     def known(ids: list[str]) -> set[str]:
         return {name for (name,) in tables.rows(_KNOWN_IDS, ids=ids)}
 
     listing = FileListing(
-        config.source, output_uri=store.uri, speakers=config.speakers, known=known
+        config.source,
+        output_uri=store.uri,
+        speakers=config.speakers,
+        known=known,
+        inspect=inspect,
     )
     forgotten, identities = Forgotten.read(store), plan.identities
     source_store = StoreOptions.of(config.source)
     for listed in chain(_tables_of(listing), _lost_folders(listing, store, tables)):
         named = identities.name_files(listed, forgotten.has_id if forgotten.entries else None)
-        files = forgotten.without(named, tables, source_store)
+        files = forgotten.without(named, tables, source_store, inspect)
         identities.keep(files)
         if files.num_rows:
             yield files.combine_chunks()

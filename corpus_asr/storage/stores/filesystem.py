@@ -6,12 +6,13 @@ a `ConfigError` when no library supports the URI's scheme.
 
 import contextlib
 import functools
+import importlib
 import io
 import itertools
 import os
 import tempfile
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -43,7 +44,15 @@ from corpus_asr.storage.stores.store import (
     may_be_same,
     with_retries,
 )
-from corpus_asr.storage.stores.uri import LOCAL, is_table, member_address, normalize, scheme_of
+from corpus_asr.storage.stores.uri import (
+    LOCAL,
+    is_table,
+    located,
+    member_address,
+    normalize,
+    redact_uri,
+    scheme_of,
+)
 from corpus_asr.units import MEBIBYTE
 
 if TYPE_CHECKING:  # importing takes 0.1 s in each process that reads audio
@@ -195,6 +204,39 @@ def _is_object(uri: str, options: StoreOptions) -> bool:
             raise
         return False
     return True
+
+
+File = tuple[str, str | None]
+"""URI and version of a listed file."""
+Inspection = Callable[[str, Sequence[File], StoreOptions, int | None], list[Any]]
+"""As `inspect_files`, in this process or where a file that ends it costs only itself."""
+
+
+def inspect_files(
+    function: str, files: Sequence[File], options: StoreOptions, block_bytes: int | None = None
+) -> list[Any]:
+    """Return what `module:function` returns of each open file; None where reading it failed."""
+    inspect = functools.partial(inspect_file, function, options, block_bytes)
+    with ThreadPoolExecutor(READERS, thread_name_prefix="inspect-files") as pool:
+        return list(pool.map(inspect, files))
+
+
+def inspect_file(
+    function: str,
+    options: StoreOptions,
+    block_bytes: int | None,
+    file: File,
+    watch: Callable[[io.BufferedReader], Any] = lambda opened: opened,
+) -> Any:
+    """Return what `module:function` returns of a file, whose bytes it reads by `watch`."""
+    # Libraries are loaded where files are read: a plan that reads none starts sooner.
+    module, _, name = function.partition(":")
+    call = getattr(importlib.import_module(module), name)
+    try:
+        with open_binary(located(*file), options, block_bytes=block_bytes) as opened:
+            return call(watch(opened), uri=redact_uri(file[0]))
+    except FetchError:  # a failure of this recording, if it is processed
+        return None
 
 
 def read_bytes(uri: str, options: StoreOptions = DEFAULT_STORE) -> bytes:
