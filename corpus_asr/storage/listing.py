@@ -4,12 +4,14 @@ import difflib
 import errno
 import fnmatch
 import functools
+import hashlib
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +34,7 @@ from corpus_asr.storage.stores.filesystem import (
 )
 from corpus_asr.storage.stores.host_allowlist import WEB
 from corpus_asr.storage.stores.members import HEADER_BLOCK_BYTES
-from corpus_asr.storage.stores.store import Page
+from corpus_asr.storage.stores.store import TIMED, Page, page_of
 from corpus_asr.storage.stores.uri import (
     LOCAL,
     REST,
@@ -51,6 +53,7 @@ from corpus_asr.storage.stores.uri import (
 from corpus_asr.units import MEBIBYTE, counted
 
 HAS_AUDIO = "corpus_asr.audio.probe:has_audio"
+_ETAG_OF_NOTHING = hashlib.md5(usedforsecurity=False).hexdigest()
 CHUNK_ROWS, _CHUNK_CHARS = 5_000, 16 * MEBIBYTE  # of a manifest
 
 
@@ -126,6 +129,8 @@ class FileListing:
         """URIs without any recording."""
         self.num_duplicates = 0
         """Number of recordings named again by another URI or line."""
+        # ETags of several objects, as gateways over existing files give, say nothing of a content.
+        self._shared_etags = {_ETAG_OF_NOTHING}
         self._source, self._speakers, self._known = source, speakers, known
         self._inspect = inspect
         self._output = None if output_uri is None else _folder_prefix(output_uri)
@@ -163,9 +168,19 @@ class FileListing:
         for pattern in expanded(source.manifest, "source.manifest"):
             for manifest in self._manifests(pattern):
                 yield from self._listed_in(manifest)
-        for uri in expanded(source.uri, "source.uri"):
-            for page in self._expand(uri):
-                yield from self._with_members(page, [None] * len(page.uris))
+        pages = (page for uri in expanded(source.uri, "source.uri") for page in self._expand(uri))
+        for page in _joined(pages):
+            etags = self._versions(page)
+            yield from self._with_members(page._replace(etags=etags), [None] * len(page.uris))
+
+    def _versions(self, page: Page) -> list[str | None]:
+        """Return ETags, with times where several objects have one."""
+        counts = Counter(filter(None, page.etags))
+        self._shared_etags |= {etag for etag, count in counts.items() if count > 1}
+        return [
+            f"{etag}{TIMED}{time}" if size and time and etag in self._shared_etags else etag
+            for _, size, etag, time in zip(*page, strict=True)
+        ]
 
     def _with_members(self, page: Page, columns: Sequence[str | None]) -> Iterator[pa.RecordBatch]:
         # An archive is listed as the recordings in it.
@@ -189,7 +204,8 @@ class FileListing:
             if shard_rows.uris:
                 archive = member_address(shard_rows.uris[0]).container  # type: ignore[union-attr]
                 empty.pop(archive, None)
-                members = Page(shard_rows.uris, shard_rows.sizes, shard_rows.etags)
+                times = [None] * len(shard_rows.uris)
+                members = Page(shard_rows.uris, shard_rows.sizes, shard_rows.etags, [*times])
                 sounds = self._sounds(members, range(len(members.uris)))
                 metadata = [
                     with_columns(shard_rows.metadata[at], of_archives[archive]) for at in sounds
@@ -255,7 +271,7 @@ class FileListing:
         """Return FILES rows that stand for all that cannot be read of folders."""
         uris = [f"{folder}/{REST}" for folder in folders]
         unknown: list[None] = [None] * len(uris)
-        return _rows(Page(uris, [*unknown], [*unknown]), [*unknown])
+        return _rows(Page(uris, [*unknown], [*unknown], [*unknown]), [*unknown])
 
     def _expand(self, uri: str) -> Iterator[Page]:
         # A URI is an object if one exists, else a folder, else a glob.
@@ -270,7 +286,7 @@ class FileListing:
                     raise
                 denied = error if error.kind == ACCESS_DENIED else None
             else:
-                yield Page([uri], [info.size_bytes], [info.etag])
+                yield page_of([uri], [info])
                 return
         passed_over = self._num_passed_over
         has_matches = False
@@ -502,6 +518,19 @@ def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(alternatives), re.IGNORECASE | re.DOTALL)
 
 
+def _joined(pages: Iterable[Page]) -> Iterator[Page]:
+    """Yield pages of `CHUNK_ROWS` objects or more, but the last."""
+    joined: Any = Page([], [], [], [])
+    for page in pages:
+        for column, values in zip(joined, page, strict=True):
+            column.extend(values)
+        if len(joined.uris) >= CHUNK_ROWS:
+            yield joined
+            joined = Page([], [], [], [])
+    if joined.uris:
+        yield joined
+
+
 def _select_objects(page: Page, indexes: Sequence[int]) -> Page:
     whole = len(indexes) == len(page.uris)
     return page if whole else Page._make([column[at] for at in indexes] for column in page)
@@ -532,6 +561,6 @@ class _IdSet:
 
 
 def _rows(page: Page, metadata: list[str | None]) -> pa.RecordBatch:
-    columns = [[recording_id(uri) for uri in page.uris], *page, metadata]
+    columns = [[recording_id(uri) for uri in page.uris], *page[:3], metadata]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, FILES, strict=True)]
     return pa.record_batch(arrays, schema=FILES)

@@ -240,7 +240,7 @@ class MemberPlaces:
         while len(self._places) > 1 and sum(map(len, self._places.values())) > _MOST_KEPT:
             self._places.popitem(last=False)
         sizes, etags = [size for size, _ in places], [etag for _, etag in places]
-        return Page(uris=uris, sizes=sizes, etags=etags)
+        return Page(uris, sizes, etags, [None] * len(uris))
 
 
 def _tar_of(uri: str) -> str | None:

@@ -149,6 +149,8 @@ class WebServer:
     files: dict[str, bytes] = field(default_factory=dict)
     """Bodies by decoded path without the leading slash."""
     etags: dict[str, str] = field(default_factory=dict)
+    times: dict[str, str] = field(default_factory=dict)
+    """Last-Modified of a decoded path."""
     redirects: dict[str, str] = field(default_factory=dict)
     """Where requests for a decoded path are sent to."""
     faults: deque[str] = field(default_factory=deque)
@@ -286,6 +288,8 @@ class _FileHandler(Handler):
         etag = self.server.state.etags.get(path)
         if etag:
             self.send_header("ETag", f'"{etag}"')
+        if time := self.server.state.times.get(path):
+            self.send_header("Last-Modified", time)
         if path in self.server.state.codings:
             self.send_header("Content-Encoding", self.server.state.codings[path])
         self.end_headers()

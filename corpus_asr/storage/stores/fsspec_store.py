@@ -27,6 +27,7 @@ from corpus_asr.storage.stores.store import (
     StoreError,
     from_os_error,
     from_status,
+    page_of,
     usable_options,
     with_retries,
 )
@@ -56,16 +57,14 @@ def _info(details: dict[str, Any]) -> ObjectInfo:
     if details.get("type") == "directory":
         raise IsADirectoryError
     size = details.get("size")
+    time = next((details[key] for key in _TIME_KEYS if details.get(key)), None)
+    # Some libraries return a number from a lookup and a date from a listing.
+    seconds: Any = time.timestamp() if isinstance(time, datetime.datetime) else time
     for key in _VERSION_KEYS:
         if details.get(key):
-            return ObjectInfo(size_bytes=size, etag=str(details[key]).strip('"'))
-    for key in _TIME_KEYS:
-        time = details.get(key)
-        if time:
-            # Some libraries return a number from a lookup and a date from a listing.
-            seconds = time.timestamp() if isinstance(time, datetime.datetime) else time
-            return ObjectInfo(size_bytes=size, etag=f"{size}-{seconds}")
-    return ObjectInfo(size_bytes=size, etag=None)
+            etag = str(details[key]).strip('"')
+            return ObjectInfo(size_bytes=size, etag=etag, time=seconds and str(seconds))
+    return ObjectInfo(size_bytes=size, etag=seconds and f"{size}-{seconds}")
 
 
 class FsspecStore(Store):
@@ -248,7 +247,7 @@ class FsspecStore(Store):
             infos = [_info(details) for details in listing]
             names = (details["name"].removeprefix(root).lstrip("/") for details in listing)
             uris = [f"{folder.rstrip('/')}/{name}" for name in names]
-            yield Page(uris, [info.size_bytes for info in infos], [info.etag for info in infos])
+            yield page_of(uris, infos)
 
     def _folders(
         self, path: str, uri: str, depth: int | None, *, is_root: bool = True

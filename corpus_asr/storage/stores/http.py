@@ -79,9 +79,10 @@ def web_failure(error: Exception) -> StoreError:
 
 def _info(headers: Mapping[str, str], size_bytes: int | None) -> ObjectInfo:
     etag = headers.get("ETag", "").removeprefix("W/").strip('"')
-    if not etag and "Last-Modified" in headers:
-        etag = f"{size_bytes}-{headers['Last-Modified']}"
-    return ObjectInfo(size_bytes=size_bytes, etag=etag or None)
+    time = headers.get("Last-Modified")
+    if not etag and time:
+        return ObjectInfo(size_bytes=size_bytes, etag=f"{size_bytes}-{time}")
+    return ObjectInfo(size_bytes=size_bytes, etag=etag or None, time=time)
 
 
 def _decimal(text: str | None) -> int | None:

@@ -267,7 +267,7 @@ def _walk(
             if from_os_error(error).transient:  # the whole folder would be missing
                 raise
             logger.warning("listing: cannot enter folder=%s (%s)", path, error.strerror)
-            yield Page([f"{escaped_path(path)}/{REST}"], [None], [None])
+            yield Page([f"{escaped_path(path)}/{REST}"], [None], [None], [None])
             continue
         if listing is not None:
             yield from _walk(path, listing, below, above | {identity})
@@ -328,4 +328,4 @@ def _sorted_pages(folder: str, files: pa.Table) -> Iterator[Page]:
         page = ordered.slice(start, PAGE_ROWS)
         names = (os.fsdecode(name) for name in page["name"].to_pylist())
         yield Page([escaped_path(base + name) for name in names], page["size"].to_pylist(),
-                   page["etag"].to_pylist())  # fmt: skip
+                   page["etag"].to_pylist(), [None] * len(page))  # fmt: skip

@@ -6,7 +6,6 @@ import hashlib
 import logging
 import math
 import os
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -37,7 +36,6 @@ from corpus_asr.failure_kinds import (
 from corpus_asr.logs import event
 from corpus_asr.storage.stores.store import (
     FEW_ATTEMPTS,
-    TIMED,
     ObjectInfo,
     Page,
     RetryPolicy,
@@ -49,6 +47,7 @@ from corpus_asr.storage.stores.store import (
     fetch_error,
     from_os_error,
     from_status,
+    page_of,
     usable_options,
     with_retries,
 )
@@ -80,9 +79,6 @@ _PUTS = {"PutObject", "CreateMultipartUpload", "UploadPart"}
 _DELETES = {"DeleteObject", "DeleteObjects"}
 
 
-_ETAG_OF_NOTHING = hashlib.md5(usedforsecurity=False).hexdigest()
-
-
 class _NoConditionsError(Exception):
     pass
 
@@ -101,8 +97,6 @@ class S3Store(Store):
     ) -> None:
         self._policy, self._storage = policy, storage
         self._renew = False
-        # ETags of several objects, as gateways over existing files give, say nothing of a content.
-        self._shared_etags = {_ETAG_OF_NOTHING}
         with usable_options(f"{S3}://", storage):
             options = _client_options(storage.values(), endpoint_url)
             self.filesystem = s3fs.S3FileSystem(
@@ -180,8 +174,7 @@ class S3Store(Store):
 
     def info(self, uri: str) -> ObjectInfo:
         answer = self._of_object("head_object", uri)
-        size = int(answer["ContentLength"])
-        return ObjectInfo(size_bytes=size, etag=self._version(answer, size))
+        return _info(answer, int(answer["ContentLength"]))
 
     def read_range(self, uri: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
         bucket, key = _object(uri)
@@ -194,7 +187,7 @@ class S3Store(Store):
                 data: bytes = await body.read()
             total = str(answer.get("ContentRange", "")).rpartition("/")[2]
             size = int(total) if total.isdecimal() else int(answer["ContentLength"])
-            return data, ObjectInfo(size_bytes=size, etag=self._version(answer, size))
+            return data, _info(answer, size)
 
         try:
             return self._run(get)
@@ -281,7 +274,7 @@ class S3Store(Store):
             return False
         version = content[1].etag
         try:
-            if version is None or TIMED in version:
+            if version is None:
                 raise _NoConditionsError
             return self._put_if(uri, data, IfMatch=f'"{version}"')
         except _NoConditionsError:
@@ -315,12 +308,6 @@ class S3Store(Store):
             raise
         return True
 
-    def _version(self, answer: Mapping[str, Any], size_bytes: int) -> str | None:
-        etag, time = _bare(answer.get("ETag")), answer.get("LastModified")
-        if etag is None or etag not in self._shared_etags or not size_bytes or time is None:
-            return etag
-        return f"{etag}{TIMED}{int(time.timestamp())}"
-
     def _content(self, uri: str, num_bytes: int) -> tuple[bytes, ObjectInfo] | None:
         try:
             return self.read_range(uri, 0, num_bytes)
@@ -351,13 +338,8 @@ class S3Store(Store):
                 for entry in answer.get("Contents", ())
                 if entry["Size"] or not entry["Key"].endswith("/")
             ]
-            counts = Counter(_bare(entry.get("ETag")) for entry in objects)
-            self._shared_etags |= {etag for etag, count in counts.items() if etag and count > 1}
-            yield Page(
-                [f"s3://{bucket}/{entry['Key']}" for entry in objects],
-                [entry["Size"] for entry in objects],
-                [self._version(entry, entry["Size"]) for entry in objects],
-            )
+            uris = [f"s3://{bucket}/{entry['Key']}" for entry in objects]
+            yield page_of(uris, [_info(entry, entry["Size"]) for entry in objects])
             if not answer.get("IsTruncated"):
                 return
             following = answer.get("NextContinuationToken")
@@ -438,8 +420,13 @@ def _status_of(error: exceptions.ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
-def _bare(etag: str | None) -> str | None:
-    return etag.strip('"') if etag else None
+def _info(answer: Mapping[str, Any], size_bytes: int) -> ObjectInfo:
+    etag, time = answer.get("ETag"), answer.get("LastModified")
+    return ObjectInfo(
+        size_bytes=size_bytes,
+        etag=etag.strip('"') if etag else None,
+        time=str(int(time.timestamp())) if time else None,
+    )
 
 
 _NO_CONDITIONS = {"NotImplemented", "XNotImplemented", "NotSupported", "UnsupportedOperation"}

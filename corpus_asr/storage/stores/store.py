@@ -8,7 +8,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import IO, NamedTuple, TypeVar
 
@@ -70,6 +70,7 @@ class ObjectInfo:
 
     size_bytes: int | None
     etag: str | None  # version; for local files made of size and modification time
+    time: str | None = None  # of modification, where the version is not made of it
 
     def __post_init__(self) -> None:
         """Escape header bytes that are not UTF-8: the version is stored in tables."""
@@ -101,6 +102,13 @@ class Page(NamedTuple):
     uris: list[str]
     sizes: list[int | None]
     etags: list[str | None]
+    times: list[str | None]
+
+
+def page_of(uris: list[str], infos: Sequence[ObjectInfo]) -> Page:
+    """Return a page of some objects."""
+    return Page(uris, [info.size_bytes for info in infos], [info.etag for info in infos],
+                [info.time for info in infos])  # fmt: skip
 
 
 class Store:
