@@ -17,6 +17,7 @@ Relations, for `RunTables.sql`:
 - `listed`: the listing at the opening, and `listing`: of it, what outcomes may not be settled of;
   `seen`: what a listing has that arrives later (`note_listed`);
 - `redo`: REDO rows, and `generations`: the newest generation of the recordings that have any;
+- `closed`: failures that stood for unreadable folders which are read again;
 - `winners`: of each version the rows that count if it does;
 - `standing`: whether the row `counts`, is `failing`, and its `place` after a finish;
 - `parts`: the outcomes that count, one for each part of a recording;
@@ -59,6 +60,7 @@ from corpus_asr.storage.run_state.tables import (
 )
 from corpus_asr.storage.run_state.what_counts import (
     AGAIN,
+    CLOSED,
     COMPLETE,
     COUNTED,
     COUNTED_COLUMNS,
@@ -220,6 +222,8 @@ class RunTables:
             self._load_unsettled()
         else:
             self._load(names)
+        if self._has_parts:
+            self.execute(CLOSED)
         self.place(identities)
         if self._has_parts:
             # In slices: what groups have of text and lists stays in memory until all are made.

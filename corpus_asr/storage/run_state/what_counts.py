@@ -19,7 +19,7 @@ from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.failure_kinds import NOT_FOUND
 from corpus_asr.schemas import RECORDINGS
 from corpus_asr.storage.run_state.tables import RECORDINGS_FOLDER, OutputStore, projected
-from corpus_asr.storage.stores.uri import SIZE
+from corpus_asr.storage.stores.uri import REST, SIZE
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,15 @@ create or replace table objects (object integer, name varchar, is_commit boolean
 create or replace table origins (error_kind varchar, retryable boolean, origin varchar);
 create or replace table redo (recording_id varchar, earlier_runs varchar[]);
 create or replace table noted (recording_id varchar, gone_since timestamp_ms, metadata varchar);
+create or replace table closed (id bigint);
+"""
+# What stood for all that could not be read of a folder or archive, as long as it was so.
+CLOSED = f"""
+insert into closed
+select id from outcomes
+where status = 'failed' and size_bytes is null
+  and (ends_with(uri, '/{REST}') or ends_with(uri, '#{REST}')) and exists (from listed)
+  and recording_id not in (select recording_id from listed union select recording_id from elsewhere)
 """
 VERSIONS = """
 create or replace table generations as
@@ -75,7 +84,7 @@ select id, recording_id, plain(etag) as etag, size_bytes, content_digest,
        coalesce(generation, 0) as generation, part, last_part,
        status = 'failed' as failed, coalesce(segments_written, 0) > 0 as written, origin,
        row_number() over (order by coalesce(generation, 0), run_id, id) as age
-from outcomes left join later using (id)
+from outcomes anti join closed using (id) left join later using (id)
 left join origins on outcomes.error_kind is not distinct from origins.error_kind
   and outcomes.retryable is not distinct from origins.retryable;
 
