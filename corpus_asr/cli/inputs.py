@@ -167,11 +167,11 @@ def _listed(word: str, uri: str, inputs: Inputs) -> Iterator[Input]:
                 file_base = base if file_uri.startswith(base) else parent(file_uri) + "/"
                 yield Input(name=_shown(word, file_uri), uri=file_uri, base=file_base)
     except NothingFoundError as error:
-        num_ignored = listing.num_ignored + listing.num_no_sound
+        num_ignored = listing.num_ignored + len(listing.silent)
         raise ConfigError(_nothing(word, uri, num_ignored)) from error
     finally:
         inspect.close()
-        inputs.num_ignored += listing.num_ignored + listing.num_no_sound
+        inputs.num_ignored += listing.num_ignored + len(listing.silent)
         inputs.num_dangling += listing.num_dangling
 
 

@@ -9,8 +9,9 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,20 +103,22 @@ class FileListing:
         output_uri: str | None = None,
         speakers: SpeakerSettings = NO_SPEAKERS,
         known: Callable[[list[str]], Collection[str]] = lambda ids: (),
+        silent: Mapping[str, str | None] = MappingProxyType({}),
         inspect: Inspection = inspect_files,
     ) -> None:
         """List a source, excluding the contents of the run's own output folder.
 
         Of files in folders, globs and archives without the suffix of a sound or film the first
-        bytes are read by `inspect`, unless `known` returns their recording IDs. Rows whose numbers
-        of speakers do not fit `speakers` are an error if diarization is on.
+        bytes are read by `inspect`, unless `known` returns their recording IDs or they have the
+        version in `silent`, an earlier listing's. Rows whose numbers of speakers do not fit
+        `speakers` are an error if diarization is on.
         """
         self.num_excluded = 0
         """Number of files excluded by `source.exclude`."""
         self.num_ignored = 0
         """Number of files that are not recordings, by `source.ignore`."""
-        self.num_no_sound = 0
-        """Number of files with neither the name nor the first bytes of a sound or film."""
+        self.silent: dict[str, str | None] = {}
+        """IDs and versions of files with neither the name nor the first bytes of a sound or film."""
         self.num_own = 0
         """Number of sounds and films in the output folder and other folders of this program."""
         self.num_dangling = 0
@@ -132,7 +135,7 @@ class FileListing:
         # ETags of several objects, as gateways over existing files give, say nothing of a content.
         self._shared_etags = {_ETAG_OF_NOTHING}
         self._source, self._speakers, self._known = source, speakers, known
-        self._inspect = inspect
+        self._silent_before, self._inspect = silent, inspect
         self._output = None if output_uri is None else _folder_prefix(output_uri)
         self._store = StoreOptions(
             storage=source.bound_options,
@@ -344,7 +347,11 @@ class FileListing:
         }
         for known_id in self._known([*doubtful]) if doubtful else ():
             del doubtful[known_id]
-        others = {at for at in doubtful.values() if page.sizes[at] == 0}
+        versions = {name: _full_version(page, at) for name, at in doubtful.items()}
+        others = {
+            at for name, at in doubtful.items()
+            if page.sizes[at] == 0 or (versions[name] or "") == self._silent_before.get(name)
+        }  # fmt: skip
         places = [at for at in doubtful.values() if at not in others]
         files = [(page.uris[at], page.etags[at]) for at in places]
         if files:
@@ -352,7 +359,7 @@ class FileListing:
             found = self._inspect(HAS_AUDIO, files, store, HEADER_BLOCK_BYTES)
             # What could not be read is a failure of this recording, if it is processed.
             others |= {at for at, holds in zip(places, found, strict=True) if holds is False}
-        self.num_no_sound += len(others)
+        self.silent |= {name: versions[name] for name, at in doubtful.items() if at in others}
         return [at for at in indexes if at not in others]
 
     def _is_named_as_read(self, uri: str) -> bool:
@@ -361,7 +368,7 @@ class FileListing:
 
     @property
     def _num_passed_over(self) -> int:
-        return self.num_excluded + self.num_ignored + self.num_no_sound
+        return self.num_excluded + self.num_ignored + len(self.silent)
 
 
 # A Windows path, a home folder, or spaces around a URI; not an escaped byte.
@@ -516,6 +523,12 @@ def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
         below = f"{pattern}*" if pattern.endswith("/") else pattern
         alternatives.append(fnmatch.translate(below if is_whole else f"*/{below}"))
     return re.compile("|".join(alternatives), re.IGNORECASE | re.DOTALL)
+
+
+def _full_version(page: Page, at: int) -> str | None:
+    """Return size, ETag and time of an object, as one may be shared; None without an ETag."""
+    etag = page.etags[at]
+    return etag and TIMED.join(map(str, (page.sizes[at], etag, page.times[at])))
 
 
 def _joined(pages: Iterable[Page]) -> Iterator[Page]:

@@ -243,7 +243,7 @@ def test_members_without_a_media_name_are_known_by_their_first_bytes(tmp_path: P
     listing = FileListing(SourceSettings(uri=(str(path),)))
     rows = [row for batch in listing for row in batch.to_pylist()]
     assert [row["uri"].partition("#")[2] for row in rows] == ["rec.0", "b.wav"]
-    assert listing.num_no_sound == 1
+    assert len(listing.silent) == 1
 
 
 def test_what_follows_a_sparse_member_is_one_failure(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What is planned, in which order, in packs of which size."""
 
+import importlib.metadata
 import json
 import os
 import random
@@ -7,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +29,14 @@ from corpus_asr.storage.run_state.run_files import begin_run, fingerprint
 from corpus_asr.storage.run_state.run_tables import REMAINING
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
-from corpus_asr.storage.stores.filesystem import StoreOptions, write_atomic
+from corpus_asr.storage.stores.filesystem import (
+    File,
+    StoreOptions,
+    inspect_files,
+    write_atomic,
+)
 from corpus_asr.units import MEBIBYTE
+from tests.support.audio import wav_of
 from tests.support.tables import (
     commit,
     part,
@@ -119,6 +127,36 @@ def test_long_files_come_first_and_alone(
     assert same_schema(first.schema, PACKS)
     assert first["pack_bytes"].to_pylist() == [90 * MEBIBYTE]
     assert [table["pack_id"][0].as_py() for table in read_packs(store, plan)] == [0, 1, 2]
+
+
+def test_what_holds_no_sound_is_opened_once(tmp_path: Path, memory: str) -> None:
+    """Before: each night opened all of them again."""
+    for name, content in {
+        "junk": b"junk",
+        "sound": wav_of("x"),
+        "empty": b"",
+        "a.mp3": b"",
+    }.items():
+        (tmp_path / name).write_bytes(content)
+    store, job, opened = OutputStore(memory), config(tmp_path, memory), list[str]()
+
+    def inspect(function: str, files: Sequence[File], *rest: Any) -> list[Any]:
+        opened.extend(Path(uri).name for uri, _ in files)
+        return inspect_files(function, files, *rest)
+
+    def openings(store: OutputStore) -> list[str]:
+        opened.clear()
+        assert make_plan(job, store, inspect=inspect).num_no_sound == 2
+        return sorted(opened)
+
+    assert openings(store) == ["junk", "sound"]
+    assert openings(store) == ["sound"]  # until it is committed
+    (tmp_path / "junk").write_bytes(b"other junk")
+    assert openings(store) == ["junk", "sound"]
+    assert openings(store) == ["sound"]
+    with pytest.MonkeyPatch.context() as patch:  # may read what it did not
+        patch.setattr(importlib.metadata, "version", lambda _: "another libav")
+        assert openings(store) == ["junk", "sound"]
 
 
 def test_what_failed_before_comes_last(source: Path, memory: str) -> None:

@@ -4,6 +4,7 @@ Only sizes and IDs of all files are held in memory; rows pass through in bounded
 original URIs, including signatures, until the run is finished; the listing has none.
 """
 
+import importlib.metadata
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -58,6 +59,7 @@ from corpus_asr.storage.run_state.tables import (
     PLANS_FOLDER,
     SEGMENT_ROWS,
     OutputStore,
+    projected,
     table_name,
     time_ns_of,
 )
@@ -256,7 +258,7 @@ def make_plan(
         plan.identities = tables.identities.checked(store, lambda: tables.table(committed_ids)[0])
         if plan.identities.is_changed:
             tables.place(plan.identities)
-        shards = _list_source(plan, target, _shards(plan, store, config, tables, inspect))
+        shards = _list_source(plan, target, _shards(plan, store, config, tables, target, inspect))
         plan.had_results = tables.num_versions > 0
         arrivals = Arrivals(tables) if plan.had_results else None
         sizes, ids, retried = _left(plan, shards, config, tables, options, scratch, arrivals)
@@ -421,6 +423,7 @@ def _left(
     return np.concatenate(sizes), np.concatenate(ids), np.concatenate(retried)
 
 
+_SILENT = projected(FILES, ("recording_id", "etag", "metadata"))  # the last is libav's version
 _KNOWN_IDS = """
 select distinct recording_id from committed where recording_id in (select unnest($ids))
 """
@@ -438,7 +441,12 @@ def _add_known(plan: Plan, tables: RunTables, remaining: pa.Table) -> None:
 
 
 def _shards(
-    plan: Plan, store: OutputStore, config: RunConfig, tables: RunTables, inspect: Inspection
+    plan: Plan,
+    store: OutputStore,
+    config: RunConfig,
+    tables: RunTables,
+    target: OutputStore,
+    inspect: Inspection,
 ) -> Iterator[pa.Table]:
     def known(ids: list[str]) -> set[str]:
         return {name for (name,) in tables.rows(_KNOWN_IDS, ids=ids)}
@@ -448,6 +456,7 @@ def _shards(
         output_uri=store.uri,
         speakers=config.speakers,
         known=known,
+        silent=_silent_before(store),
         inspect=inspect,
     )
     forgotten, identities = Forgotten.read(store), plan.identities
@@ -460,12 +469,26 @@ def _shards(
             yield files.combine_chunks()
     plan.num_forgotten, plan.forgotten = forgotten.num_left_out, forgotten
     plan.num_excluded = listing.num_excluded
-    plan.num_ignored, plan.num_no_sound = listing.num_ignored, listing.num_no_sound
+    plan.num_ignored, plan.num_no_sound = listing.num_ignored, len(listing.silent)
+    if listing.silent:  # so that the next plan does not open them again
+        libav = importlib.metadata.version("av")
+        rows = [{"recording_id": name, "uri": "", "etag": version, "metadata": libav}
+                for name, version in listing.silent.items()]  # fmt: skip
+        silent_files = pa.Table.from_pylist(rows, FILES)
+        target.write_table(table_name(f"{plan.name}/silent", f"{0:05d}"), silent_files)
     plan.num_own = listing.num_own
     plan.num_dangling = listing.num_dangling
     plan.num_odd, plan.odd = listing.num_odd, [redact_uri(uri) for uri in listing.odd]
     plan.empty = [redact_uri(uri) for uri in listing.empty]
     plan.num_duplicates = listing.num_duplicates
+
+
+def _silent_before(store: OutputStore) -> dict[str, str | None]:
+    """Return IDs and versions of files in which earlier plans found no sound, the newest last."""
+    names = [name for name in store.names(PLANS_FOLDER) if "/silent/" in name]
+    rows = (row for _, table in store.read_tables(names, _SILENT) for row in table.to_pylist())
+    libav = importlib.metadata.version("av")
+    return {row["recording_id"]: row["etag"] for row in rows if row["metadata"] == libav}
 
 
 def _lost_folders(
