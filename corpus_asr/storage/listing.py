@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -54,6 +54,7 @@ from corpus_asr.storage.stores.uri import (
 from corpus_asr.units import MEBIBYTE, counted
 
 HAS_AUDIO = "corpus_asr.audio.probe:has_audio"
+_PAGES_AT_ONCE = 16  # an object named in full is a page
 _ETAG_OF_NOTHING = hashlib.md5(usedforsecurity=False).hexdigest()
 CHUNK_ROWS, _CHUNK_CHARS = 5_000, 16 * MEBIBYTE  # of a manifest
 
@@ -118,7 +119,7 @@ class FileListing:
         self.num_ignored = 0
         """Number of files that are not recordings, by `source.ignore`."""
         self.silent: dict[str, str | None] = {}
-        """IDs and versions of files with neither the name nor the first bytes of a sound or film."""
+        """IDs and versions of files without the name and the first bytes of a sound or film."""
         self.num_own = 0
         """Number of sounds and films in the output folder and other folders of this program."""
         self.num_dangling = 0
@@ -172,7 +173,9 @@ class FileListing:
             for manifest in self._manifests(pattern):
                 yield from self._listed_in(manifest)
         pages = (page for uri in expanded(source.uri, "source.uri") for page in self._expand(uri))
-        for page in _joined(pages):
+        while group := list(itertools.islice(pages, _PAGES_AT_ONCE)):
+            columns = zip(*group, strict=True)
+            page = Page._make(list(itertools.chain(*column)) for column in columns)
             etags = self._versions(page)
             yield from self._with_members(page._replace(etags=etags), [None] * len(page.uris))
 
@@ -207,8 +210,8 @@ class FileListing:
             if shard_rows.uris:
                 archive = member_address(shard_rows.uris[0]).container  # type: ignore[union-attr]
                 empty.pop(archive, None)
-                times = [None] * len(shard_rows.uris)
-                members = Page(shard_rows.uris, shard_rows.sizes, shard_rows.etags, [*times])
+                columns_of_page = shard_rows.uris, shard_rows.sizes, shard_rows.etags
+                members = Page(*columns_of_page, times=[None] * len(shard_rows.uris))
                 sounds = self._sounds(members, range(len(members.uris)))
                 metadata = [
                     with_columns(shard_rows.metadata[at], of_archives[archive]) for at in sounds
@@ -529,19 +532,6 @@ def _full_version(page: Page, at: int) -> str | None:
     """Return size, ETag and time of an object, as one may be shared; None without an ETag."""
     etag = page.etags[at]
     return etag and TIMED.join(map(str, (page.sizes[at], etag, page.times[at])))
-
-
-def _joined(pages: Iterable[Page]) -> Iterator[Page]:
-    """Yield pages of `CHUNK_ROWS` objects or more, but the last."""
-    joined: Any = Page([], [], [], [])
-    for page in pages:
-        for column, values in zip(joined, page, strict=True):
-            column.extend(values)
-        if len(joined.uris) >= CHUNK_ROWS:
-            yield joined
-            joined = Page([], [], [], [])
-    if joined.uris:
-        yield joined
 
 
 def _select_objects(page: Page, indexes: Sequence[int]) -> Page:

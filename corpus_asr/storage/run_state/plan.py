@@ -145,21 +145,17 @@ class Plan:
         lines += [f"WARNING: {words}" for words in self.warnings()]
         if self.num_matched is not None:
             lines.append(f"--redo: {self.redo_words()}")
-        if self.num_realigned:
-            texts = counted(self.num_realigned, "recording")
-            lines.append(f"{texts} to be aligned again: another text in the manifest")
         lines += [f"{words} ({rule})" for number, words, rule in self.skipped() if number]
-        if self.num_moved:
-            lines.append(f"{counted(self.num_moved, 'recording')} moved: their results follow them")
-        if self.num_touched:
-            touched = counted(self.num_touched, "file")
-            lines.append(f"{touched} of another time, size or ETag with the sound of before")
-        if self.num_waiting:
-            waiting = counted(self.num_waiting, "recording")
-            lines.append(f"{waiting} replaced by other sounds: corrections and names wait for them")
-        if self.num_forgotten:
-            erased = counted(self.num_forgotten, "erased recording")
-            lines.append(f"{erased} in the source again, and skipped (remove --allow-again)")
+        for number, noun, words in (
+            (self.num_realigned, "recording", "to be aligned again: another text in the manifest"),
+            (self.num_moved, "recording", "moved: their results follow them"),
+            (self.num_touched, "file", "of another time, size or ETag with the sound of before"),
+            (self.num_waiting, "recording",
+             "replaced by other sounds: corrections and names wait for them"),
+            (self.num_forgotten, "erased recording",
+             "in the source again, and skipped (remove --allow-again)"),
+        ):  # fmt: skip
+            lines += [f"{counted(number, noun)} {words}"] if number else []
         if self.source_change:
             lines.append(self.source_words())
         return lines
@@ -441,24 +437,16 @@ def _add_known(plan: Plan, tables: RunTables, remaining: pa.Table) -> None:
 
 
 def _shards(
-    plan: Plan,
-    store: OutputStore,
-    config: RunConfig,
-    tables: RunTables,
-    target: OutputStore,
+    plan: Plan, store: OutputStore, config: RunConfig, tables: RunTables, target: OutputStore,
     inspect: Inspection,
-) -> Iterator[pa.Table]:
+) -> Iterator[pa.Table]:  # fmt: skip
     def known(ids: list[str]) -> set[str]:
         return {name for (name,) in tables.rows(_KNOWN_IDS, ids=ids)}
 
     listing = FileListing(
-        config.source,
-        output_uri=store.uri,
-        speakers=config.speakers,
-        known=known,
-        silent=_silent_before(store),
-        inspect=inspect,
-    )
+        config.source, output_uri=store.uri, speakers=config.speakers, known=known,
+        silent=_silent_before(store), inspect=inspect,
+    )  # fmt: skip
     forgotten, identities = Forgotten.read(store), plan.identities
     source_store = StoreOptions.of(config.source)
     for listed in chain(_tables_of(listing), _lost_folders(listing, store, tables)):
