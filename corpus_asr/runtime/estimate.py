@@ -126,7 +126,7 @@ def rest_s(
 
 _LOG = logging.getLogger(__name__)
 
-READER = "corpus_asr.stages.inspection:HeaderReader"
+READER = "corpus_asr.stages.headers:HeaderReader"
 # Timeout for headers: if the store stalls, there is no estimate.
 SILENCE_S = 20.0
 TIME_S = 60.0

@@ -1,33 +1,21 @@
-"""Reads headers and sounds of files in parallel, in a child process that a broken file may end.
+"""Inspects files that have no row yet, in parallel, in a child process that one of them may end.
 
-A header is read in small ranges without decoding, so that a sample of headers gives the hours of a
-corpus before a run. A plan reads first bytes and digests before any recording has a row.
+A plan asks whether first bytes are of a sound, and for digests of sounds, before any file is a
+recording that could fail. What is asked is a function of a lower layer, named by a string.
 """
 
 import io
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import closing
 from typing import Any, NamedTuple
 
-from corpus_asr.audio.probe import listed, read_header
-from corpus_asr.config.decoding import ALL_TRACKS
-from corpus_asr.config.extraction import ExtractSettings
-from corpus_asr.errors import DecodeError, FetchError, ItemError
+from corpus_asr.errors import DecodeError, FetchError
 from corpus_asr.logs import event
 from corpus_asr.stages.isolation import IsolatedGenerator
-from corpus_asr.stages.messages import Header
-from corpus_asr.storage.stores.filesystem import (
-    DEFAULT_STORE,
-    READERS,
-    File,
-    StoreOptions,
-    inspect_file,
-    open_binary,
-)
-from corpus_asr.storage.stores.uri import redact_uri
+from corpus_asr.storage.stores.filesystem import READERS, File, StoreOptions, inspect_file
 from corpus_asr.units import MEBIBYTE
 
 _LOG = logging.getLogger(__name__)
@@ -38,59 +26,8 @@ _FILES_AT_ONCE = 64
 _SIGN_OF_LIFE_S = 1.0
 # Demuxers go back to an index: this often the bytes of a file.
 _MOST_PASSES = 4
-# A header is a few kilobytes, at the start or at the end ...
-_BLOCK_BYTES = 256 * 1024
-# ... or an index of some megabytes; libav probes up to five of them.
-_MOST_BYTES = 16 * MEBIBYTE
-
-
-class HeaderReader:
-    """Reads headers of recordings in threads."""
-
-    def __init__(
-        self,
-        *,
-        settings: ExtractSettings,
-        store: StoreOptions = DEFAULT_STORE,
-        languages: Sequence[str] = (),
-    ) -> None:
-        self._settings, self._store, self._languages = settings, store, languages
-
-    def __call__(self, uris: Sequence[str]) -> Iterator[Header]:
-        """Yield headers as they are read, in any order."""
-        pool = ThreadPoolExecutor(READERS, thread_name_prefix="header")
-        try:
-            for future in as_completed(
-                [pool.submit(self._read, *numbered_uri) for numbered_uri in enumerate(uris)]
-            ):
-                yield future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-    def _read(self, index: int, uri: str) -> Header:
-        try:
-            with open_binary(uri, self._store, block_bytes=_BLOCK_BYTES) as file:
-                header = read_header(
-                    _LimitedFile(file, _MOST_BYTES),
-                    uri=redact_uri(uri),
-                    track=self._settings.track,
-                    languages=self._languages,
-                )
-        except FetchError as error:
-            return Header(index=index, failure=error.kind, is_known=False)
-        except ItemError as error:
-            return Header(index=index, failure=error.kind)
-        audio_s, settings = header.duration_s, self._settings
-        if audio_s is not None:
-            audio_s *= header.channels if settings.channels == "each" else 1
-            audio_s *= len(header.tracks) if settings.track == ALL_TRACKS else 1
-            audio_s = min(audio_s, settings.max_duration_h * 3600)
-        tracks = None
-        if len(header.tracks) > 1:
-            tracks = listed(header.tracks)
-            if settings.track != ALL_TRACKS:
-                tracks += f"; takes {header.wanted[0].number}"
-        return Header(index=index, audio_s=audio_s, tracks=tracks)
+# A header may be an index of some megabytes; libav probes up to five of them.
+HEADER_BYTES = 16 * MEBIBYTE
 
 
 class InspectionRequest(NamedTuple):
@@ -154,7 +91,7 @@ class FileInspector:
     """Reads files in threads, in the child process of an `IsolatedInspection`."""
 
     def __init__(self) -> None:
-        self._watched_files: list[_LimitedFile] = []
+        self._watched_files: list[LimitedFile] = []
 
     def __call__(self, request: InspectionRequest) -> Iterator[tuple[int, Any]]:
         """Yield numbers with answers, and as long as bytes are read, a number of no file."""
@@ -173,14 +110,14 @@ class FileInspector:
                 if num_bytes > before:
                     yield -1, None
 
-    def _watch(self, opened: io.BufferedReader) -> "_LimitedFile":
-        most_bytes = _MOST_PASSES * opened.seek(0, os.SEEK_END) + _MOST_BYTES
+    def _watch(self, opened: io.BufferedReader) -> "LimitedFile":
+        most_bytes = _MOST_PASSES * opened.seek(0, os.SEEK_END) + HEADER_BYTES
         opened.seek(0)
-        self._watched_files.append(watched := _LimitedFile(opened, most_bytes))
+        self._watched_files.append(watched := LimitedFile(opened, most_bytes))
         return watched
 
 
-class _LimitedFile:
+class LimitedFile:
     """A file that counts the bytes read, and limits them."""
 
     def __init__(self, file: io.BufferedReader, most_bytes: int) -> None:
@@ -188,6 +125,7 @@ class _LimitedFile:
         self.num_bytes = 0
 
     def read(self, size: int, /) -> bytes:
+        """Read up to `size` bytes; raise a FetchError at the limit."""
         data = self._file.read(min(size, self._most_bytes - self.num_bytes))
         self.num_bytes += len(data)
         if not data and size and self.num_bytes == self._most_bytes:
@@ -199,4 +137,5 @@ class _LimitedFile:
         return data
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Set the position, which costs nothing."""
         return self._file.seek(offset, whence)

@@ -26,7 +26,7 @@ from corpus_asr.runtime.estimate import Survey, estimate_audio, rest_s, surveyin
 from corpus_asr.runtime.preflight import ReadyCheck
 from corpus_asr.runtime.speeds import measured_machines
 from corpus_asr.stages.extract import ExtractStage
-from corpus_asr.stages.inspection import HeaderReader
+from corpus_asr.stages.headers import HeaderReader
 from corpus_asr.stages.messages import Header
 from corpus_asr.stages.transcribe import TranscribeStage
 from corpus_asr.storage.run_state.plan import make_plan
