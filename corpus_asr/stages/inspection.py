@@ -67,8 +67,8 @@ class IsolatedInspection:
         for start in range(0, len(files), _FILES_AT_ONCE):
             suspects = dict(numbered[start : start + _FILES_AT_ONCE])
             answers |= self._ask(InspectionRequest(function, options, block_bytes, suspects))
-            left = suspects.keys() - answers.keys()
-            for number in sorted(left) if len(left) > 1 else ():
+            unanswered = suspects.keys() - answers.keys()
+            for number in sorted(unanswered) if len(unanswered) > 1 else ():
                 alone = {number: files[number]}
                 answers |= self._ask(InspectionRequest(function, options, block_bytes, alone))
         return [answers.get(number) for number in range(len(files))]
@@ -106,8 +106,9 @@ class FileInspector:
             while waiting:
                 done, _ = wait(waiting, _SIGN_OF_LIFE_S, FIRST_COMPLETED)
                 yield from ((waiting.pop(future), future.result()) for future in done)
-                before, num_bytes = num_bytes, sum(each.num_bytes for each in self._watched_files)
-                if num_bytes > before:
+                last_bytes = num_bytes
+                num_bytes = sum(file.num_bytes for file in self._watched_files)
+                if num_bytes > last_bytes:
                     yield -1, None
 
     def _watch(self, opened: io.BufferedReader) -> "LimitedFile":

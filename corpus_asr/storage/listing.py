@@ -351,19 +351,23 @@ class FileListing:
         for known_id in self._known([*doubtful]) if doubtful else ():
             del doubtful[known_id]
         versions = {name: _full_version(page, at) for name, at in doubtful.items()}
-        others = {
+        silent_indexes = {
             at for name, at in doubtful.items()
             if page.sizes[at] == 0 or (versions[name] or "") == self._silent_before.get(name)
         }  # fmt: skip
-        places = [at for at in doubtful.values() if at not in others]
-        files = [(page.uris[at], page.etags[at]) for at in places]
+        open_indexes = [at for at in doubtful.values() if at not in silent_indexes]
+        files = [(page.uris[at], page.etags[at]) for at in open_indexes]
         if files:
             store = self._shards.store
-            found = self._inspect(HAS_AUDIO, files, store, HEADER_BLOCK_BYTES)
+            answers = self._inspect(HAS_AUDIO, files, store, HEADER_BLOCK_BYTES)
             # What could not be read is a failure of this recording, if it is processed.
-            others |= {at for at, holds in zip(places, found, strict=True) if holds is False}
-        self.silent |= {name: versions[name] for name, at in doubtful.items() if at in others}
-        return [at for at in indexes if at not in others]
+            silent_indexes |= {
+                at for at, holds in zip(open_indexes, answers, strict=True) if holds is False
+            }
+        self.silent |= {
+            name: versions[name] for name, at in doubtful.items() if at in silent_indexes
+        }
+        return [at for at in indexes if at not in silent_indexes]
 
     def _is_named_as_read(self, uri: str) -> bool:
         is_container = is_archive(uri) or (self._source.audio_column is not None and is_table(uri))
