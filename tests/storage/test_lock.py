@@ -25,9 +25,9 @@ from corpus_asr.storage.run_state.lock import (
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 
-QUICK = Timing(heartbeat_s=0.05, looks=4, settle_s=0.2)
+QUICK = Timing(heartbeat_s=0.05, looks=4)
 # Of many threads on a busy machine, none may look dead because it has not been scheduled.
-RACING = Timing(heartbeat_s=0.4, looks=10, settle_s=0.4)
+RACING = Timing(heartbeat_s=0.4, looks=10)
 ELSEWHERE = ProcessName(host="other", user="someone", pid=7)
 
 
