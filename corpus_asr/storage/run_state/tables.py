@@ -270,6 +270,7 @@ class OutputStore:
         These contain original URIs, which may be signed. In other stores access rules apply.
         """
         private = copy.copy(self)
+        private._held = self._held
         if self.is_local:
             private.options = replace(self.options, private=True)
         return private
