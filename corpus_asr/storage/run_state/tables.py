@@ -16,6 +16,7 @@ import copy
 import io
 import json
 import logging
+import threading
 import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -178,6 +179,8 @@ class _Held:
     """Objects by name; None: removed."""
     contents: dict[str, bytes] = field(default_factory=dict)
     """Small objects that were read or written of late, by name."""
+    _kept_bytes: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def within(self, folder: str) -> dict[str, TableSize]:
         """Return the known objects of a folder."""
@@ -185,12 +188,19 @@ class _Held:
                 if size is not None and name.startswith(f"{folder}/")}  # fmt: skip
 
     def keep(self, name: str, content: bytes) -> None:
-        """Keep an object's content, if small; others may write some of what lies elsewhere."""
-        self.contents.pop(name, None)
-        if len(content) <= KEPT_OBJECT_BYTES and (name.startswith(_OWN) or "/" not in name):
-            self.contents[name] = content
-            while sum(map(len, self.contents.values())) > KEPT_BYTES:
-                del self.contents[next(iter(self.contents))]
+        """Keep an object's content, if small; others may write what lies elsewhere."""
+        self.drop(name)
+        if len(content) <= KEPT_OBJECT_BYTES and name.startswith((*_OWN, "run.json")):
+            with self._lock:
+                self.contents[name] = content
+                self._kept_bytes += len(content)
+                while self._kept_bytes > KEPT_BYTES:
+                    self._kept_bytes -= len(self.contents.pop(next(iter(self.contents))))
+
+    def drop(self, name: str) -> None:
+        """Forget an object's content."""
+        with self._lock:
+            self._kept_bytes -= len(self.contents.pop(name, b""))
 
 
 class OutputStore:
@@ -372,7 +382,7 @@ class OutputStore:
         else:
             noted = filesystem.swap(uri, data, manifest.content, self.options)
         if self._held is not None:
-            self._held.contents.pop(TABLES_NAME, None)
+            self._held.drop(TABLES_NAME)
         if not noted and self._read(TABLES_NAME) != data:  # the answer to the first may be lost
             self.check()
             raise EngineError(
@@ -658,7 +668,7 @@ class OutputStore:
             filesystem.remove(self.address(name), self.options)
         if self._held is not None:
             self._held.known[name] = None
-            self._held.contents.pop(name, None)
+            self._held.drop(name)
 
     def remove_all(self, names: Iterable[str]) -> None:
         """Remove objects in parallel: each request waits for the store."""
