@@ -15,7 +15,7 @@ from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel
 from corpus_asr.config.run import CLASSIFY_AUDIO, DEFAULT_OPTIONS, RunConfig, RunOptions
 from corpus_asr.errors import EngineError
 from corpus_asr.failure_kinds import failure_kind
-from corpus_asr.logs import event, name_run
+from corpus_asr.logs import name_run
 from corpus_asr.runtime.checkpoints import (
     Checkpoint,
     fetch_checkpoints,
@@ -61,9 +61,6 @@ from corpus_asr.units import counted, shortened
 
 if TYPE_CHECKING:  # what only some jobs ask for is imported where they do
     from corpus_asr.runtime.hooks import HookCounts
-
-# Between looks at the tables of a store whose listing lags behind what was put.
-LISTING_WAITS_S = (2.0, 5.0, 15.0, 30.0)
 
 # Of a portion of recordings whose machine goes.
 _RETRIES = 3
@@ -391,14 +388,9 @@ class CorpusRun:
             num_returned = forget_returned(store)
             plan.num_forgotten += num_returned
             plan.num_files -= num_returned
+        if plan.num_remaining:
+            store.relist_commits()
         counts = self._finish_tables(plan, self._begun)
-        for wait_s in LISTING_WAITS_S:
-            # Every recording was committed: missing ones are not listed yet.
-            if not counts.remaining or self._committed.files < plan.num_remaining:
-                break
-            event(_LOG, logging.WARNING, "listing_lags", missing=counts.remaining, wait_s=wait_s)
-            time.sleep(wait_s)
-            counts = self._finish_tables(plan, self._begun)
         speed = speed_of(store.read_json(RUN_NAME) or {})
         if self.after_finish is not None:
             self.after_finish(store, counts.recordings)
@@ -489,23 +481,21 @@ class CorpusRun:
             spread = None if self.local else partial(self._on_workers, retries=_RETRIES)
             find_speakers_of_run(self.store, self.config.speakers, spread)
         # Existing duplicates follow their recordings even if no new fingerprints are made.
-        if "fingerprint" in self.config.extract.measures or self.store.names(DUPLICATES_FOLDER):
+        if "fingerprint" in self.config.extract.measures or self.store.is_noted(DUPLICATES_FOLDER):
             from corpus_asr.storage.run_state.duplicates import find_duplicates
 
             find_duplicates(self.store)
         stop_at = self.options.stop_at
         ends_at_s = None if stop_at is None else time.time() + stop_at - time.monotonic()
         for hook in self.config.hooks:
-            from corpus_asr.runtime.hooks import HookCounts, run_hook
+            from corpus_asr.runtime.hooks import run_hook
 
-            found = run_hook(
+            self._hooks[hook.name] = run_hook(
                 self.store,
                 hook,
                 workers=None if self.local else self._on_workers,
                 ends_at_s=ends_at_s,
             )
-            # A finish may be repeated where a store's listing lags behind.
-            self._hooks[hook.name] = self._hooks.get(hook.name, HookCounts()).followed_by(found)
         hooks = {name: asdict(counts) for name, counts in self._hooks.items()}
         return {"hooks": hooks} if hooks else {}
 

@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -70,10 +70,6 @@ class HookCounts:
     def failed_fraction(self) -> float:
         """Fraction of failures among processed recordings; 0 if there are none."""
         return self.failed / (self.recordings + self.failed) if self.failed else 0.0
-
-    def followed_by(self, later: "HookCounts") -> "HookCounts":
-        """Return the sum of two consecutive runs of a hook."""
-        return replace(later, recordings=self.recordings + later.recordings)
 
     @property
     def words(self) -> str:

@@ -129,7 +129,6 @@ def run_on_ray(
                 committer.store,
                 planned.iter_batches(batch_format="pyarrow", batch_size=_PACKS_AT_ONCE),
                 run_id=committer.run_id,
-                names=commits.names,
                 options=options,
             )
 

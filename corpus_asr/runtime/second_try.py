@@ -105,7 +105,6 @@ def recordings_left(
     packs: Iterable[pa.Table],
     *,
     run_id: str,
-    names: Iterable[str] = (),
     options: RunOptions = DEFAULT_OPTIONS,
 ) -> list[RetriedRecording]:
     """Return the files of PACKS rows that are not done, as a plan made now would.
@@ -114,12 +113,11 @@ def recordings_left(
         store: the output folder.
         packs: what was planned.
         run_id: the run whose failures are not retried.
-        names: outcomes objects of it, which a listing may show late.
         options: those that it was planned with.
     """
-    names = dict.fromkeys([*store.commit_names(), *names])
+    store.relist_commits()
     recordings: list[RetriedRecording] = []
-    with RunTables(store, columns=VERSION_COLUMNS, names=names, from_base=True) as tables:
+    with RunTables(store, columns=VERSION_COLUMNS, from_base=True) as tables:
         failed = tables.table(_FAILED_NOW, run_id=run_id)["recording_id"].combine_chunks()
         for pack in packs:
             files = pa.Table.from_struct_array(pc.list_flatten(pack["files"])).select(FILES.names)

@@ -7,7 +7,6 @@ a script that starts and stops it, SWIFT_PY a Python that has swift.
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from corpus_asr.storage.stores.filesystem import StoreOptions, open_store, write
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import tone, wav_bytes
 from tests.support.corpora import tiny_model
-from tests.support.killing import killable_job, tables_in_peace, tables_of
+from tests.support.killing import tables_of
 from tests.support.stores import environment, faulty_store, s3_server
 from tests.support.tables import run_config
 
@@ -130,34 +129,3 @@ def test_a_run_on_a_bad_night_equals_an_undisturbed_one(endpoint_url: str, tmp_p
     assert refused / requests > 0.15, f"throttled {refused} of {requests}"
     assert {"internal", "reset", "lost_answer", "truncated", "slow"} <= set(met)
     sys.stdout.write(f"requests={requests} faults={met} statuses={dict(statuses)}\n")
-
-
-@pytest.mark.parametrize(
-    ("lag_s", "ray"),
-    [(4.0, False), (25.0, False), pytest.param(12.0, True, marks=pytest.mark.ray)],
-)
-def test_a_listing_that_lags_behind_what_was_put(lag_s: float, ray: bool, tmp_path: Path) -> None:
-    """Three runs one after the other, each of which is shown the folder as it was before."""
-    with (
-        s3_server() as server,
-        environment(server.environment),
-        faulty_store(server.endpoint_url, {}, seed=1) as faulty,
-    ):
-        output = server.make_bucket("lagging") + "/out"
-        job = killable_job(tmp_path / "job", files=FILES // 3, output=output, ray=ray,
-                           endpoint_url=faulty.endpoint_url)  # fmt: skip
-        expected = tables_in_peace(job, tmp_path)
-        faulty.lag_s = lag_s
-        started_s = time.monotonic()
-        for _ in range(3):
-            code, said = job.finish()
-            assert code == 0, said
-        took_s = time.monotonic() - started_s
-        met = faulty.injected["lag"]
-        faulty.lag_s = 0.0
-        assert met
-        assert tables_of(job.config) == expected
-        code, said = job.finish()
-        assert code == 0, said
-        assert tables_of(job.config) == expected
-    sys.stdout.write(f"lag={lag_s:g} s listings={met} three runs={took_s:.0f} s\n")

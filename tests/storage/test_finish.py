@@ -21,7 +21,6 @@ from corpus_asr.storage.run_state.finish import (
     merge,
     settle,
 )
-from corpus_asr.storage.run_state.lock import Lock, Timing
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
@@ -81,34 +80,6 @@ def committed(store: OutputStore) -> tuple[list[str], list[str]]:
     rows = (rows_of(stored_segments(store)), rows_of(store.outcomes()))
     segments, outcomes = (sorted(map(repr, some)) for some in rows)
     return segments, outcomes
-
-
-def test_a_run_knows_what_it_and_the_last_one_put_where_the_listing_lags_behind(
-    memory: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The listing stays as it was when the commits were there, their merging not."""
-    store = OutputStore(memory)
-    timing = Timing(settle_s=0.0)
-    with Lock(store, "run", timing=timing) as lock:
-        for name in "abcd":
-            commit(lock.store, results(part(name, 0, texts=[name])))
-        old = list(filesystem.list_objects(store.uri, store.options))
-        with monkeypatch.context() as lagging:
-            lagging.setattr(
-                filesystem,
-                "list_objects",
-                lambda uri, _: iter([each for each in old if each[0].startswith(f"{uri}/")]),
-            )
-            for _ in range(2):
-                counts = done(lock.store, files(*"abcd"))
-                assert (counts.ok, counts.remaining, counts.recordings) == (4, 0, 4)
-            assert len(lock.store.names("outcomes")) == len(lock.store.names("recordings")) == 1
-            assert store.commit_names() == lock.store.names("outcomes"), "as others see it"
-    monkeypatch.setattr(filesystem, "list_objects", lambda *_: iter(()))
-    with Lock(store, "next", timing=timing) as lock:
-        assert [row["uri"] for row in remaining(lock.store, files(*"abcde"))] == ["/e"]
-        store.remove(lock.store.names("outcomes")[0])  # by somebody else
-        assert lock.store.names("outcomes") == []
 
 
 def test_nothing_is_merged_where_that_is_off(memory: str) -> None:

@@ -219,7 +219,7 @@ def test_the_note_of_tables_leads_to_nothing_outside(tmp_path: Path) -> None:
     store = OutputStore(str(tmp_path / "out"))
     commit(store, results(part("a", 0, texts=["x"])))
     for name in ("../victim.parquet", "outcomes/../../victim.parquet", "/victim.parquet"):
-        noted = {"tables": [name], "merged": [name], "taken_over": {}, "settled": [name]}
+        noted = {"tables": {name: {}}, "merged": [name], "closed_runs": {}, "settled": [name]}
         store.write_json(TABLES_NAME, noted)
         with suppress(CorpusAsrError):  # which says that it leads out of the folder
             with RunTables(store, from_base=True) as tables:

@@ -188,28 +188,6 @@ def test_segments_that_are_gone_are_named_with_what_to_do(tmp_path: Path) -> Non
     assert [row["text"] for row in plain_read(tmp_path, "segments")] == ["again", "again", "y"]
 
 
-@pytest.mark.parametrize("hidden", ["segments", "outcomes"])
-def test_what_a_listing_does_not_show_yet_is_neither_lost_nor_removed(
-    memory: str, monkeypatch: pytest.MonkeyPatch, hidden: str
-) -> None:
-    store = OutputStore(memory)
-    commit(store, results(part("a", 0, texts=["x"])))
-    done(store, files("a"))
-    names = [*store.names("outcomes"), *store.names("segments")]
-    listed = OutputStore._listed
-    with monkeypatch.context() as lagging:
-        lagging.setattr(
-            OutputStore,
-            "_listed",
-            lambda store, folder: listed(store, folder) if folder != hidden else iter(()),
-        )
-        if hidden == "segments":
-            assert left(store, files("a")) == {}
-        store.remove_leftovers()
-    assert not store.missing(names)
-    assert left(store, files("a")) == {}
-
-
 def test_a_listing_that_lost_rows_is_no_success(memory: str) -> None:
     store = OutputStore(memory)
     commit(store, results(part("a", 0, texts=["x"])))

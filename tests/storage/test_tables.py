@@ -197,9 +197,9 @@ def test_what_a_finish_wrote_counts_once_it_is_named_and_in_one_step(store: Outp
 @pytest.mark.parametrize(
     "noted",
     [
-        b"{", b"1", b'{"tables": 1, "merged": [], "taken_over": {}, "settled": null}',
-        b'{"tables": ["outcomes/x.parquet"], "merged": [], "taken_over": {}, "settled": 1}',
-        b'{"tables": ["outcomes/x.parquet"], "merged": [], "taken_over": {}, "settled": null}',
+        b"{", b"1", b'{"tables": 1, "merged": [], "closed_runs": {}, "settled": null}',
+        b'{"tables": {"outcomes/x.parquet": {}}, "merged": [], "closed_runs": {}, "settled": 1}',
+        b'{"tables": {"outcomes/x.parquet": {}}, "merged": [], "closed_runs": {}, "settled": null}',
     ],
 )  # fmt: skip
 def test_a_note_of_tables_that_is_damaged_or_of_another_folder_is_named(

@@ -36,7 +36,7 @@ from tests.support.tables import (
 )
 
 CHECKS_OF_A_FINISH = 10
-QUICK = Timing(heartbeat_s=0.01, looks=2, settle_s=0.01)
+QUICK = Timing(heartbeat_s=0.01, looks=2)
 
 
 @dataclass
@@ -142,8 +142,9 @@ def test_the_lock_is_looked_at_now_and_then_and_what_came_late_does_not_count(
     ],
 )
 def test_a_finish_that_is_frozen_anywhere_doubles_and_loses_nothing(
-    tmp_path: Path, passes: int
+    tmp_path: Path, passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tables, "LOOK_EVERY_S", 0.0)
     store = OutputStore(str(tmp_path))
     old = frozen(store, 1 << 30, lambda: taken_over(store, "a", "b", "c"))
     for name in "abca":
@@ -168,6 +169,7 @@ def test_a_put_that_is_tried_again_looks_at_the_lock_again(
 ) -> None:
     """The attempts of one put take minutes: long enough to lose the lock in between."""
     store = OutputStore(str(tmp_path))
+    monkeypatch.setattr(tables, "LOOK_EVERY_S", 0.0)
     old = frozen(store, 1, lambda: None)
     tried = []
 
@@ -183,21 +185,13 @@ def test_a_put_that_is_tried_again_looks_at_the_lock_again(
     assert len(tried) == 1
 
 
-def test_what_travels_to_workers_does_not_grow_with_the_tables(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(OutputStore, "missing", lambda *_: set())
+def test_what_travels_to_workers_does_not_grow_with_the_tables(tmp_path: Path) -> None:
     store = OutputStore(str(tmp_path))
     sizes = []
-    for count in (1, 10_000):
-        tables = [f"outcomes/{number:020d}.parquet" for number in range(count)]
-        noted: dict[str, object] = {
-            "tables": tables,
-            "merged": [],
-            "taken_over": {},
-            "settled": None,
-        }
-        store.write_json(TABLES_NAME, noted)
+    for count in (1, 1_000):
+        for number in range(count):
+            (tmp_path / "outcomes").mkdir(exist_ok=True)
+            (tmp_path / f"outcomes/{number:020d}.parquet").write_bytes(b"")
         sizes.append(len(pickle.dumps(frozen(store, 1, print))))
     assert sizes[0] == sizes[1]
 
@@ -215,7 +209,7 @@ def test_what_is_noted_of_a_run_is_kept_when_the_next_is_taken_over(tmp_path: Pa
         name = f"_run/commits/{worker.stem()}.rows"
         store.write_bytes(name, filesystem.read_bytes(store.address(store.commit_names()[0])))
         assert name not in store.commit_names()
-    assert {*store.read_json(TABLES_NAME)["taken_over"]} == {"first", "second"}
+    assert {*store.read_json(TABLES_NAME)["closed_runs"]} == {"first", "second"}
     assert len(store.commit_names()) == 2
     assert len(store.leftovers()) == 2
     # Names of other programs, and of runs that were never robbed, are read as before.
@@ -233,7 +227,7 @@ def test_a_finish_that_is_late_cannot_replace_what_counts(tmp_path: Path) -> Non
     made = [commit(old, results(part("a", 0, texts=["by old"])), run_id="old")]
     [(_, rows, _)] = part_rows(old, made, SEGMENT_ROWS)
     written = old.write_tables(old.read_table(made[0], OUTCOMES), [rows])
-    guard.passes = guard.checked + 1
+    guard.then()
     with pytest.raises(EngineError, match="found no lock"):
         old.replace(made, written)
     assert texts(store) == [("/a", "by old"), ("/b", "by new")]
@@ -247,8 +241,8 @@ def test_a_listing_after_a_takeover_takes_time_in_proportion_to_its_tables() -> 
         names = [f"_run/commits/{tables.unique_stem(run_id='old')}.rows" for _ in range(count)]
         store = OutputStore("memory://nowhere")
         store._listed = lambda _, names=names: ((name, 1) for name in names)  # type: ignore[method-assign, misc]
-        noted = tables._Names(taken_over={"old": frozenset(names)})
-        store._names = lambda noted=noted: noted  # type: ignore[method-assign, misc]
+        noted = tables._Manifest(closed_runs={"old": frozenset(names)})
+        store._manifest = lambda noted=noted: noted  # type: ignore[method-assign, misc]
         began_s = time.process_time()
         assert len(store.names("_run/commits")) == count
         times_s.append(time.process_time() - began_s)

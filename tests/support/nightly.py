@@ -25,7 +25,7 @@ from corpus_asr.runtime.progress import Progress
 from corpus_asr.storage.run_state.lock import Timing
 from tests.support.tables import digest_of, part, plain_read, results, run_config, with_section
 
-QUICK = Timing(heartbeat_s=0.05, looks=3, settle_s=0.0)
+QUICK = Timing(heartbeat_s=0.05, looks=3)
 
 
 class Archive:

@@ -8,7 +8,6 @@ import atexit
 import base64
 import contextlib
 import hashlib
-import html
 import http.client
 import http.server
 import json
@@ -343,8 +342,6 @@ class FaultyStore:
     seen: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     """Method, path and headers (names in lower case) of each request."""
     slow_s: float = 0.2
-    lag_s: float = 0.0
-    """Listings show what was put so much later."""
     dripping: str | None = None
     """Objects whose address contains this are given a few bytes per second, for ever."""
     injected: Counter[str] = field(default_factory=Counter)
@@ -352,8 +349,6 @@ class FaultyStore:
     requests: int = 0
     _in_a_row: Counter[tuple[str, ...]] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    put_s: dict[str, float] = field(default_factory=dict)
-    """When each object was put last, by its path."""
 
     @property
     def options(self) -> StoreOptions:
@@ -408,8 +403,6 @@ class _Proxy(Handler):
             self._send(200, [("Content-Type", "application/xml")], b"<ListBucketResult><Cont")
         else:
             self._give(fault, *self._ask(body))
-        if self.command == "PUT":
-            state.put_s[urllib.parse.unquote(self.path.partition("?")[0])] = time.monotonic()
 
     def _rule_broken(self, body: bytes) -> str | None:
         state, headers = self.server.state, {name.lower(): v for name, v in self.headers.items()}
@@ -468,9 +461,6 @@ class _Proxy(Handler):
         if fault == "done_500":
             self._refuse("internal")
             return
-        if "list-type=" in self.path and self.server.state.lag_s and status < 300:
-            body = self._as_it_was(body)
-            headers = [pair for pair in headers if pair[0].lower() != "content-length"]
         if fault == "changed" and status < 300:
             headers = [
                 (name, '"0123456789abcdef0123456789abcdef"' if name.lower() == "etag" else value)
@@ -482,19 +472,6 @@ class _Proxy(Handler):
             self._drip(status, headers, body)
         else:
             self._send(status, headers, body, truncated=fault == "truncated" and bool(body))
-
-    def _as_it_was(self, listing: bytes) -> bytes:
-        """Return a listing without the objects that are too young to be in it."""
-        state, bucket = self.server.state, self.path.partition("?")[0].strip("/")
-        shown_s = time.monotonic() - state.lag_s
-
-        def seen(entry: re.Match[bytes]) -> bytes:
-            key = urllib.parse.unquote_plus(html.unescape(entry[1].decode()))
-            return entry[0] if state.put_s.get(f"/{bucket}/{key}", 0.0) <= shown_s else b""
-
-        found = re.sub(rb"<Contents>.*?<Key>(.*?)</Key>.*?</Contents>", seen, listing, flags=re.S)
-        state.injected["lag"] += found != listing
-        return found
 
     def _drip(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         self.server.state.injected["drip"] += 1

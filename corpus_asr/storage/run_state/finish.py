@@ -40,7 +40,6 @@ from corpus_asr.storage.run_state.tables import (
     OutputStore,
     PartRows,
     beside,
-    is_commit,
     projected,
     time_ns_of,
 )
@@ -369,17 +368,19 @@ def groups_to_merge(
 
 def _weights(store: OutputStore, places: _Places) -> dict[str, float]:
     """Return the bytes of objects of outcomes, and of those commits that are to be merged."""
-    sizes = [store.sizes(folder) for folder in PART_ROWS_FOLDERS]
-    rows = {beside(name, OUTCOMES_FOLDER): size for part in sizes for name, size in part.items()}
+    rows_bytes = {
+        beside(name, OUTCOMES_FOLDER): size.bytes or 0
+        for folder in PART_ROWS_FOLDERS for name, size in store.sizes(folder).items()
+    }  # fmt: skip
     weights: dict[str, float] = {
-        name: max(OUTCOMES_WEIGHT * size, rows.get(name, 0))
+        name: max(OUTCOMES_WEIGHT * (size.bytes or 0), rows_bytes.get(name, 0))
         for name, size in store.sizes(OUTCOMES_FOLDER).items()
     }
-    sizes_of_commits = store.sizes(COMMITS_FOLDER) if places else {}
+    commits = store.sizes(COMMITS_FOLDER) if places else {}
     return weights | {
-        name: max(OUTCOME_BYTES * len(place), sizes_of_commits.get(name, 0))
+        name: max(OUTCOME_BYTES * len(place), commits[name].bytes or 0)
         for name, place in places.items()
-        if is_commit(name)
+        if name in commits
     }
 
 

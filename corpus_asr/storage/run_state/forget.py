@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.schemas import FILES, PACKS
+from corpus_asr.schemas import FILES
 from corpus_asr.segments import SpeakerTurn
 from corpus_asr.storage.parquet import with_column
 from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER, SPEAKER_LABEL
@@ -382,7 +382,7 @@ def _rewrite_plans(store: OutputStore, recordings: Mapping[str, str]) -> None:
     ids = pa.array(recordings, pa.string())
     for name in store.names(PLANS_FOLDER):
         if "/packs/" in name:  # of a finished run
-            store.write_table(name, PACKS.empty_table())
+            store.remove(name)
             continue
         files = store.read_table(name, FILES)
         kept_files = files.filter(pc.invert(pc.is_in(files["recording_id"], value_set=ids)))

@@ -21,7 +21,6 @@ from corpus_asr.storage.run_state.tables import (
     IDENTITIES_NAME,
     PLANS_FOLDER,
     RECORDINGS_FOLDER,
-    TABLES_NAME,
     OutputStore,
 )
 from corpus_asr.storage.stores import filesystem
@@ -90,7 +89,7 @@ class Identities:
     def read(cls, store: OutputStore) -> Self:
         """Read the mapping of an output folder; rebuilt from its tables if lost or damaged."""
         if not store.exists(IDENTITIES_NAME):
-            is_lost = IDENTITIES_NAME in (store.read_json(TABLES_NAME) or {}).get("tables", ())
+            is_lost = store.is_noted(IDENTITIES_NAME)
             return cls._made_again(store, "no such object") if is_lost else cls()
         try:
             batches = list(store.batches(IDENTITIES_NAME))

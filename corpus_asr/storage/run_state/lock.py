@@ -113,9 +113,6 @@ class Timing:
     looks: int = 6
     """Number of consecutive checks, one heartbeat apart, without a change after which a lock is
     stale. Counted in checks, so that a suspended watcher does not see a dead holder."""
-    settle_s: float = 1.0
-    """Delay in seconds before re-reading a new lock: stores that ignore conditions let the last of
-    several writers win. Local disks need none."""
 
 
 USUAL = Timing()
@@ -226,6 +223,8 @@ class Lock:
         try:
             robbed = self._acquire()
             self.store = self._store.held(self.key)
+            if not self.store.exists(LOCK_NAME):
+                raise self._refused("a store whose listing does not show what was just written")
             if robbed is not None:
                 self.store.close_run(robbed.run_id)
         except BaseException:
@@ -254,7 +253,8 @@ class Lock:
         # Returns the previous holder, if any.
         for _ in range(_ATTEMPTS):
             content = self._peek()
-            if self._take(content) and self._is_settled():
+            if self._take(content):
+                self._check_conditions()
                 return Holder.decoded(content)
         raise ConfigError(
             f"locking {redact_uri(self._store.uri)}: found several runs that take the lock in "
@@ -306,11 +306,20 @@ class Lock:
             f"expected no other run; {advice}"
         )
 
-    def _is_settled(self) -> bool:
-        if scheme_of(self._uri) == LOCAL:
-            return True
-        time.sleep(self._timing.settle_s)
-        return self.key.is_of(self._peek())
+    def _check_conditions(self) -> None:
+        """Raise if the store creates what is there, as some do in spite of the condition."""
+        again = replace(self._holder, beats=1).encoded()
+        if scheme_of(self._uri) != LOCAL and filesystem.create(
+            self._uri, again, self._store.options
+        ):
+            raise self._refused("a store that writes over what it was to create")
+
+    def _refused(self, found: str) -> ConfigError:
+        return ConfigError(
+            f"locking {redact_uri(self._store.uri)}: found {found}, expected one that keeps two "
+            "runs apart; choose another output, such as a local folder or a bucket of another "
+            "store; the source may stay there"
+        )
 
     def _peek(self) -> bytes | None:
         return filesystem.peek(self._uri, self._store.options)

@@ -6,7 +6,7 @@ gone or was replaced. Time stamps, sizes and ETags tell only which.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate, compress
 from typing import Final
@@ -78,14 +78,15 @@ class Arrivals:
         store: OutputStore,
         options: StoreOptions,
         elsewhere: Iterable[pa.Table] = (),
-        held: Collection[str] = (),
+        with_notes: Callable[[], Collection[str]] = tuple,
         inspect: Inspection = inspect_files,
     ) -> Changes:
         """Return what became of committed recordings, once the listing is complete.
 
         `options` are the source's, to read files. Recordings of other sources
-        (`source_listings.other_listings`) moved only if nothing is at their URI. Recordings in
-        `held` have something that people wrote: another sound at their address gets its own ID.
+        (`source_listings.other_listings`) moved only if nothing is at their URI. Of the recordings
+        that `with_notes` returns people wrote something: another sound at their address gets its
+        own ID.
         """
         self._tables.unsettle(self._tables.table(_MAY_BE_GONE)["recording_id"])
         self._tables.execute(_GONE)
@@ -115,6 +116,7 @@ class Arrivals:
             # Recordings of equal sound may be paired in any way; names give the likeliest.
             for old_uri, uri in zip(_by_name(unmoved, new), _by_name(new, unmoved), strict=False):
                 moves[old[old_uri]] = new[uri]._replace(old_uri=old_uri)
+        held = with_notes() if changed else ()
         taken = {move.uri: recording for recording, move in moves.items()}
         newcomers, left = dict[str, tuple[str, str]](), dict[str, str]()
         for uri, (recording, digest) in changed.items():

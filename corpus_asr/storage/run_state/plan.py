@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -84,7 +85,7 @@ class Plan:
     """The numbers of a plan, and the location of its packs."""
 
     uri: str
-    """URI of the folder of PACKS Parquet files; without any rows if there is no work."""
+    """URI of the folder of PACKS Parquet files; empty if there is no work."""
     name: str  # the plan's folder, relative to the output folder
     num_files: int = 0  # listed recordings
     num_bytes: int = 0  # their total size, where known
@@ -130,8 +131,8 @@ class Plan:
 
     @property
     def pack_names(self) -> list[str]:
-        """Object names of its packs; stored, as a store's listing may lag behind."""
-        shards = range(0, max(1, self.num_remaining), SHARD_ROWS)
+        """Object names of its packs."""
+        shards = range(0, self.num_remaining, SHARD_ROWS)
         return [table_name(f"{self.name}/packs", f"{shard:05d}") for shard in range(len(shards))]
 
     def unknown(self) -> list[SampledFile]:
@@ -262,7 +263,8 @@ def make_plan(
         read_as = StoreOptions.of(config.source)
         changes = Changes()
         if arrivals is not None:
-            changes = arrivals.changes(store, read_as, elsewhere, with_notes(store), inspect)
+            noted = partial(with_notes, store)
+            changes = arrivals.changes(store, read_as, elsewhere, noted, inspect)
         if changes.moves or changes.left:
             plan.moves = {
                 name: move for name, move in changes.moves.items() if move.old_uri != move.uri
@@ -308,14 +310,13 @@ def read_listing(
 
 def latest_plan(store: OutputStore) -> str | None:
     """Return the folder of the last run's plan with a complete listing; None without one."""
+    listed = read_listings(store)  # that are complete
     if is_finished(store):
         # A later plan may be of a run that was killed before it started.
         name = ((store.read_json(RUN_NAME) or {}).get("plan") or {}).get("name")
-        if name and store.names(f"{name}/packs"):
+        if name in listed:
             return str(name)
-    # Packs are written after the listing: without packs the listing may be incomplete.
-    return max((_plan_of(name) for name in store.names(PLANS_FOLDER)
-                if name.startswith(f"{_plan_of(name)}/packs/")), default=None)  # fmt: skip
+    return max(listed, default=None)
 
 
 def retire_plans(store: OutputStore, finished: str, others: Collection[str] = ()) -> None:
@@ -326,11 +327,8 @@ def retire_plans(store: OutputStore, finished: str, others: Collection[str] = ()
     kept = {finished, *others}
     for name in list(store.all_names(PLANS_FOLDER)):
         plan = _plan_of(name)
-        if plan in kept and name == table_name(f"{plan}/packs", f"{0:05d}"):
-            # The presence of packs marks the listing as complete.
-            store.write_table(name, PACKS.empty_table())
         # Names begin with their creation time; newer plans may be in use.
-        elif name.startswith(f"{plan}/packs/") if plan in kept else plan < finished:
+        if name.startswith(f"{plan}/packs/") if plan in kept else plan < finished:
             store.remove(name)
     noted = read_listings(store)
     in_use = {plan: entry for plan, entry in noted.items() if plan >= finished or plan in others}

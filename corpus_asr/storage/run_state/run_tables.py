@@ -50,10 +50,7 @@ from corpus_asr.scratch import scratch_folder
 from corpus_asr.storage.parquet import BATCH_ROWS, conform
 from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.tables import (
-    OUTCOMES_FOLDER,
-    PART_ROWS_FOLDERS,
     OutputStore,
-    beside,
     is_commit,
     projected,
     table_name,
@@ -214,7 +211,6 @@ class RunTables:
         self.add("outcomes", placed.empty_table())
         self._insert("redo", read_redo(store))
         identities = Identities.read(store)
-        _check_whole(store, {name for name in names if not is_commit(name)})
         if self.base:
             self._load(filter(is_commit, names))
             # Also what moved: its rows have another version now.
@@ -583,11 +579,3 @@ def _connect(scratch: Path) -> "duckdb.DuckDBPyConnection":
     db.execute(SUM)
     db.execute(FITS)
     return db
-
-
-def _check_whole(store: OutputStore, names: set[str]) -> None:
-    """See that objects of outcomes have those of segments or labels that were written with them."""
-    folders = PART_ROWS_FOLDERS if names else ()
-    present = {beside(name, OUTCOMES_FOLDER) for folder in folders for name in store.names(folder)}
-    if lost := names - present:
-        raise store.loss_of([beside(name, PART_ROWS_FOLDERS[0]) for name in lost])

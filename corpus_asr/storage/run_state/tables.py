@@ -16,15 +16,15 @@ import copy
 import io
 import json
 import logging
-import re
+import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar, cast
 
 import pyarrow as pa
 
@@ -49,6 +49,7 @@ from corpus_asr.storage.stores.uri import (
     scheme_of,
     within,
 )
+from corpus_asr.units import MEBIBYTE
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -64,6 +65,8 @@ INTERNAL_SUFFIX = ".rows"  # so that **/*.parquet finds only tables for users
 READ_AHEAD_ROWS = 16_384
 # A commit that is late does not count, so what a look at the lock saves is only requests.
 LOOK_EVERY_S = 5.0
+# Of what the holder of the lock read or wrote: a night reads its own small files again.
+KEPT_OBJECT_BYTES, KEPT_BYTES = MEBIBYTE, 32 * MEBIBYTE
 
 
 def table_name(folder: str, stem: str) -> str:
@@ -111,28 +114,37 @@ TABLES_NAME: Final = "_run/tables.json"
 IDENTITIES_NAME: Final = table_name("_run", "identities")
 """Addresses of recordings that moved (`identities`)."""
 PLANS_FOLDER: Final = "_run/plan"
-FINISHED_FOLDERS = (OUTCOMES_FOLDER, *PART_ROWS_FOLDERS)
-"""Tables of parts; of these and of recordings those objects count that `TABLES_NAME` names."""
-TABLES_OF_RUNS = (
-    COMMITS_FOLDER, *FINISHED_FOLDERS, RECORDINGS_FOLDER, SPEAKERS_FOLDER, VOICES_FOLDER,
-    DUPLICATES_FOLDER, HOOKS_FOLDER,
-)  # fmt: skip
+FINISHED_FOLDERS = (OUTCOMES_FOLDER, *PART_ROWS_FOLDERS, RECORDINGS_FOLDER)
+"""Tables of which those objects count that `TABLES_NAME` names."""
+DERIVED_FOLDERS = (SPEAKERS_FOLDER, VOICES_FOLDER, DUPLICATES_FOLDER, HOOKS_FOLDER)
+"""Tables that are made of these, of which all objects count; `TABLES_NAME` says which there were.
+"""
+TABLES_OF_RUNS = (COMMITS_FOLDER, *FINISHED_FOLDERS, *DERIVED_FOLDERS)
+_OF_PARTS = (OUTCOMES_FOLDER, *PART_ROWS_FOLDERS)
+_OWN_FOLDERS = ("_run", *FINISHED_FOLDERS)
+_OWN = tuple(f"{folder}/" for folder in _OWN_FOLDERS)
+"""Folders of which a command knows all objects while it holds the lock."""
 _REMOVE = "restore it, or remove it to count all tables of the folder"
 _RUNS_FOLDERS = tuple(f"{folder}/" for folder in TABLES_OF_RUNS)
-_NOTED = {"tables", "merged", "taken_over", "settled"}
+_NOTED = {"tables", "merged", "closed_runs", "settled"}
 _TIME_DIGITS = 20
-_BY_RUN = re.compile(r"(_run/|hooks/)?[a-z0-9_]+/\d+-(?P<run_id>.+)-[0-9a-f]{12}(-\d{5})?\.[a-z]+")
 
 
-class _Names(NamedTuple):
+class TableSize(NamedTuple):
+    """Rows and bytes of an object; None where unknown."""
+
+    rows: int | None = None
+    bytes: int | None = None
+
+
+class _Manifest(NamedTuple):
     """What `TABLES_NAME` says of the objects of an output folder."""
 
     content: bytes | None = None
-    tables: frozenset[str] = frozenset()
-    """Objects of tables; listings that lag behind do not show them to the next run."""
+    tables: Mapping[str, TableSize] = MappingProxyType({})
     merged: frozenset[str] = frozenset()
     """Commits whose rows these hold, so that they do not count any more."""
-    taken_over: Mapping[str, frozenset[str]] = MappingProxyType({})
+    closed_runs: Mapping[str, frozenset[str]] = MappingProxyType({})
     """Runs whose lock was taken over, each with what it had put until then."""
     settled: frozenset[str] | None = None
     """Objects of recordings whose rows stand for their outcomes (`settled`); None: outcomes have
@@ -140,12 +152,63 @@ class _Names(NamedTuple):
 
     def is_late(self, name: str) -> bool:
         """Tell whether a run put an object after its lock was taken over."""
-        put = self.taken_over.get(_run_of(name) or "") if self.taken_over else None
-        return put is not None and name not in put
+        return any(_is_by(run_id, name) and name not in put
+                   for run_id, put in self.closed_runs.items())  # fmt: skip
+
+    def within(self, folder: str) -> dict[str, TableSize]:
+        """Return the objects of a folder that it names."""
+        return {name: size for name, size in self.tables.items() if name.startswith(f"{folder}/")}
+
+    def encoded(self) -> bytes:
+        """Return the content of the object."""
+        value = {
+            "tables": {name: self.tables[name]._asdict() for name in sorted(self.tables)},
+            "merged": sorted(self.merged),
+            "closed_runs": {run_id: sorted(put) for run_id, put in self.closed_runs.items()},
+            "settled": None if self.settled is None else sorted(self.settled),
+        }
+        return (json.dumps(value, indent=2) + "\n").encode()
+
+
+@dataclass(slots=True)
+class _Held:
+    """What a command knows of a folder whose lock it holds: nobody else changes its own files."""
+
+    manifest: _Manifest
+    known: dict[str, TableSize | None]
+    """Objects by name; None: removed."""
+    contents: dict[str, bytes] = field(default_factory=dict)
+    """Small objects that were read or written of late, by name."""
+    _kept_bytes: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def within(self, folder: str) -> dict[str, TableSize]:
+        """Return the known objects of a folder."""
+        return {name: size for name, size in [*self.known.items()]
+                if size is not None and name.startswith(f"{folder}/")}  # fmt: skip
+
+    def keep(self, name: str, content: bytes) -> None:
+        """Keep an object's content, if small; others may write what lies elsewhere."""
+        self.drop(name)
+        if len(content) <= KEPT_OBJECT_BYTES and name.startswith((*_OWN, "run.json")):
+            with self._lock:
+                self.contents[name] = content
+                self._kept_bytes += len(content)
+                while self._kept_bytes > KEPT_BYTES:
+                    self._kept_bytes -= len(self.contents.pop(next(iter(self.contents))))
+
+    def drop(self, name: str) -> None:
+        """Forget an object's content."""
+        with self._lock:
+            self._kept_bytes -= len(self.contents.pop(name, b""))
 
 
 class OutputStore:
-    """The output folder of a run. Cheap to make; safe to use from any process."""
+    """The output folder of a run. Cheap to make; safe to use from any process.
+
+    A command that holds the lock reads `TABLES_NAME` and lists the folder once (`held`); others do
+    each time, as a run may change it meanwhile.
+    """
 
     def __init__(
         self, uri: str, *, endpoint_url: str | None = None, options: StoreOptions | None = None
@@ -154,26 +217,57 @@ class OutputStore:
         self.options = options or StoreOptions(endpoint_url=endpoint_url)
         self._guard: WriteGuard | None = None
         self._newest_ns = 0
-        self._changed: dict[str, bool] = {}  # by name: whether it was put last, or removed
-        self._looked_s = float("-inf")
+        self._looked_s = float("-inf")  # when the lock was looked at last
+        self._held: _Held | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is of this process, which grows with the tables: others only write."""
-        return self.__dict__ | {"_changed": {}, "_looked_s": float("-inf")}
+        return self.__dict__ | {"_held": None, "_looked_s": float("-inf")}
 
     def held(self, guard: WriteGuard) -> Self:
-        """Return the folder as a run writes it that holds its lock."""
-        held, tables = copy.copy(self), self.check_tables()
-        held._looked_s, held._guard = float("-inf"), guard
-        held._changed = dict.fromkeys(self._names().tables, True)
+        """Return the folder as a run writes it that holds its lock.
+
+        Raises:
+            CorpusAsrError: a table that is named is lost.
+        """
+        held = copy.copy(self)
+        held._guard, held._looked_s, held._held = guard, float("-inf"), self._open()
         # A clock that was ahead before, or is behind now, must not turn around what came first.
-        held._newest_ns = max(map(time_ns_of, tables), default=0)
+        held._newest_ns = max(map(time_ns_of, held._held.known), default=0)
         return held
+
+    def _open(self) -> _Held:
+        """Read and list the folder; before the first finish all tables that there are count."""
+        manifest, folders = self._read_manifest(), {"_run", *FINISHED_FOLDERS, *DERIVED_FOLDERS}
+        if manifest.content is not None:
+            folders = {"_run", *(name.partition("/")[0] for name in manifest.tables)}
+        known = {name: size for folder in sorted(folders) for name, size in self._in_store(folder)}
+        if lost := manifest.tables.keys() - known.keys() - {IDENTITIES_NAME}:
+            raise self.loss_of(lost)
+        known |= {name: size for name, size in manifest.tables.items() if name in known}
+        if manifest.content is None:
+            tables = {name: size for name, size in known.items()
+                      if _is_table(name) and not name.startswith("_run/")}  # fmt: skip
+            # Rows of parts without their outcomes are of a finish that was killed.
+            tables = {name: size for name, size in tables.items()
+                      if name.partition("/")[0] not in PART_ROWS_FOLDERS
+                      or beside(name, OUTCOMES_FOLDER) in tables}  # fmt: skip
+            manifest = manifest._replace(tables=tables)
+        manifest = manifest._replace(merged=manifest.merged & known.keys())
+        return _Held(manifest, {**known})
+
+    def relist_commits(self) -> None:
+        """List commits again, which workers of the run have put."""
+        if self._held is not None:
+            for name in self._held.within(COMMITS_FOLDER):
+                del self._held.known[name]
+            self._held.known |= dict(self._in_store(COMMITS_FOLDER))
 
     def below(self, name: str) -> Self:
         """Return a folder within this one, written under the same lock."""
         folder = type(self)(self.address(name), options=self.options)
-        return folder if self._guard is None else folder.held(self._guard)
+        folder._guard = self._guard
+        return folder
 
     @property
     def is_local(self) -> bool:
@@ -186,6 +280,7 @@ class OutputStore:
         These contain original URIs, which may be signed. In other stores access rules apply.
         """
         private = copy.copy(self)
+        private._held = self._held
         if self.is_local:
             private.options = replace(self.options, private=True)
         return private
@@ -201,21 +296,28 @@ class OutputStore:
         run_id = None if self._guard is None else self._guard.run_id
         return unique_stem(newest_ns if time_ns is None else time_ns, run_id=run_id, mark=mark)
 
+    def check_tables(self) -> None:
+        """Raise if a table that is named is lost, unless it was replaced meanwhile."""
+        manifest = self._manifest()
+        if self._held is None and manifest.content is not None:
+            folders = sorted({name.partition("/")[0] for name in manifest.tables})
+            present = {name for folder in folders for name, _ in self._in_store(folder)}
+            if lost := manifest.tables.keys() - present - {IDENTITIES_NAME}:
+                if self._read_manifest().content != manifest.content:
+                    return self.check_tables()
+                raise self.loss_of(lost)
+        return None
+
     def note_tables(self) -> None:
-        """Tell later runs which tables there are."""
-        names = self._names()
-        # A listing may lag behind, and show merged commits again.
-        listed = self._in_store(COMMITS_FOLDER) if names.merged else ()
-        merged = names.merged.intersection(name for name, _ in listed)
-        self._note(names._replace(tables=self._tables(names), merged=merged))
-
-    def check_tables(self) -> frozenset[str]:
-        """Return the tables and commits that count; raise if one that is named is lost."""
-        return self._tables(self._names())
-
-    def _tables(self, names: _Names) -> frozenset[str]:
-        tables = {name for folder in TABLES_OF_RUNS for name in self._counting(folder, names)}
-        return frozenset((*tables, *filter(self.exists, [IDENTITIES_NAME])))
+        """Note all tables that there are, also those that are made of others."""
+        held = self._held or self._open()
+        derived = {name: size for folder in DERIVED_FOLDERS
+                   for name, size in held.within(folder).items() if _is_table(name)}  # fmt: skip
+        tables = {name: size for name, size in held.manifest.tables.items()
+                  if name.partition("/")[0] not in DERIVED_FOLDERS} | derived  # fmt: skip
+        if (size := held.known.get(IDENTITIES_NAME)) is not None:
+            tables[IDENTITIES_NAME] = size
+        self._note(held.manifest._replace(tables=tables))
 
     def replace(
         self, old: Collection[str], new: Collection[str], *, settled: Collection[str] | None = None
@@ -231,23 +333,26 @@ class OutputStore:
         Raises:
             EngineError: the folder belongs to another run by now.
         """
-        names = self._names()
-        tables = self._tables(names) if names.content is None else names.tables
+        held = self._held or self._open()
+        tables = held.manifest.tables
         commits = frozenset(filter(is_commit, old))
-        beside_old = {
-            beside(name, folder) for name in {*old} - commits for folder in FINISHED_FOLDERS
-        }
-        gone = tables & {*old, *beside_old}
-        merged = names.merged | commits
-        settled_names = None if settled is None else frozenset(settled)
-        tables = (tables - gone).union(new)
-        self._note(names._replace(tables=tables, merged=merged, settled=settled_names))
+        beside_old = {beside(name, folder) for name in {*old} - commits for folder in _OF_PARTS}
+        gone = tables.keys() & {*old, *beside_old}
+        sizes = {name: held.known.get(name) or TableSize() for name in new if not is_commit(name)}
+        self._note(held.manifest._replace(
+            tables={name: size for name, size in tables.items() if name not in gone} | sizes,
+            merged=held.manifest.merged | commits,
+            settled=None if settled is None else frozenset(settled),
+        ))  # fmt: skip
         self.remove_all([*sorted(commits), *sorted(gone)])
 
-    def _names(self) -> _Names:
+    def _manifest(self) -> _Manifest:
+        return self._read_manifest() if self._held is None else self._held.manifest
+
+    def _read_manifest(self) -> _Manifest:
         uri, content = self.address(TABLES_NAME), self._read(TABLES_NAME)
         if content is None:
-            return _Names()
+            return _Manifest()
         try:
             noted = load(content)
             if isinstance(noted, list) or not noted.keys() >= _NOTED:
@@ -256,44 +361,46 @@ class OutputStore:
                     "which this one does not read; use that version, or transcribe into another "
                     "folder"
                 )
-            tables, merged = (frozenset(noted[name]) for name in ("tables", "merged"))
-            late = {run_id: frozenset(put) for run_id, put in noted["taken_over"].items()}
+            tables = {name: TableSize(**size) for name, size in noted["tables"].items()}
+            closed = {run_id: frozenset(put) for run_id, put in noted["closed_runs"].items()}
             settled = None if noted["settled"] is None else frozenset(noted["settled"])
+            return _Manifest(content, tables, frozenset(noted["merged"]), closed, settled)
         except (ValueError, TypeError, AttributeError) as error:
             raise CorpusAsrError(
                 f"reading {redact_uri(uri)}: found it damaged ({error!r}); {_REMOVE}"
             ) from error
-        return _Names(content, tables, merged, late, settled)
 
-    def _note(self, names: _Names) -> None:
-        # Rows of parts without their outcomes are of a finish that was killed.
-        lost = {name for name in names.tables if name.partition("/")[0] in PART_ROWS_FOLDERS
-                and beside(name, OUTCOMES_FOLDER) not in names.tables}  # fmt: skip
-        late = {run_id: sorted(put) for run_id, put in names.taken_over.items()}
-        settled = None if names.settled is None else sorted(names.settled)
-        value = {"tables": sorted(names.tables - lost), "merged": sorted(names.merged),
-                 "taken_over": late, "settled": settled}  # fmt: skip
-        data = (json.dumps(value, indent=2) + "\n").encode()
+    def _note(self, manifest: _Manifest) -> None:
+        """Write what counts from here on, unless that is noted already."""
+        data = manifest.encoded()
+        if data == manifest.content:
+            return
         uri = self.address(TABLES_NAME)
-        self.check()
-        if names.content is None:
+        self._look()
+        if manifest.content is None:
             noted = filesystem.create(uri, data, self.options)
         else:
-            noted = filesystem.swap(uri, data, names.content, self.options)
-        if not noted and self._names().content != data:  # the answer to the first try may be lost
+            noted = filesystem.swap(uri, data, manifest.content, self.options)
+        if self._held is not None:
+            self._held.drop(TABLES_NAME)
+        if not noted and self._read(TABLES_NAME) != data:  # the answer to the first may be lost
             self.check()
             raise EngineError(
                 f"writing {redact_uri(uri)}: found a change of another run, expected only this "
                 "run; run the same command again after it"
             )
+        if self._held is not None:
+            self._held.manifest = manifest._replace(content=data)
 
     def close_run(self, run_id: str) -> None:
         """Let nothing count that this run has not put yet: its lock was taken over."""
-        names = self._names()
-        tables = self._tables(names)
+        held = self._held or self._open()
+        derived = {name for folder in DERIVED_FOLDERS for name, _ in self._listed(folder)}
+        put = frozenset(name for name in {*held.within(COMMITS_FOLDER), *derived}
+                        if _is_by(run_id, name))  # fmt: skip
         # From here on its finish cannot replace what counts.
-        put = frozenset(name for name in tables if _run_of(name) == run_id)
-        self._note(names._replace(tables=tables, taken_over={**names.taken_over, run_id: put}))
+        closed_runs = {**held.manifest.closed_runs, run_id: put}
+        self._note(held.manifest._replace(closed_runs=closed_runs))
 
     def remove_leftovers(self) -> None:
         """Remove objects of tables that do not count, and files of killed writes."""
@@ -310,11 +417,13 @@ class OutputStore:
 
     def leftovers(self) -> list[str]:
         """Return the objects of tables that do not count."""
-        names, leftovers = self._names(), set[str]()
-        for folder in TABLES_OF_RUNS:
-            listed = filter(_is_table, [name for name, _ in self._listed(folder)])
-            leftovers |= {*listed}.difference(self._counting(folder, names))
-        return sorted(leftovers)
+        manifest = self._manifest()
+        derived = DERIVED_FOLDERS if manifest.closed_runs else ()
+        folders = (COMMITS_FOLDER, *FINISHED_FOLDERS, *derived)
+        return sorted(
+            name for folder in folders for name, _ in self._listed(folder)
+            if _is_table(name) and name not in self._counting(folder, manifest)
+        )  # fmt: skip
 
     @classmethod
     def of(cls, output: OutputSettings | DatasetSettings) -> Self:
@@ -324,13 +433,13 @@ class OutputStore:
     def put_commit(self, rows: pa.Table, *, stem: str | None = None) -> str:
         """Put `commit_rows` as one object, so that all of them count or none; return its name."""
         name = table_name(COMMITS_FOLDER, stem or self.stem())
-        self.write_bytes(name, encode_parquet(rows.schema, [rows]), check=self._look)
+        self.write_bytes(name, encode_parquet(rows.schema, [rows]), rows=len(rows))
         return name
 
     def _look(self) -> None:
         """Check the lock unless that was done of late."""
         now_s = time.monotonic()
-        if now_s - self._looked_s >= LOOK_EVERY_S:
+        if self._guard is not None and now_s - self._looked_s >= LOOK_EVERY_S:
             self.check()
             self._looked_s = now_s
 
@@ -348,7 +457,7 @@ class OutputStore:
         """
         name = f"{OUTCOMES_FOLDER}/{stem or self.stem()}{SUFFIX}"
         self.write_bytes(beside(name, rows.folder), encode_parquet(rows.schema, part_rows))
-        self.write_bytes(name, encode_parquet(OUTCOMES, [outcomes.cast(OUTCOMES)]))
+        self.write_table(name, outcomes.cast(OUTCOMES))
         return [name, beside(name, rows.folder)]
 
     def outcomes(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
@@ -380,44 +489,45 @@ class OutputStore:
         """Return the URI of an object in this folder."""
         return within(self.uri, name)
 
+    def is_noted(self, name: str) -> bool:
+        """Tell whether a table, or one of a folder, was there at the end of the last finish."""
+        tables = self._manifest().tables
+        return name in tables or any(table.startswith(f"{name}/") for table in tables)
+
     def settled_names(self) -> list[str] | None:
         """Return the objects of recordings whose rows stand for their outcomes; None: unknown."""
-        settled = self._names().settled
+        settled = self._manifest().settled
         return None if settled is None else sorted(settled)
 
     def commit_names(self) -> list[str]:
         """Return by time the names of commits and objects of outcomes that count at one moment."""
-        names = self._names()
+        self.check_tables()
+        manifest = self._manifest()
         while True:
-            counting = [*self._counting(OUTCOMES_FOLDER, names),
-                        *self._counting(COMMITS_FOLDER, names)]  # fmt: skip
-            names_before, names = names, self._names()
-            if names.content == names_before.content:
+            counting = [*self._counting(OUTCOMES_FOLDER, manifest),
+                        *self._counting(COMMITS_FOLDER, manifest)]  # fmt: skip
+            manifest_before, manifest = manifest, self._manifest()
+            if manifest.content == manifest_before.content:
                 return sorted(counting, key=lambda name: name.rpartition("/")[2])
 
     def names(self, folder: str) -> list[str]:
         """Return the names of a folder's Parquet objects that count, sorted."""
         return sorted(self.sizes(folder))
 
-    def sizes(self, folder: str) -> dict[str, int]:
-        """Return the bytes of a folder's Parquet objects that count, by name; 0 where unknown."""
-        return self._counting(folder, self._names_in(folder))
+    def sizes(self, folder: str) -> dict[str, TableSize]:
+        """Return the size of a folder's Parquet objects that count, by name."""
+        return self._counting(folder, self._manifest_of(folder))
 
-    def _names_in(self, folder: str) -> _Names:
-        of_runs = folder in TABLES_OF_RUNS or folder.startswith(f"{HOOKS_FOLDER}/")
-        return self._names() if of_runs else _Names()
+    def _manifest_of(self, folder: str) -> _Manifest:
+        return self._manifest() if f"{folder}/".startswith(_RUNS_FOLDERS) else _Manifest()
 
-    def _counting(self, folder: str, names: _Names) -> dict[str, int]:
-        sizes = {name: size or 0 for name, size in self._listed(folder) if _is_table(name)}
-        counting = {name for name in names.tables if name.startswith(f"{folder}/")}
-        if names.content is None or folder not in (*FINISHED_FOLDERS, RECORDINGS_FOLDER):
-            counting |= {name for name in sizes.keys() - names.merged if not names.is_late(name)}
-        if lost := self.missing(counting - sizes.keys()):
-            newer_names = self._names()
-            if newer_names.content != names.content:  # replaced since
-                return self._counting(folder, newer_names)
-            raise self.loss_of(lost)
-        return {name: sizes.get(name, 0) for name in counting}
+    def _counting(self, folder: str, manifest: _Manifest) -> dict[str, TableSize]:
+        if folder in FINISHED_FOLDERS and manifest.content is not None:
+            return manifest.within(folder)
+        return {
+            name: size for name, size in self._listed(folder)
+            if _is_table(name) and name not in manifest.merged and not manifest.is_late(name)
+        }  # fmt: skip
 
     def loss_of(self, names: Collection[str]) -> CorpusAsrError:
         """Return what to raise if tables that count are not there."""
@@ -429,31 +539,25 @@ class OutputStore:
 
     def all_names(self, folder: str) -> Iterator[str]:
         """Yield the names of everything below a folder of the output but late tables."""
-        names = self._names_in(folder)
-        return (name for name, _ in self._listed(folder) if not names.is_late(name))
+        manifest = self._manifest_of(folder)
+        return (name for name, _ in self._listed(folder) if not manifest.is_late(name))
 
-    def _listed(self, folder: str) -> Iterator[tuple[str, int | None]]:
-        # A run knows what it put or removed itself, and what the one before left, also where
-        # listings lag behind by minutes.
-        changed = list(self._changed.items()) if self._guard is not None else []
-        gone = {name for name, is_present in changed if not is_present}
-        hidden = {
-            name for name, is_present in changed if is_present and name.startswith(f"{folder}/")
-        }
-        for name, size in self._in_store(folder):
-            hidden.discard(name)
-            if name not in gone:
-                yield name, size
-        yield from ((name, None) for name in sorted(hidden - self.missing(hidden)))
+    def _listed(self, folder: str) -> Iterable[tuple[str, TableSize]]:
+        held = self._held
+        if held is None or not folder:
+            return self._in_store(folder)
+        if folder.partition("/")[0] not in _OWN_FOLDERS:  # workers may have put some
+            held.known |= dict.fromkeys(held.within(folder)) | dict(self._in_store(folder))
+        return held.within(folder).items()
 
-    def _in_store(self, folder: str) -> Iterator[tuple[str, int | None]]:
+    def _in_store(self, folder: str) -> Iterator[tuple[str, TableSize]]:
         base = self.address("")
-        for uri, size, _ in filesystem.list_objects(self.address(folder), self.options):
-            yield uri.removeprefix(base), size
+        for uri, num_bytes, _ in filesystem.list_objects(self.address(folder), self.options):
+            yield uri.removeprefix(base), TableSize(bytes=num_bytes)
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write a table as one object."""
-        self.write_bytes(name, encode_parquet(table.schema, [table]))
+        self.write_bytes(name, encode_parquet(table.schema, [table]), rows=len(table))
 
     def read_table(self, name: str, schema: pa.Schema) -> pa.Table:
         """Return an object's rows cast to `schema`."""
@@ -473,9 +577,17 @@ class OutputStore:
             rows = [conform(table, schema) for table in parquet_rows(file, schema.names, ranges)]
         return pa.concat_tables([schema.empty_table(), *rows])
 
+    def _opened(self, name: str) -> io.BufferedReader:
+        size = None if self._held is None else self._held.known.get(name)
+        if size is not None and size.bytes is not None and size.bytes <= KEPT_OBJECT_BYTES:
+            content = self._read(name)
+            if content is not None:
+                return cast(io.BufferedReader, io.BytesIO(content))
+        return filesystem.open_binary(self.address(name), self.options)
+
     @contextlib.contextmanager
     def _parquet(self, name: str) -> Iterator[io.BufferedReader]:
-        with filesystem.open_binary(self.address(name), self.options) as file:
+        with self._opened(name) as file:
             try:
                 yield file
             except pa.ArrowException as error:
@@ -484,13 +596,14 @@ class OutputStore:
                     f"({error}), expected a table of this program; {repair_advice(name)}"
                 ) from error
 
-    def write_bytes(
-        self, name: str, data: bytes, *, check: Callable[[], object] | None = None
-    ) -> None:
-        """Write an object; the lock, or `check` if given, is checked before each attempt."""
-        guard = check or self.check
-        filesystem.write_atomic(self.address(name), data, self.options, before=guard)
-        self._changed[name] = True
+    def write_bytes(self, name: str, data: bytes, *, rows: int | None = None) -> None:
+        """Write an object, of a table with `rows`; before each attempt the lock is looked at."""
+        if self._held is not None and self._held.contents.get(name) == data:
+            return
+        filesystem.write_atomic(self.address(name), data, self.options, before=self._look)
+        if self._held is not None:
+            self._held.known[name] = TableSize(rows, len(data))
+            self._held.keep(name, data)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a value as indented JSON."""
@@ -509,17 +622,35 @@ class OutputStore:
             ) from error
 
     def _read(self, name: str) -> bytes | None:
+        held = self._held
+        if held is not None and name in held.contents:
+            return held.contents[name]
+        if self._is_absent(name):
+            return None
         # In one request: most of these objects exist.
         try:
-            return filesystem.read_bytes(self.address(name), self.options)
+            data = filesystem.read_bytes(self.address(name), self.options)
         except FetchError as error:
             if error.kind == NOT_FOUND:
                 return None
             raise
+        if held is not None:
+            held.keep(name, data)
+        return data
+
+    def _is_absent(self, name: str) -> bool:
+        """Tell whether the holder of the lock knows that there is no such object."""
+        held = self._held
+        return held is not None and (
+            name not in held.known if name.startswith("_run/")
+            else held.known.get(name, TableSize()) is None
+        )  # fmt: skip
 
     def exists(self, name: str) -> bool:
         """Return whether an object exists."""
-        return filesystem.exists(self.address(name), self.options)
+        if self._held is not None and self._held.known.get(name) is not None:
+            return True
+        return not self._is_absent(name) and filesystem.exists(self.address(name), self.options)
 
     def missing(self, names: Iterable[str]) -> set[str]:
         """Return the names without an object, with one request each."""
@@ -533,16 +664,21 @@ class OutputStore:
         self.remove_all([name])
 
     def _remove(self, name: str) -> None:
-        filesystem.remove(self.address(name), self.options)
-        self._changed[name] = False
+        if not self._is_absent(name):
+            filesystem.remove(self.address(name), self.options)
+        if self._held is not None:
+            self._held.known[name] = None
+            self._held.drop(name)
 
     def remove_all(self, names: Iterable[str]) -> None:
         """Remove objects in parallel: each request waits for the store."""
         names = list(names)
-        noted = self._names() if any(name.startswith(_RUNS_FOLDERS) for name in names) else _Names()
-        if noted.tables.intersection(names):  # what is named is there, also for a reader meanwhile
-            self._note(noted._replace(tables=noted.tables.difference(names)))
-        self.check()
+        if any(name.startswith(_RUNS_FOLDERS) for name in names):
+            manifest = self._manifest()
+            if manifest.tables.keys() & {*names}:  # what is named is there, also for a reader
+                kept = {name: manifest.tables[name] for name in manifest.tables.keys() - {*names}}
+                self._note(manifest._replace(tables=kept))
+        self._look()
         with ThreadPoolExecutor(READERS, thread_name_prefix="remove-tables") as pool:
             for _ in pool.map(self._remove, names):
                 pass
@@ -582,6 +718,6 @@ def time_ns_of(name: str) -> int:
     return int(time_ns) if time_ns.isdecimal() and len(time_ns) == _TIME_DIGITS else 0
 
 
-def _run_of(name: str) -> str | None:
-    match = _BY_RUN.fullmatch(name)
-    return match and match["run_id"]
+def _is_by(run_id: str, name: str) -> bool:
+    """Tell whether a run has put an object, by its name."""
+    return name.rpartition("/")[2].partition("-")[2].startswith(f"{run_id}-")

@@ -27,6 +27,7 @@ from corpus_asr.storage.stores.store import (
     StoreError,
     from_os_error,
     from_status,
+    no_conditions,
     page_of,
     usable_options,
     with_retries,
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 _GOOGLE = {"gs", "gcs"}
 _AZURE = {"az", "abfs", "abfss"}
+_MEMORY = "memory"  # of this process, which no other run can reach
 _NO_OBJECT = "0"  # Google's generation of an object that does not exist
 _PRECONDITION_FAILED = 412
 _VERSION_KEYS = ("etag", "ETag", "md5Hash", "content_md5", "checksum")
@@ -169,15 +171,16 @@ class FsspecStore(Store):
                 self._put_google(path, data, _NO_OBJECT)
             elif self._scheme in _AZURE:
                 self.filesystem.pipe_file(path, data, overwrite=False)
-            else:
+            elif self._scheme == _MEMORY:
                 self.filesystem.pipe_file(path, data, mode="create")
+            else:
+                raise no_conditions(f"none for {self._scheme}:// in fsspec")
         except FileExistsError:
             return False
         return True
 
     def swap(self, uri: str, data: bytes, expected: bytes) -> bool:
-        # Google and Azure enforce the condition that the version is unchanged. fsspec has no
-        # condition for other stores, which are read and then written.
+        # Google and Azure enforce the condition that the version is unchanged.
         path = self._path(uri)
         try:
             # The version is read before the content. If the object changes in between, the content
@@ -189,8 +192,10 @@ class FsspecStore(Store):
                 self._put_google(path, data, details.get("generation"))
             elif self._scheme in _AZURE:
                 self._put_azure(path, data, details.get("etag"))
-            else:
+            elif self._scheme == _MEMORY:
                 self.filesystem.pipe_file(path, data)
+            else:
+                raise no_conditions(f"none for {self._scheme}:// in fsspec")
         except (FileNotFoundError, FileExistsError, IsADirectoryError):
             return False
         return True
@@ -200,7 +205,7 @@ class FsspecStore(Store):
         # of Google's JSON API; gcsfs raises FileExistsError if the condition fails.
         filesystem = self.filesystem
         if generation is None or not hasattr(filesystem, "call"):
-            raise _no_conditions("gcsfs")
+            raise _no_version("gcsfs")
         bucket, _, key = path.partition("/")
         filesystem.call(
             "POST", f"{filesystem._location}/upload/storage/v1/b/{bucket}/o", uploadType="media",
@@ -210,7 +215,7 @@ class FsspecStore(Store):
 
     def _put_azure(self, path: str, data: bytes, etag: str | None) -> None:
         if etag is None:
-            raise _no_conditions("adlfs")
+            raise _no_version("adlfs")
         # A dependency of adlfs, not of this package.
         unmodified = importlib.import_module("azure.core").MatchConditions.IfNotModified
         try:
@@ -314,7 +319,7 @@ class FsspecStore(Store):
                 return
 
 
-def _no_conditions(library: str) -> StoreError:
+def _no_version(library: str) -> StoreError:
     return StoreError(
         FETCH,
         f"{library} returned no object version, expected one for conditional writes, without which "

@@ -30,7 +30,6 @@ from corpus_asr.failure_kinds import (
     FETCH,
     NO_BUCKET,
     NOT_FOUND,
-    REFUSED,
     TIMEOUT,
 )
 from corpus_asr.logs import event
@@ -47,6 +46,7 @@ from corpus_asr.storage.stores.store import (
     fetch_error,
     from_os_error,
     from_status,
+    no_conditions,
     page_of,
     usable_options,
     with_retries,
@@ -77,10 +77,6 @@ CLIENT_OPTIONS = {
 _TRAILERS = "request_checksum_calculation"
 _PUTS = {"PutObject", "CreateMultipartUpload", "UploadPart"}
 _DELETES = {"DeleteObject", "DeleteObjects"}
-
-
-class _NoConditionsError(Exception):
-    pass
 
 
 def split(uri: str) -> tuple[str, str]:
@@ -260,26 +256,16 @@ class S3Store(Store):
             pool.shutdown(cancel_futures=True)
 
     def create(self, uri: str, data: bytes) -> bool:
-        try:
-            return self._put_if(uri, data, IfNoneMatch="*")
-        except _NoConditionsError:  # fall back to a read followed by a write
-            if self._content(uri, 1) is not None:
-                return False
-            self._put(uri, data)
-            return True
+        return self._put_if(uri, data, IfNoneMatch="*")
 
     def swap(self, uri: str, data: bytes, expected: bytes) -> bool:
         content = self._content(uri, len(expected) + 1)
         if content is None or content[0] != expected:
             return False
         version = content[1].etag
-        try:
-            if version is None:
-                raise _NoConditionsError
-            return self._put_if(uri, data, IfMatch=f'"{version}"')
-        except _NoConditionsError:
-            self._put(uri, data)
-            return True
+        if version is None:
+            raise no_conditions("no ETag of its own for each object")
+        return self._put_if(uri, data, IfMatch=f'"{version}"')
 
     def _put(self, uri: str, data: bytes, **conditions: str) -> None:
         self._of_object("put_object", uri, sent_bytes=len(data), Body=data, **conditions)
@@ -290,16 +276,13 @@ class S3Store(Store):
         except exceptions.ClientError as error:
             status = _status_of(error)
             code = str(error.response.get("Error", {}).get("Code", ""))
-            if status == 501 or code in _NO_CONDITIONS:
-                raise _NoConditionsError from error
-            if status in (400, 405) and code in ("", str(status)):
-                raise StoreError(
-                    REFUSED,
-                    f"the store refuses writes with {' and '.join(condition)} ({status}, without a "
-                    "code), expected conditional writes, or NotImplemented as its answer",
-                    advice="choose another output, such as a local folder or a bucket of another "
-                    "store",
-                ) from error
+            if (
+                status == 501
+                or code in _NO_CONDITIONS
+                or (status in (400, 405) and code in ("", str(status)))
+            ):
+                named = " and ".join(condition)
+                raise no_conditions(f"{code or status} for a write with {named}") from error
             if status == 412 or (status == 404 and "IfMatch" in condition):
                 return False
             if status == 409:  # a concurrent conditional write

@@ -162,6 +162,16 @@ class Store:
         raise StoreError(FETCH, "cannot list: http URLs must be complete")
 
 
+def no_conditions(found: str) -> StoreError:
+    """Return what to raise by a store on which two runs could hold one lock."""
+    return StoreError(
+        REFUSED,
+        f"found {found}, expected conditional writes, without which two runs may get the lock",
+        advice="choose another output, such as a local folder or a bucket of another store; the "
+        "source may stay there",
+    )
+
+
 def _read_only(doing: str) -> StoreError:
     return StoreError(FETCH, f"cannot {doing}: http URLs are read-only")
 
