@@ -155,11 +155,10 @@ def is_other_language(segments: Sequence[Segment]) -> bool:
     A guess by their confidence: with whisper-tiny.en it holds for clips of 56 of 59 languages
     other than English, and for 4 of 289 English recordings, whose texts are mostly wrong.
     """
-    if not segments:
-        return False
-    seconds = [max(0.0, segment.end_s - segment.start_s) + 1e-3 for segment in segments]
-    confidence = statistics.fmean([segment.confidence for segment in segments], seconds)
-    return confidence < min(_OTHER_LANGUAGE_CONFIDENCE, _OTHER_LANGUAGE_PER_S * sum(seconds))
+    confidence = recording_confidence(segments)
+    seconds = math.fsum(segment.end_s - segment.start_s for segment in segments)
+    limit = min(_OTHER_LANGUAGE_CONFIDENCE, _OTHER_LANGUAGE_PER_S * seconds)
+    return confidence is not None and confidence < limit
 
 
 def mean_logprob_of(logprobs: Sequence[float]) -> float | None:

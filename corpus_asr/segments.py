@@ -163,6 +163,8 @@ class PartTranscript:
     """Aligned words of a known text; its words are those of the segments."""
     other_language: bool = False
     """Whether an English-only model was probably given another language."""
+    cuts_s: tuple[float, ...] = ()
+    """Times at which windows were cut within speech."""
     elsewhere: bool = False
     """Whether the part must be transcribed by the model for its language."""
 

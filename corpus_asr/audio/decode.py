@@ -18,6 +18,7 @@ import av.error
 import numpy as np
 from av.audio.codeccontext import AudioCodecContext
 from av.audio.frame import AudioFrame
+from av.stream import Disposition
 
 from corpus_asr.array_types import Float32
 from corpus_asr.audio.frames import Channels, FrameSpan, PresentationClock, Rows
@@ -49,6 +50,8 @@ _CHUNK_SAMPLES = 10 * SAMPLE_RATE_HZ
 _MAX_CHUNK_VALUES = 1 << 22
 # libav's demuxers usually resume after damage; after this many consecutive errors they never do.
 _MAX_DEMUX_ERRORS = 100
+# Bytes of a packet's header in its container, at most, but for padding.
+_HEADER_BYTES = 64
 
 AudioFormat = Literal["flac", "opus", "wav"]
 
@@ -87,7 +90,10 @@ class AudioDecoder:
         self._last_error: Exception | None = None
         self._num_attempts = 0  # to read and decode a packet
         self._gave_up = self._at_end = False
-        self._started = False
+        self._started = self._has_sought = False
+        # Bytes of packets that are not damaged, and of the samples that come of them, and seconds.
+        self._packet_bytes = self._sample_bytes = 0
+        self._sound_s = 0.0
         self._file = GuardedFile(file, uri=uri)
         self._container = open_container(self._file, uri=uri)
         try:
@@ -111,7 +117,7 @@ class AudioDecoder:
 
         Raises:
             DecodeError: kind `empty_audio`; less than one sample at 16 kHz was decoded.
-                Kind `damaged`; the rest, or most packets, cannot be decoded, all else was yielded.
+                Kind `damaged`; the rest, or most of it, cannot be decoded, all else was yielded.
             FetchError: reading failed; the chunks yielded before are incomplete.
         """
         if self._started:
@@ -161,7 +167,7 @@ class AudioDecoder:
         except av.error.FFmpegError:
             self._file.check()
             return None
-        self._digest = None
+        self._digest, self._has_sought = None, True
         self._stream.codec_context.flush_buffers()
         self._frames = self._decode_frames()
         first = next(self._frames, None)
@@ -189,8 +195,26 @@ class AudioDecoder:
         if not num_samples:
             raise self._empty()
         # Noise and encrypted sound may decode for a moment by chance.
-        if self._gave_up or self.decode_errors > self._num_attempts / 2:
+        if self._gave_up or self.decode_errors > self._num_attempts / 2 or self._is_mostly_noise:
             raise self._damaged(num_samples)
+
+    @property
+    def _is_mostly_noise(self) -> bool:
+        """Whether most of the file and of the time in its header was passed over without an error.
+
+        Demuxers search for the next packet after what is none. Either sign alone is common: a file
+        that ends early has no bytes that are none, one with pictures has all of its sound, and the
+        time of a stream without a header is a guess by its first packets.
+        """
+        claimed_s = self.info.header_duration_s
+        has_film = any(
+            not stream.disposition & Disposition.attached_pic
+            for stream in self._container.streams.video
+        )
+        if claimed_s is None or self._has_sought or has_film:
+            return False
+        sound_bytes = min(self._packet_bytes, self._sample_bytes)  # a packet may have noise behind
+        return self._sound_s < claimed_s / 2 and sound_bytes < self._file.num_bytes / 2
 
     def _pieces(self) -> Iterator[Rows]:
         frames = self._clock.placed(chain([self._first], self._frames))
@@ -233,9 +257,15 @@ class AudioDecoder:
 
     def _decode_frames(self) -> Iterator[AudioFrame]:
         for packet in self._packets():
-            for frame in self._decode(packet):
+            num_errors = self.decode_errors
+            frames = self._decode(packet)
+            if packet is not None and self.decode_errors == num_errors:
+                self._packet_bytes += packet.size + _HEADER_BYTES
+            for frame in frames:
                 if not frame.samples:
                     continue
+                self._sound_s += frame.samples / max(1, frame.sample_rate)
+                self._sample_bytes += sum(plane.buffer_size for plane in frame.planes)
                 if MIN_SAMPLE_RATE_HZ <= frame.sample_rate <= MAX_SAMPLE_RATE_HZ:
                     yield frame
                 else:
@@ -293,8 +323,9 @@ class AudioDecoder:
         """Add a packet to the digest; yield it if it is of the decoded track."""
         if self._digest is not None:
             self._digest.add(packet)
-        # Empty packets would end the decoder's stream at any position.
-        if packet.size and packet.stream_index == self._stream.index:
+        if packet.stream_index != self._stream.index:
+            self._packet_bytes += packet.size + _HEADER_BYTES
+        elif packet.size:  # empty packets would end the decoder's stream at any position
             yield cast("_Packet", packet)
 
     def _decode(self, packet: _Packet | None) -> Sequence[AudioFrame]:
@@ -322,10 +353,11 @@ class AudioDecoder:
         claimed_s = self.info.header_duration_s
         after = "after " if self._gave_up else "within "
         promised = "the whole recording" if claimed_s is None else f"the header's {claimed_s:.1f} s"
+        last = "" if self._last_error is None else f", the last: {self._last_error}"
         return DecodeError(
             f"decoding {self._uri}: damaged {after}{num_samples / SAMPLE_RATE_HZ:.1f} s of audio, "
             f"which are kept; expected {promised} ({self.decode_errors} of {self._num_attempts} "
-            f"packets failed, the last: {self._last_error}); upload it again",
+            f"packets failed{last}); upload it again",
             uri=self._uri,
             kind=DAMAGED,
         )

@@ -13,9 +13,9 @@ from corpus_asr.languages import advise_codes
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.fallback import OpenAIRules
 from corpus_asr.transcription.windows import (
+    Listener,
     Loudness,
     PartRequest,
-    SpansInOrder,
     chunk_ranges,
     clip_ranges,
     mean_loudness,
@@ -69,6 +69,46 @@ def check_window_settings(
         )
 
 
+class SpansInOrder:
+    """Reports segments of a part's spans as they become final, in order of time, to a listener.
+
+    Spans, numbered in that order, may be decoded in parallel: segments of a later span are held
+    until the preceding spans have ended.
+    """
+
+    def __init__(self, listener: Listener | None, spans: Sequence[tuple[int, int]]) -> None:
+        self._listener = listener
+        self._spans = list(spans)
+        self._waiting: list[list[Segment]] = [[] for _ in spans]
+        self._num_frames = [0] * len(spans)
+        self._ended = [False] * len(spans)
+        self._first = 0  # first span that has not ended
+
+    def add(self, index: int, segments: Sequence[Segment], *, frame: int) -> None:
+        """Add a span's new segments; the span is transcribed up to `frame`."""
+        start, end = self._spans[index]
+        # A window's last timestamp may lie in the padding after the span.
+        self._num_frames[index] = min(frame, end) - start
+        self._waiting[index].extend(segments)
+        self._pass_on()
+
+    def end(self, index: int) -> None:
+        """Mark a span as ended."""
+        self._ended[index] = True
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        segments: list[Segment] = []
+        while self._first < len(self._ended):
+            segments += self._waiting[self._first]
+            self._waiting[self._first] = []
+            if not self._ended[self._first]:
+                break
+            self._first += 1
+        if self._listener is not None:
+            self._listener(sum(self._num_frames) / FRAMES_PER_SECOND, segments)
+
+
 class ChunkRules(OpenAIRules):
     """Decodes the windows of a part with temperature fallback, each to one segment at most."""
 
@@ -82,8 +122,7 @@ class ChunkRules(OpenAIRules):
         The longest windows are first, so that windows of similar length are encoded together and no
         long window starts last.
         """
-        listener = self.part.listener
-        spans = None if listener is None else SpansInOrder(listener, ranges)
+        spans = SpansInOrder(self.part.listener, ranges)
         order = sorted(range(len(ranges)), key=lambda index: ranges[index][0] - ranges[index][1])
 
         def decode_some(indices: Sequence[int]) -> Steps[list[Segment]]:
@@ -93,9 +132,8 @@ class ChunkRules(OpenAIRules):
                 segment = yield from self.decode_range(start, end)
                 window_segments = [] if segment is None else [segment]
                 segments += window_segments
-                if spans is not None:
-                    spans.add(index, window_segments, frame=end)
-                    spans.end(index)
+                spans.add(index, window_segments, frame=end)
+                spans.end(index)
             return segments
 
         # Distributed round-robin: each list has long and short windows.

@@ -329,17 +329,10 @@ class Engine:
             if error is not None:
                 future.set_exception(error)
                 return
-            without_s = None
-            if transcript.labels is None:
-                clips = decoding.clip_timestamps
-                without_s = speech_without_text_s(part, transcript.segments, clips)
+            without_s = speech_without_text_s(part, transcript, decoding)
             taken_s = time.monotonic() - started_s
             future.set_result(
-                replace(
-                    transcript,
-                    transcribe_s=taken_s,
-                    speech_without_text_s=without_s,
-                )
+                replace(transcript, transcribe_s=taken_s, speech_without_text_s=without_s)
             )
 
         arguments = (part, decoding) if self._placer is None else self._placer.given(part, decoding)

@@ -18,12 +18,11 @@ from corpus_asr.decoding.one_pass import Recognition, WindowToRead
 from corpus_asr.decoding.recognizer import Recognized, Recognizer
 from corpus_asr.errors import ConfigError
 from corpus_asr.segments import PartTranscript, Segment, Word
-from corpus_asr.transcription.chunks import check_window_settings, window_ranges
+from corpus_asr.transcription.chunks import SpansInOrder, check_window_settings, window_ranges
 from corpus_asr.transcription.fallback import compression_ratio, finished_segment
 from corpus_asr.transcription.windows import (
     Language,
     PartRequest,
-    SpansInOrder,
 )
 from corpus_asr.transcription.words import DraftSegment, sentences
 from corpus_asr.units import FRAMES_PER_SECOND
@@ -114,9 +113,7 @@ class OnePassTranscriber:
             return PartTranscript()
         windows = self._windows(part, settings)
         code = None if settings.language == "auto" else str(settings.language)
-        spans = None
-        if part.listener is not None:
-            spans = SpansInOrder(part.listener, [(window.start, window.end) for window in windows])
+        spans = SpansInOrder(part.listener, [(window.start, window.end) for window in windows])
 
         def said(number: int, found: Recognized) -> list[Segment]:
             return list(_segments(part, settings, windows[number], found, Language(
@@ -124,7 +121,6 @@ class OnePassTranscriber:
             )))  # fmt: skip
 
         def told(number: int, found: Recognized) -> None:
-            assert spans is not None, "called only with a listener"
             spans.add(number, said(number, found), frame=windows[number].end)
             spans.end(number)
 
@@ -137,7 +133,7 @@ class OnePassTranscriber:
                 for window in windows
             ],
             language=code,
-            told=None if spans is None else told,
+            told=None if part.listener is None else told,
         )
         segments = [
             segment

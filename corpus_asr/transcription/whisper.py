@@ -15,6 +15,7 @@ from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.segments import PartTranscript, Segment, SpeechSpan
 from corpus_asr.text.words import has_words
 from corpus_asr.transcription.anomalies import WindowTimes, without_hallucinations
+from corpus_asr.transcription.chunks import SpansInOrder
 from corpus_asr.transcription.fallback import (
     Attempt,
     OpenAIRules,
@@ -33,7 +34,6 @@ from corpus_asr.transcription.windows import (
     KnownText,
     Language,
     PartRequest,
-    SpansInOrder,
     Window,
     chunk_ranges,
     clip_ranges,
@@ -137,7 +137,9 @@ class WhisperTranscriber:
 
     def _recognize(self, part: PartRequest, settings: DecodingSettings) -> Steps[PartTranscript]:
         is_theirs = settings.strategy == "sequential" and part.speech is None
-        settings = _strategy_of(part, settings)
+        # Without speech detection no pauses are known, and short noise windows hallucinate more.
+        if settings.strategy == "auto" and settings.window_s is None and part.speech is None:
+            settings = replace(settings, strategy="sequential")
         sequences = _sequences(part, settings)
         if not sequences:
             return PartTranscript()
@@ -145,9 +147,9 @@ class WhisperTranscriber:
         if language is None and settings.language_mode != "window":
             language = yield from find_language(part, self._prompt_format, settings)
         segments: list[Segment] = []
+        spans = [(ranges[0][0], ranges[-1][1]) for ranges in sequences]
         if language is None or language.code not in self._elsewhere:
             begins = holds_the_beginning(part, settings.clip_timestamps)
-            spans = [(ranges[0][0], ranges[-1][1]) for ranges in sequences]
             passed = None if part.listener is None else SpansInOrder(part.listener, spans)
             prompted, phrases = self._hotwords_of(part, settings)
             results = yield Gather(
@@ -170,17 +172,11 @@ class WhisperTranscriber:
             segments=tuple(segments),
             language=language.code if language else None,
             language_probability=language.probability if language else None,
+            cuts_s=tuple(part.seconds(end) for _, end in spans if part.is_cut_in_speech(end)),
             elsewhere=language is not None and language.code in self._elsewhere,
         )
         is_english_only = not self._prompt_format.languages
         return mark_other_language(result, settings) if is_english_only else result
-
-
-def _strategy_of(part: PartRequest, settings: DecodingSettings) -> DecodingSettings:
-    # Without speech detection no pauses are known, and short noise windows hallucinate more.
-    if settings.strategy == "auto" and settings.window_s is None and part.speech is None:
-        return replace(settings, strategy="sequential")
-    return settings
 
 
 def _sequences(part: PartRequest, settings: DecodingSettings) -> list[list[tuple[int, int]]]:

@@ -17,7 +17,7 @@ import numpy as np
 from corpus_asr.array_types import Float, Float16
 from corpus_asr.config.decoding import DecodingSettings, Hotword
 from corpus_asr.families.registry import PartFeatures
-from corpus_asr.segments import Segment, SpeechSpan
+from corpus_asr.segments import PartTranscript, Segment, SpeechSpan
 from corpus_asr.units import (
     FRAMES_PER_SECOND,
     HOP_SAMPLES,
@@ -31,7 +31,6 @@ from corpus_asr.units import (
 # Minimum overlap of Whisper's times with silence that is corrected.
 _HELD_S = 0.5
 _TOUCHED_S = 1.0  # detected speech is padded by up to half a second at both ends
-
 
 # Read English has 14 in a second. Slower speech is not lost: its words are timed for nothing.
 _LEAST_BYTES_PER_S = 11
@@ -354,12 +353,21 @@ SHORTEST_GAP_S = 2.0
 """Minimum detected speech without text, in seconds: shorter spans are mostly padding."""
 
 
+# At a cut within speech there is no pause, so that a word is more than what texts are off by.
+_SHORTEST_CUT_GAP_S = 0.8
+
+
 def speech_without_text(
-    speech: Sequence[SpeechSpan], texts: Iterable[tuple[float, float]], start_s: float, end_s: float
+    speech: Sequence[SpeechSpan],
+    texts: Iterable[tuple[float, float]],
+    start_s: float,
+    end_s: float,
+    cuts_s: Sequence[float] = (),
 ) -> list[list[SpeechSpan]]:
     """Return the detected speech in each gap between texts with at least `SHORTEST_GAP_S` of it.
 
-    Gaps lie between `start_s` and `end_s`; `speech` is sorted, and its spans do not overlap.
+    Gaps lie between `start_s` and `end_s`; less counts where a span has one of `cuts_s` in it or at
+    an end. `speech` is sorted, and its spans do not overlap.
     """
     edges = [start_s]
     for text in sorted(texts):
@@ -373,7 +381,12 @@ def speech_without_text(
         ]
         for first_s, last_s in zip(edges[::2], edges[1::2], strict=True)
     ]
-    return [gap for gap in gaps if seconds_of(gap) >= SHORTEST_GAP_S]
+
+    def shortest_s(gap: Iterable[SpeechSpan]) -> float:
+        is_cut = any(span.start_s <= cut_s <= span.end_s for span in gap for cut_s in cuts_s)
+        return _SHORTEST_CUT_GAP_S if is_cut else SHORTEST_GAP_S
+
+    return [gap for gap in gaps if seconds_of(gap) >= shortest_s(gap)]
 
 
 def seconds_of(spans: Iterable[SpeechSpan]) -> float:
@@ -382,20 +395,23 @@ def seconds_of(spans: Iterable[SpeechSpan]) -> float:
 
 
 def speech_without_text_s(
-    part: PartRequest, segments: Sequence[Segment], clip_timestamps: Sequence[float]
+    part: PartRequest, transcript: PartTranscript, settings: DecodingSettings
 ) -> float | None:
-    """Seconds of detected speech without text in a part; None without detection."""
-    if part.speech is None:
+    """Seconds of detected speech without text in a part; None without detection or for labels."""
+    if part.speech is None or transcript.labels is not None:
         return None
-    known_text = part.known_text
-    if known_text is not None and known_text.clip != (0.0, math.inf):
-        clip_timestamps = [edge_s for edge_s in known_text.clip if edge_s < math.inf]
-    texts = [(segment.start_s, segment.end_s) for segment in segments]
-    gaps = (
-        speech_without_text(part.speech, texts, part.seconds(start), part.seconds(end))
-        for start, end in clip_ranges(part, clip_timestamps)
+    if part.known_text is not None:
+        settings = part.known_text.clipped(settings)
+    texts = [(segment.start_s, segment.end_s) for segment in transcript.segments]
+    clips = (
+        (part.seconds(start), part.seconds(end))
+        for start, end in clip_ranges(part, settings.clip_timestamps)
     )
-    return sum(seconds_of(gap) for part_gaps in gaps for gap in part_gaps)
+    return sum(
+        seconds_of(gap)
+        for clip in clips
+        for gap in speech_without_text(part.speech, texts, *clip, (*clip, *transcript.cuts_s))
+    )
 
 
 def holds_the_beginning(part: PartRequest, clip_timestamps: Sequence[float]) -> bool:
@@ -558,42 +574,3 @@ def _with_silence(
         start, end = widened[-1]
         widened[-1] = start, min(clip[1], end + silence_frames, start + window_frames)
     return widened
-
-
-class SpansInOrder:
-    """Reports segments of a part's spans as they become final, in order of time.
-
-    Spans, numbered in that order, may be decoded in parallel: segments of a later span are held
-    until the preceding spans have ended.
-    """
-
-    def __init__(self, listener: Listener, spans: Sequence[tuple[int, int]]) -> None:
-        self._listener = listener
-        self._spans = list(spans)
-        self._waiting: list[list[Segment]] = [[] for _ in spans]
-        self._num_frames = [0] * len(spans)
-        self._ended = [False] * len(spans)
-        self._first = 0  # first span that has not ended
-
-    def add(self, index: int, segments: Sequence[Segment], *, frame: int) -> None:
-        """Add a span's new segments; the span is transcribed up to `frame`."""
-        start, end = self._spans[index]
-        # A window's last timestamp may lie in the padding after the span.
-        self._num_frames[index] = min(frame, end) - start
-        self._waiting[index].extend(segments)
-        self._pass_on()
-
-    def end(self, index: int) -> None:
-        """Mark a span as ended."""
-        self._ended[index] = True
-        self._pass_on()
-
-    def _pass_on(self) -> None:
-        segments: list[Segment] = []
-        while self._first < len(self._ended):
-            segments += self._waiting[self._first]
-            self._waiting[self._first] = []
-            if not self._ended[self._first]:
-                break
-            self._first += 1
-        self._listener(sum(self._num_frames) / FRAMES_PER_SECOND, segments)

@@ -378,6 +378,33 @@ def test_sound_of_which_most_packets_fail_is_damaged_and_the_rest_kept(name: str
         assert sum(chunk.shape[1] for chunk in chunks) > 0
 
 
+@pytest.mark.parametrize("name", ["mp3", "adts", "ac3", "flac", "ogg opus", "webm opus"])
+def test_noise_that_is_passed_over_without_an_error_counts_by_time_and_bytes(name: str) -> None:
+    data = encoded(noise(12, rate_hz=FORMATS[name][3]), name)
+    random, length = np.random.default_rng(0), len(data)
+
+    def fault(*noise_spans: tuple[int, int], num_bytes: int = length) -> str | None:
+        damaged = bytearray(data)
+        for start, stop in noise_spans:
+            damaged[start:stop] = random.bytes(stop - start)
+        with open_audio(io.BytesIO(bytes(damaged[:num_bytes])), uri="s3://b/a") as decoder:
+            try:
+                list(decoder)
+            except DecodeError as error:
+                return f"{error.kind}: {error}"
+        return None
+
+    damaged = re.compile(
+        r"damaged: .* within .* s of audio, .* of \d+ packets failed[,)](?!.*None)"
+    )
+    blocks = range(length // 8, length - 8192, 8192)
+    assert damaged.match(fault(*((block, block + 6000) for block in blocks)) or "")
+    if name != "ogg opus":  # whose end says how long it is
+        assert damaged.match(fault((length // 4, length)) or "")
+    assert fault((length * 3 // 4, length)) is None
+    assert fault(num_bytes=length // 4) is None  # ends early, as a transfer does
+
+
 @pytest.mark.long
 def test_a_stream_that_begins_in_mid_file_costs_nothing_of_the_first():
     """A video tag after the sound of a Flash file whose header announces sound only."""

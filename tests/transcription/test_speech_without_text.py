@@ -18,10 +18,11 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.jobs import AlignResult, WindowJob, WindowResult
 from corpus_asr.report.scoring import normalized
 from corpus_asr.runtime.transcriber import Transcriber
-from corpus_asr.segments import Segment, SpeechSpan
+from corpus_asr.segments import PartTranscript, Segment, SpeechSpan
 from corpus_asr.transcription.whisper import WhisperTranscriber
 from corpus_asr.transcription.windows import (
     KnownText,
+    PartRequest,
     seconds_of,
     speech_without_text,
     speech_without_text_s,
@@ -29,6 +30,7 @@ from corpus_asr.transcription.windows import (
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import read_clip, read_manifest
 from tests.support.prompt_formats import BEGIN, END, ENGLISH, NO_SPEECH, START, part, prompt_format
+from tests.support.tables import segment
 
 DATA = Path(__file__).parents[1] / "data"
 Speech = Sequence[tuple[float, float]]
@@ -305,14 +307,44 @@ def test_what_counts_is_speech_in_long_gaps_second_by_second(
     assert sum(map(seconds_of, found)) == sum(gap for gap in gaps if gap >= 2)
 
 
+def uncovered_s(
+    own: PartRequest, *texts: tuple[float, float], cuts_s: tuple[float, ...] = (), **settings: Any
+) -> float | None:
+    segments = tuple(segment("w", start_s, end_s) for start_s, end_s in texts)
+    transcript = PartTranscript(segments=segments, cuts_s=cuts_s)
+    return speech_without_text_s(own, transcript, DecodingSettings(**settings))
+
+
 def test_speech_that_nobody_asked_to_transcribe_does_not_count() -> None:
     own = part(60, [(0.0, 60.0)])
-    assert speech_without_text_s(own, (), ()) == pytest.approx(60)
-    assert speech_without_text_s(own, (), (10, 20, 50)) == pytest.approx(20)
-    assert speech_without_text_s(part(60), (), ()) is None
+    assert uncovered_s(own) == pytest.approx(60)
+    assert uncovered_s(own, clip_timestamps=(10, 20, 50)) == pytest.approx(20)
+    assert uncovered_s(part(60)) is None
     known = KnownText(text="w1", name="r", clip=(10.0, 20.0))
-    own = part(60, [(0.0, 60.0)], known_text=known)
-    assert speech_without_text_s(own, (), ()) == pytest.approx(10)
+    assert uncovered_s(replace(own, known_text=known)) == pytest.approx(10)
+
+
+def test_a_word_without_text_counts_at_a_cut_within_speech_and_where_audio_ends() -> None:
+    own = part(60, [(0.0, 30.0), (31.0, 60.0)])
+    texts = (0.0, 19.5), (20.5, 29.0), (31.0, 40.0), (41.9, 60.0)
+    assert uncovered_s(own, *texts) == 0
+    assert uncovered_s(own, *texts, cuts_s=(20.0,)) == pytest.approx(1)
+    assert uncovered_s(own, (0.9, 30.0), (31.0, 59.1)) == pytest.approx(1.8)
+    assert uncovered_s(own, (0.7, 30.0), (31.0, 59.3)) == 0  # speech is padded
+    assert uncovered_s(part(60, [(1.0, 59.0)]), (2.0, 58.0)) == 0  # it may be a noise
+    assert uncovered_s(own, (11.0, 19.0), clip_timestamps=(10, 20)) == pytest.approx(2)
+
+
+def test_a_transcript_says_where_its_windows_were_cut_within_speech() -> None:
+    steps: Any = WhisperTranscriber(prompt_format(max_target_positions=448)).transcribe(
+        part(70, [(0.0, 50.0), (52.0, 70.0)]), DecodingSettings(language="en")
+    )
+    num_windows = len(list(next(steps).tasks))
+    with pytest.raises(StopIteration) as ended:
+        steps.send([[]] * num_windows)
+    assert num_windows == 3
+    (cut_s,) = ended.value.value.cuts_s
+    assert 20 <= cut_s <= 30
 
 
 @pytest.mark.long

@@ -17,12 +17,12 @@ from corpus_asr.decoding.jobs import AlignJob, Gather, Job, Task, WindowJob
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from corpus_asr.segments import Segment
+from corpus_asr.transcription.chunks import SpansInOrder
 from corpus_asr.transcription.engine import Engine
 from corpus_asr.transcription.whisper import WhisperTranscriber
 from corpus_asr.transcription.whisper_prompt import find_language
 from corpus_asr.transcription.windows import (
     PartRequest,
-    SpansInOrder,
     chunk_ranges,
     frames_to_encode,
 )
