@@ -34,13 +34,13 @@ from corpus_asr.storage.run_state.run_files import (
 )
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.speaker_turns import RecordingVoices, turn_rows
-from corpus_asr.storage.run_state.tables import (
+from corpus_asr.storage.run_state.table_names import (
     COMMITS_FOLDER,
     RECORDINGS_FOLDER,
     SPEAKERS_FOLDER,
-    OutputStore,
     table_name,
 )
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import public, recording_id, within
 
 Version = tuple[str | None, int | None]

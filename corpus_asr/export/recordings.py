@@ -26,7 +26,8 @@ from corpus_asr.storage.run_state.part_rows import kind_of
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, FINGERPRINT_NAME, outcomes_names
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.seen_segments import PLACED_COLUMNS, SeenSegments
-from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, projected
+from corpus_asr.storage.run_state.table_names import LABEL_ROWS
+from corpus_asr.storage.run_state.tables import OutputStore, projected
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import joined_names
 

@@ -41,7 +41,8 @@ from corpus_asr.storage.run_state.run_files import open_run, outcomes_names
 from corpus_asr.storage.run_state.seen_segments import PLACED_COLUMNS, SEEN_SEGMENTS, SeenSegments
 from corpus_asr.storage.run_state.speaker_names import NAMES_NAME
 from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
-from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore
+from corpus_asr.storage.run_state.table_names import LABEL_ROWS
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import public, redact_uri
 

@@ -55,7 +55,8 @@ from corpus_asr.storage.run_state.run_files import (
 )
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.source_listings import note_listing
-from corpus_asr.storage.run_state.tables import DUPLICATES_FOLDER, OutputStore
+from corpus_asr.storage.run_state.table_names import DUPLICATES_FOLDER
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted, shortened
 

@@ -23,7 +23,8 @@ from corpus_asr.report.text import aligned, duration, printable, text_template
 from corpus_asr.storage.run_state.current_rows import read_confidences
 from corpus_asr.storage.run_state.run_files import read_snapshot
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.tables import SEGMENT_ROWS, OutputStore
+from corpus_asr.storage.run_state.table_names import SEGMENT_ROWS
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.http import post_json
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted, shortened

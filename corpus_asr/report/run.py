@@ -38,7 +38,8 @@ from corpus_asr.storage.run_state.run_files import (
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.source_listings import other_listings
 from corpus_asr.storage.run_state.speaker_turns import SPEAKING, speaking_times
-from corpus_asr.storage.run_state.tables import LABEL_ROWS, SEGMENT_ROWS, OutputStore
+from corpus_asr.storage.run_state.table_names import LABEL_ROWS, SEGMENT_ROWS
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import READERS
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted, joined_names

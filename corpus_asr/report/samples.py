@@ -25,7 +25,8 @@ from corpus_asr.stages.messages import ClipRange, CutRequest
 from corpus_asr.storage.run_state.current_rows import read_confidences
 from corpus_asr.storage.run_state.part_rows import part_rows_at
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.tables import LABEL_ROWS, SEGMENT_ROWS, OutputStore, PartRows
+from corpus_asr.storage.run_state.table_names import LABEL_ROWS, SEGMENT_ROWS, PartRows
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.store import RetryPolicy
 from corpus_asr.units import SAMPLE_RATE_HZ

@@ -38,12 +38,8 @@ from corpus_asr.storage.run_state.speaker_turns import (
     write_turns,
     write_voices,
 )
-from corpus_asr.storage.run_state.tables import (
-    SEGMENT_ROWS,
-    SPEAKERS_FOLDER,
-    OutputStore,
-    projected,
-)
+from corpus_asr.storage.run_state.table_names import SEGMENT_ROWS, SPEAKERS_FOLDER
+from corpus_asr.storage.run_state.tables import OutputStore, projected
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.transcription.joined_text import Claim, placed_once, text_columns
 

@@ -42,7 +42,7 @@ from corpus_asr.runtime.workers import (
 from corpus_asr.stages.extract import REPORTING_EXTRACTOR
 from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, load_engine
 from corpus_asr.storage.run_state.recording_rows import LostPortion
-from corpus_asr.storage.run_state.tables import INTERNAL_SUFFIX
+from corpus_asr.storage.run_state.table_names import INTERNAL_SUFFIX
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_store
 from corpus_asr.units import counted
 

@@ -38,7 +38,8 @@ from corpus_asr.storage.run_state.run_files import outcomes_names
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.seen_segments import Block, Made, Stale, place
 from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
-from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore
+from corpus_asr.storage.run_state.table_names import LABEL_ROWS
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.view.texts import (
     Edits,
     Places,

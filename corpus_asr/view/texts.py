@@ -27,7 +27,8 @@ from corpus_asr.storage.run_state.current_rows import counting_rows, gathered
 from corpus_asr.storage.run_state.part_rows import part_rows_at
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.seen_segments import Block, Made, place
-from corpus_asr.storage.run_state.tables import SEGMENT_ROWS, OutputStore, projected
+from corpus_asr.storage.run_state.table_names import SEGMENT_ROWS
+from corpus_asr.storage.run_state.tables import OutputStore, projected
 from corpus_asr.view.search import folded_lines
 
 _SEGMENT_COLUMNS = ("start_s", "end_s", "channel", "language", "confidence", "text")

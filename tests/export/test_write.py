@@ -33,7 +33,8 @@ from corpus_asr.schemas import SEGMENTS
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.run_tables import MEMORY_VARIABLE
 from corpus_asr.storage.run_state.seen_segments import SeenSegments
-from corpus_asr.storage.run_state.tables import TABLES_NAME, OutputStore
+from corpus_asr.storage.run_state.table_names import TABLES_NAME
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import read_bytes
 from corpus_asr.storage.stores.uri import recording_id, within
 from tests.support.runs import correct_segment, finished, says

@@ -13,7 +13,8 @@ from corpus_asr.pipelines.driver import run
 from corpus_asr.stages.transcribe import EngineSpec, load_engine
 from corpus_asr.storage.model_files import model_revision
 from corpus_asr.storage.run_state.run_files import write_calibration
-from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore
+from corpus_asr.storage.run_state.table_names import LABEL_ROWS
+from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.checkpoints import tiny_whisper
 from tests.support.corpora import CLIPS, job, redo
 from tests.support.parakeet import parakeet_checkpoint

@@ -14,7 +14,8 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.loading import load_classifier
 from corpus_asr.pipelines.driver import run
-from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore
+from corpus_asr.storage.run_state.table_names import LABEL_ROWS
+from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.audio import read_clip
 from tests.support.checkpoints import CLASSES, tiny_classifier, tiny_whisper
 from tests.support.corpora import job, outcomes_in

@@ -12,16 +12,16 @@ from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import DUPLICATES, HOOKS, SPEAKERS, VOICES
 from corpus_asr.storage.run_state.identities import IDENTITIES
 from corpus_asr.storage.run_state.lock import Lock
-from corpus_asr.storage.run_state.tables import (
+from corpus_asr.storage.run_state.table_names import (
     IDENTITIES_NAME,
     OUTCOMES_FOLDER,
     PART_ROWS_FOLDERS,
     TABLES_NAME,
     TABLES_OF_RUNS,
-    OutputStore,
     beside,
     table_name,
 )
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from tests.pipelines.test_archive_commands import Typed
 from tests.storage.test_run_tables import done

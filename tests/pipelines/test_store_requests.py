@@ -45,7 +45,7 @@ def test_a_run_reads_its_manifest_and_lists_its_folder_once(
         monkeypatch.setattr(LocalStore, name, requests.counted(name, getattr(LocalStore, name)))
     model = str(tiny_model(tmp_path / "model"))
     config = run_config(tmp_path / "in", tmp_path / "out", model=model)
-    numbers = []
+    numbers: list[int] = []
     for new in (2, 1, 0):
         for number in range(new):
             write_tones(tmp_path / f"in/{len(numbers)}-{number}.wav", seconds=2)

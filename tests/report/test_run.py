@@ -40,13 +40,8 @@ from corpus_asr.schemas import FILES, OUTCOMES, RECORDINGS
 from corpus_asr.storage.run_state.current_rows import read_confidences
 from corpus_asr.storage.run_state.run_files import RUN_NAME, write_snapshot
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.tables import (
-    LABEL_ROWS,
-    SEGMENT_ROWS,
-    OutputStore,
-    PartRows,
-    projected,
-)
+from corpus_asr.storage.run_state.table_names import LABEL_ROWS, SEGMENT_ROWS, PartRows
+from corpus_asr.storage.run_state.tables import OutputStore, projected
 from tests.support.nightly import past
 from tests.support.pages import parsed
 from tests.support.runs import NAMES, REVISION, ManualRun

@@ -33,7 +33,8 @@ from corpus_asr.storage.run_state.finish import settle
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
-from corpus_asr.storage.run_state.tables import SPEAKERS_FOLDER, VOICES_FOLDER, OutputStore
+from corpus_asr.storage.run_state.table_names import SPEAKERS_FOLDER, VOICES_FOLDER
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.transcription.joined_text import text_columns
 from tests.support.extractors import scripted_part, scripted_voices

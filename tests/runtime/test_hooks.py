@@ -17,7 +17,8 @@ from corpus_asr.runtime.ray_workers import on_workers
 from corpus_asr.storage.run_state import hook_rows, recording_rows
 from corpus_asr.storage.run_state.hook_rows import hooks_of, read_rows
 from corpus_asr.storage.run_state.recording_rows import LostPortion
-from corpus_asr.storage.run_state.tables import HOOKS_FOLDER, OutputStore
+from corpus_asr.storage.run_state.table_names import HOOKS_FOLDER
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support import hooks as functions
 from tests.support.runs import correct_segment, finished, passage, run_of, says, spoken

@@ -9,7 +9,7 @@ import pytest
 
 from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.run_tables import read_redo
-from corpus_asr.storage.run_state.tables import COMMITS_FOLDER
+from corpus_asr.storage.run_state.table_names import COMMITS_FOLDER
 from tests.support.clocks import WrongClock, wrong_clock
 from tests.support.living_archive import broken, plain
 from tests.support.years import DAYS, TROUBLES, UPGRADES, Year, spend

@@ -6,7 +6,8 @@ import pytest
 
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.plan import make_plan, retire_plans
-from corpus_asr.storage.run_state.tables import PLANS_FOLDER, OutputStore
+from corpus_asr.storage.run_state.table_names import PLANS_FOLDER
+from corpus_asr.storage.run_state.tables import OutputStore
 from tests.storage.test_run_tables import done
 from tests.support.clocks import DAY_S, wrong_clock
 from tests.support.tables import commit, files, part, results, rows_of, run_config, stored_segments

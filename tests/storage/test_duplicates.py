@@ -22,7 +22,8 @@ from corpus_asr.storage.run_state.duplicates import (
     read_pairs,
 )
 from corpus_asr.storage.run_state.rewriting import remove_recordings
-from corpus_asr.storage.run_state.tables import DUPLICATES_FOLDER, OutputStore
+from corpus_asr.storage.run_state.table_names import DUPLICATES_FOLDER
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.units import FINGERPRINT_WORDS_PER_SECOND as WORDS_PER_SECOND
 from tests.support.tables import commit, part, results

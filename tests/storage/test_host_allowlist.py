@@ -17,7 +17,8 @@ from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.manifest import read_manifest
 from corpus_asr.storage.run_state.finish import settle
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.tables import TABLES_NAME, OutputStore
+from corpus_asr.storage.run_state.table_names import TABLES_NAME
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary, write_atomic
 from corpus_asr.storage.stores.host_allowlist import (
     ANY_NAMED_HOST,

@@ -17,7 +17,7 @@ from corpus_asr.storage.run_state.identities import Changes, Identities, Move
 from corpus_asr.storage.run_state.prune import prune
 from corpus_asr.storage.run_state.run_tables import REDO, REDO_NAME
 from corpus_asr.storage.run_state.source_listings import note_listing
-from corpus_asr.storage.run_state.tables import IDENTITIES_NAME
+from corpus_asr.storage.run_state.table_names import IDENTITIES_NAME
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import recording_id
 from tests.storage.test_moved import done, move, put, said, text

@@ -117,10 +117,10 @@ def test_local_versions_follow_size_and_time(tmp_path: Path) -> None:
 def test_what_is_left_out_is_counted(tree: Tree) -> None:
     found = FileListing(tree("", exclude=("*.MP3",)))
     assert sum(batch.num_rows for batch in found) == 1
-    assert (found.num_excluded, found.num_ignored, found.num_no_sound) == (4, 2, 0)
+    assert (found.num_excluded, found.num_ignored, len(found.silent)) == (4, 2, 0)
     found = FileListing(tree("", ignore=()))
     assert sum(batch.num_rows for batch in found) == len(TREE) - 1
-    assert (found.num_excluded, found.num_ignored, found.num_no_sound) == (0, 0, 1)
+    assert (found.num_excluded, found.num_ignored, len(found.silent)) == (0, 0, 1)
 
 
 def test_what_is_no_recording_is_ignored_unless_it_is_named(
@@ -162,7 +162,7 @@ def test_what_is_no_recording_is_ignored_unless_it_is_named(
         storage = parsed({"endpoint_url": options.endpoint_url})
         listing = FileListing(SourceSettings(uri=(uri,), storage_options=storage))
         uris = [uri for batch in listing for uri in batch["uri"].to_pylist()]
-        num_others = listing.num_ignored + listing.num_no_sound
+        num_others = listing.num_ignored + len(listing.silent)
         return sorted(uri.removeprefix(f"{base}/in/") for uri in uris), num_others
 
     assert listed("") == (sorted(recordings), len(ignored))

@@ -20,7 +20,8 @@ from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.source_listings import note_listing
 from corpus_asr.storage.run_state.speaker_names import NAMES_NAME
-from corpus_asr.storage.run_state.tables import IDENTITIES_NAME, OutputStore
+from corpus_asr.storage.run_state.table_names import IDENTITIES_NAME
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, open_binary
 from corpus_asr.storage.stores.uri import recording_id

@@ -15,7 +15,8 @@ from corpus_asr.storage.run_state.finish import OutcomeCounts
 from corpus_asr.storage.run_state.plan import Plan, make_plan
 from corpus_asr.storage.run_state.redo import ALL, chosen
 from corpus_asr.storage.run_state.run_tables import REDO_NAME, RunTables
-from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore
+from corpus_asr.storage.run_state.table_names import LABEL_ROWS
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support.runs import REVISION, complete_run, planned_files
 from tests.support.stores import life

@@ -23,10 +23,8 @@ from corpus_asr.storage.run_state.finish import (
 from corpus_asr.storage.run_state.rewriting import FAILING_NAME
 from corpus_asr.storage.run_state.run_files import RunRecord, begin_run
 from corpus_asr.storage.run_state.run_tables import MEMORY_VARIABLE, RunTables
-from corpus_asr.storage.run_state.tables import (
-    TABLES_NAME,
-    OutputStore,
-)
+from corpus_asr.storage.run_state.table_names import TABLES_NAME
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.run_state.what_counts import RemainingReason
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support.tables import (

@@ -19,7 +19,8 @@ from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.rewriting import write_identities
 from corpus_asr.storage.run_state.run_files import begin_run, fingerprint
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.tables import TABLES_NAME, OutputStore
+from corpus_asr.storage.run_state.table_names import TABLES_NAME
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.local import LocalStore
 from tests.storage.test_run_tables import done
 from tests.support.runs import REVISION, ManualRun, finish_plan, planned_files

@@ -13,12 +13,8 @@ from corpus_asr.schemas import LABELS, OUTCOMES, RESULTS, SEGMENTS
 from corpus_asr.storage.parquet import conform
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.part_rows import part_rows, without_credentials
-from corpus_asr.storage.run_state.tables import (
-    LABEL_ROWS,
-    SEGMENT_ROWS,
-    TABLES_NAME,
-    OutputStore,
-)
+from corpus_asr.storage.run_state.table_names import LABEL_ROWS, SEGMENT_ROWS, TABLES_NAME
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.uri import without_secrets

@@ -23,12 +23,12 @@ from corpus_asr.schemas import FILES, PACKS, PARTS, RESULTS
 from corpus_asr.segments import Segment, Word
 from corpus_asr.stages.parts import one_row
 from corpus_asr.storage.parquet import BATCH_ROWS
-from corpus_asr.storage.run_state import tables
 from corpus_asr.storage.run_state.moved import SOUND_DIGEST
 from corpus_asr.storage.run_state.part_rows import commit_rows, nested, part_rows
 from corpus_asr.storage.run_state.run_files import RUNNING, Snapshot
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
-from corpus_asr.storage.run_state.tables import SEGMENT_ROWS, OutputStore, PartRows
+from corpus_asr.storage.run_state.table_names import SEGMENT_ROWS, SUFFIX, PartRows, unique_stem
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, inspect_file
 from corpus_asr.storage.stores.uri import recording_id
 
@@ -205,7 +205,7 @@ def put_nested(
 
 def orphan(store: OutputStore, *rows: dict[str, Any], kind: PartRows = SEGMENT_ROWS) -> str:
     """Put segments or labels that do not count, as a killed finish does; return their name."""
-    name = f"{kind.folder}/{tables.unique_stem()}{tables.SUFFIX}"
+    name = f"{kind.folder}/{unique_stem()}{SUFFIX}"
     made = commit_rows(results(*rows), run_id="other", model=("model", "revision"))
     flat = pc.list_flatten(made[kind.folder].combine_chunks())
     held = pa.Table.from_struct_array(flat).cast(kind.schema)

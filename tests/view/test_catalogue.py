@@ -16,7 +16,8 @@ from corpus_asr.storage.run_state import part_rows
 from corpus_asr.storage.run_state.corrections import EditedSegment, correct
 from corpus_asr.storage.run_state.finish import merge
 from corpus_asr.storage.run_state.lock import SUCCESS_NAME
-from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore
+from corpus_asr.storage.run_state.table_names import LABEL_ROWS
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.view.catalogue import BLOCK_ROWS, Library, Transcript, Transcripts
 from tests.support.runs import correct_segment, finished, passage, run_of, says, spoken

@@ -17,7 +17,8 @@ from corpus_asr.storage.run_state.corrections import (
     hash_of,
     read_saved,
 )
-from corpus_asr.storage.run_state.tables import SPEAKERS_FOLDER, OutputStore
+from corpus_asr.storage.run_state.table_names import SPEAKERS_FOLDER
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.view.texts import segments_at
 from tests.support.pages import Response, asked, fetch, sent

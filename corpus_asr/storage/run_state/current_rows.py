@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 
 from corpus_asr.storage.run_state.part_rows import part_rows
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, PartRows
+from corpus_asr.storage.run_state.table_names import LABEL_ROWS, PartRows
+from corpus_asr.storage.run_state.tables import OutputStore
 
 # Objects with the rows of their parts, both in the order of time.
 _PARTS = """

@@ -29,7 +29,8 @@ from corpus_asr.storage.parquet import BATCH_ROWS
 from corpus_asr.storage.run_state.recording_rows import portions_of, rows_at
 from corpus_asr.storage.run_state.recording_rows import wanted as not_made
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
-from corpus_asr.storage.run_state.tables import DUPLICATES_FOLDER, SUFFIX, OutputStore
+from corpus_asr.storage.run_state.table_names import DUPLICATES_FOLDER, SUFFIX
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import FINGERPRINT_SPAN_S as SPAN_S
 from corpus_asr.units import FINGERPRINT_WORDS_PER_SECOND as WORDS_PER_SECOND
 

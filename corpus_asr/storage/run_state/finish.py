@@ -29,7 +29,7 @@ from corpus_asr.storage.run_state.redo import forget_done
 from corpus_asr.storage.run_state.run_files import RUN_NAME, RunRecord, code_versions, safe_config
 from corpus_asr.storage.run_state.run_tables import NOTED, RowPlace, RunTables, in_utc
 from corpus_asr.storage.run_state.source_listings import other_listings
-from corpus_asr.storage.run_state.tables import (
+from corpus_asr.storage.run_state.table_names import (
     COMMITS_FOLDER,
     LABEL_ROWS,
     OUTCOMES_FOLDER,
@@ -37,12 +37,11 @@ from corpus_asr.storage.run_state.tables import (
     RECORDINGS_FOLDER,
     SEGMENT_ROWS,
     SUFFIX,
-    OutputStore,
     PartRows,
     beside,
-    projected,
     time_ns_of,
 )
+from corpus_asr.storage.run_state.tables import OutputStore, projected
 from corpus_asr.storage.run_state.what_counts import RENEWED, SETTLING
 from corpus_asr.storage.stores.store import may_be_same
 from corpus_asr.units import MEBIBYTE

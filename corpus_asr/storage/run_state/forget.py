@@ -58,14 +58,14 @@ from corpus_asr.storage.run_state.run_files import (
 )
 from corpus_asr.storage.run_state.speaker_names import NAMES_NAME
 from corpus_asr.storage.run_state.speaker_turns import read_turns
-from corpus_asr.storage.run_state.tables import (
+from corpus_asr.storage.run_state.table_names import (
     PLANS_FOLDER,
     SPEAKERS_FOLDER,
     TABLES_OF_RUNS,
     VOICES_FOLDER,
-    OutputStore,
     is_commit,
 )
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import normalize, public, redact_uri
 
 FORGET: Final = "remove --uri"

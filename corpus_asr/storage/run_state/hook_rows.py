@@ -33,7 +33,8 @@ from corpus_asr.storage.run_state.run_files import open_run
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.seen_segments import SEEN_SEGMENTS, SeenSegments
 from corpus_asr.storage.run_state.speaker_turns import read_turns
-from corpus_asr.storage.run_state.tables import HOOKS_FOLDER, SPEAKERS_FOLDER, OutputStore
+from corpus_asr.storage.run_state.table_names import HOOKS_FOLDER, SPEAKERS_FOLDER
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 
 # Recordings per task, repeated if its machine is lost: seconds of work for most functions.

@@ -17,12 +17,12 @@ from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.failure_kinds import NOT_FOUND
 from corpus_asr.storage.parquet import with_column
 from corpus_asr.storage.run_state.part_rows import without_credentials
-from corpus_asr.storage.run_state.tables import (
+from corpus_asr.storage.run_state.table_names import (
     IDENTITIES_NAME,
     PLANS_FOLDER,
     RECORDINGS_FOLDER,
-    OutputStore,
 )
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import public, recording_id, redact_uri
 

@@ -12,17 +12,15 @@ from corpus_asr.confidence import DEFAULT_MODEL, EVIDENCE_COLUMNS, ConfidenceMod
 from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import OUTCOMES, RESULTS
 from corpus_asr.storage.parquet import conform, with_column
-from corpus_asr.storage.run_state.tables import (
+from corpus_asr.storage.run_state.table_names import (
     PART_ROWS,
-    READ_AHEAD_ROWS,
     SEGMENT_ROWS,
-    OutputStore,
     PartRows,
     beside,
     is_commit,
-    projected,
     repair_advice,
 )
+from corpus_asr.storage.run_state.tables import READ_AHEAD_ROWS, OutputStore, projected
 from corpus_asr.storage.stores.filesystem import read_ahead
 from corpus_asr.storage.stores.uri import (
     public,

@@ -55,15 +55,14 @@ from corpus_asr.storage.run_state.source_listings import (
     read_listings,
 )
 from corpus_asr.storage.run_state.speaker_names import with_notes
-from corpus_asr.storage.run_state.tables import (
+from corpus_asr.storage.run_state.table_names import (
     LABEL_ROWS,
     PLANS_FOLDER,
     SEGMENT_ROWS,
-    OutputStore,
-    projected,
     table_name,
     time_ns_of,
 )
+from corpus_asr.storage.run_state.tables import OutputStore, projected
 from corpus_asr.storage.run_state.what_counts import RemainingReason
 from corpus_asr.storage.stores.filesystem import Inspection, StoreOptions, inspect_files
 from corpus_asr.storage.stores.uri import located, redact_uri

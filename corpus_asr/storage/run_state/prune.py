@@ -16,7 +16,8 @@ from corpus_asr.storage.run_state.rewriting import remove_recordings
 from corpus_asr.storage.run_state.run_files import RUN_NAME
 from corpus_asr.storage.run_state.run_tables import NOTED, RunTables
 from corpus_asr.storage.run_state.source_listings import other_listings, read_roots
-from corpus_asr.storage.run_state.tables import RECORDINGS_FOLDER, OutputStore
+from corpus_asr.storage.run_state.table_names import RECORDINGS_FOLDER
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted
 

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 
 from corpus_asr.schemas import SPEAKERS
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.tables import SUFFIX, OutputStore, projected
+from corpus_asr.storage.run_state.table_names import SUFFIX
+from corpus_asr.storage.run_state.tables import OutputStore, projected
 
 # Maximum rows per object: about ten MB of turns.
 ROWS_PER_OBJECT = 250_000

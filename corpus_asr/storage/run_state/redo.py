@@ -14,7 +14,8 @@ from corpus_asr.schemas import RECORDINGS
 from corpus_asr.storage.run_state.current_rows import read_confidences
 from corpus_asr.storage.run_state.manifest_columns import join_columns
 from corpus_asr.storage.run_state.run_tables import REDO, REDO_NAME, RunTables, read_redo
-from corpus_asr.storage.run_state.tables import OutputStore, PartRows
+from corpus_asr.storage.run_state.table_names import PartRows
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import shortened
 
 ALL = "all"

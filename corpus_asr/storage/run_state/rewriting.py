@@ -31,7 +31,7 @@ from corpus_asr.storage.run_state.part_rows import kind_of, nested, part_rows
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.run_tables import REDO_NAME
 from corpus_asr.storage.run_state.speaker_names import NAMES_NAME, named_lines
-from corpus_asr.storage.run_state.tables import (
+from corpus_asr.storage.run_state.table_names import (
     DUPLICATES_FOLDER,
     HOOKS_FOLDER,
     LABEL_ROWS,
@@ -40,12 +40,11 @@ from corpus_asr.storage.run_state.tables import (
     SPEAKERS_FOLDER,
     SUFFIX,
     VOICES_FOLDER,
-    OutputStore,
     is_commit,
-    projected,
     table_name,
     time_ns_of,
 )
+from corpus_asr.storage.run_state.tables import OutputStore, projected
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import public, redact_uri
 

@@ -49,12 +49,8 @@ from corpus_asr.schemas import FILES, OUTCOMES, RECORDINGS
 from corpus_asr.scratch import scratch_folder
 from corpus_asr.storage.parquet import BATCH_ROWS, conform
 from corpus_asr.storage.run_state.identities import Identities
-from corpus_asr.storage.run_state.tables import (
-    OutputStore,
-    is_commit,
-    projected,
-    table_name,
-)
+from corpus_asr.storage.run_state.table_names import is_commit, table_name
+from corpus_asr.storage.run_state.tables import OutputStore, projected
 from corpus_asr.storage.run_state.what_counts import (
     AGAIN,
     CLOSED,

@@ -42,7 +42,8 @@ from corpus_asr.storage.run_state.corrections import (
 )
 from corpus_asr.storage.run_state.current_rows import counting_rows
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.tables import SEGMENT_ROWS, OutputStore, projected
+from corpus_asr.storage.run_state.table_names import SEGMENT_ROWS
+from corpus_asr.storage.run_state.tables import OutputStore, projected
 from corpus_asr.storage.run_state.transcript_words import (
     CORRECTED_CONFIDENCE,
     Token,

@@ -39,13 +39,8 @@ from corpus_asr.storage.run_state.recording_rows import (
 )
 from corpus_asr.storage.run_state.rewriting import named_numbers
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
-from corpus_asr.storage.run_state.tables import (
-    SPEAKERS_FOLDER,
-    SUFFIX,
-    VOICES_FOLDER,
-    OutputStore,
-    projected,
-)
+from corpus_asr.storage.run_state.table_names import SPEAKERS_FOLDER, SUFFIX, VOICES_FOLDER
+from corpus_asr.storage.run_state.tables import OutputStore, projected
 
 _LOG = logging.getLogger(__name__)
 # Per output folder: comparing all pairs takes some 200 s of one core, and 435 MB.

@@ -18,27 +18,52 @@ import json
 import logging
 import threading
 import time
-import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from types import MappingProxyType
-from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar, cast
+from typing import Any, Protocol, Self, TypeVar, cast
 
 import pyarrow as pa
 
 from corpus_asr.config.run import DatasetSettings, OutputSettings
-from corpus_asr.errors import ConfigError, CorpusAsrError, EngineError, FetchError
+from corpus_asr.errors import CorpusAsrError, EngineError, FetchError
 from corpus_asr.failure_kinds import NOT_FOUND
-from corpus_asr.json_values import load
-from corpus_asr.schemas import LABELS, OUTCOMES, RECORDINGS, SEGMENTS
+from corpus_asr.schemas import OUTCOMES, RECORDINGS
 from corpus_asr.storage.parquet import (
     BATCH_ROWS,
     conform,
     encode_parquet,
     parquet_batches,
     parquet_rows,
+)
+from corpus_asr.storage.run_state.table_names import (
+    COMMITS_FOLDER,
+    DERIVED_FOLDERS,
+    FINISHED_FOLDERS,
+    IDENTITIES_NAME,
+    OF_PARTS,
+    OUTCOMES_FOLDER,
+    OWN_FOLDERS,
+    OWN_PREFIXES,
+    PART_ROWS_FOLDERS,
+    RECORDINGS_FOLDER,
+    RUNS_PREFIXES,
+    SEGMENT_ROWS,
+    SUFFIX,
+    TABLES_NAME,
+    TABLES_OF_RUNS,
+    Manifest,
+    PartRows,
+    TableSize,
+    beside,
+    is_by,
+    is_commit,
+    is_table,
+    repair_advice,
+    table_name,
+    time_ns_of,
+    unique_stem,
 )
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import READERS, StoreOptions, read_ahead
@@ -54,49 +79,12 @@ from corpus_asr.units import MEBIBYTE
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-OUTCOMES_FOLDER, RECORDINGS_FOLDER = "outcomes", "recordings"
-SPEAKERS_FOLDER, VOICES_FOLDER, DUPLICATES_FOLDER = "speakers", "voices", "duplicates"
-HOOKS_FOLDER = "hooks"  # with a folder for the table of each
-COMMITS_FOLDER: Final = "_run/commits"
-"""Commits since the last finish, and parts that wait until all of their version are there."""
-SUFFIX = ".parquet"
-INTERNAL_SUFFIX = ".rows"  # so that **/*.parquet finds only tables for users
 # Of each object that is read ahead: a small commit as a whole, a merged one only at its beginning.
 READ_AHEAD_ROWS = 16_384
 # A commit that is late does not count, so what a look at the lock saves is only requests.
 LOOK_EVERY_S = 5.0
 # Of what the holder of the lock read or wrote: a night reads its own small files again.
 KEPT_OBJECT_BYTES, KEPT_BYTES = MEBIBYTE, 32 * MEBIBYTE
-
-
-def table_name(folder: str, stem: str) -> str:
-    """Return the name of a table's object; below `_run/` it has a suffix of its own."""
-    is_internal = folder.partition("/")[0] == "_run"
-    return f"{folder}/{stem}{INTERNAL_SUFFIX if is_internal else SUFFIX}"
-
-
-def is_commit(name: str) -> bool:
-    """Tell whether an object is a commit; else it is one of the table of outcomes."""
-    return name.startswith(f"{COMMITS_FOLDER}/")
-
-
-def beside(name: str, folder: str) -> str:
-    """Return the name of the object in another folder that belongs to one of outcomes."""
-    return f"{folder}/{name.rpartition('/')[2]}"
-
-
-@dataclass(frozen=True, slots=True)
-class PartRows:
-    """A table whose rows belong to parts, written together with their outcomes."""
-
-    folder: str  # below the output folder; also the column of RESULTS that holds a part's rows
-    schema: pa.Schema
-
-
-SEGMENT_ROWS = PartRows("segments", SEGMENTS)
-LABEL_ROWS = PartRows("labels", LABELS)
-PART_ROWS = (SEGMENT_ROWS, LABEL_ROWS)
-PART_ROWS_FOLDERS = tuple(rows.folder for rows in PART_ROWS)
 
 
 class WriteGuard(Protocol):
@@ -110,71 +98,11 @@ class WriteGuard(Protocol):
         """Return if the run may still write; else raise an `EngineError`."""
 
 
-TABLES_NAME: Final = "_run/tables.json"
-IDENTITIES_NAME: Final = table_name("_run", "identities")
-"""Addresses of recordings that moved (`identities`)."""
-PLANS_FOLDER: Final = "_run/plan"
-FINISHED_FOLDERS = (OUTCOMES_FOLDER, *PART_ROWS_FOLDERS, RECORDINGS_FOLDER)
-"""Tables of which those objects count that `TABLES_NAME` names."""
-DERIVED_FOLDERS = (SPEAKERS_FOLDER, VOICES_FOLDER, DUPLICATES_FOLDER, HOOKS_FOLDER)
-"""Tables that are made of these, of which all objects count; `TABLES_NAME` says which there were.
-"""
-TABLES_OF_RUNS = (COMMITS_FOLDER, *FINISHED_FOLDERS, *DERIVED_FOLDERS)
-_OF_PARTS = (OUTCOMES_FOLDER, *PART_ROWS_FOLDERS)
-_OWN_FOLDERS = ("_run", *FINISHED_FOLDERS)
-_OWN = tuple(f"{folder}/" for folder in _OWN_FOLDERS)
-"""Folders of which a command knows all objects while it holds the lock."""
-_REMOVE = "restore it, or remove it to count all tables of the folder"
-_RUNS_FOLDERS = tuple(f"{folder}/" for folder in TABLES_OF_RUNS)
-_NOTED = {"tables", "merged", "closed_runs", "settled"}
-_TIME_DIGITS = 20
-
-
-class TableSize(NamedTuple):
-    """Rows and bytes of an object; None where unknown."""
-
-    rows: int | None = None
-    bytes: int | None = None
-
-
-class _Manifest(NamedTuple):
-    """What `TABLES_NAME` says of the objects of an output folder."""
-
-    content: bytes | None = None
-    tables: Mapping[str, TableSize] = MappingProxyType({})
-    merged: frozenset[str] = frozenset()
-    """Commits whose rows these hold, so that they do not count any more."""
-    closed_runs: Mapping[str, frozenset[str]] = MappingProxyType({})
-    """Runs whose lock was taken over, each with what it had put until then."""
-    settled: frozenset[str] | None = None
-    """Objects of recordings whose rows stand for their outcomes (`settled`); None: outcomes have
-    changed since."""
-
-    def is_late(self, name: str) -> bool:
-        """Tell whether a run put an object after its lock was taken over."""
-        return any(_is_by(run_id, name) and name not in put
-                   for run_id, put in self.closed_runs.items())  # fmt: skip
-
-    def within(self, folder: str) -> dict[str, TableSize]:
-        """Return the objects of a folder that it names."""
-        return {name: size for name, size in self.tables.items() if name.startswith(f"{folder}/")}
-
-    def encoded(self) -> bytes:
-        """Return the content of the object."""
-        value = {
-            "tables": {name: self.tables[name]._asdict() for name in sorted(self.tables)},
-            "merged": sorted(self.merged),
-            "closed_runs": {run_id: sorted(put) for run_id, put in self.closed_runs.items()},
-            "settled": None if self.settled is None else sorted(self.settled),
-        }
-        return (json.dumps(value, indent=2) + "\n").encode()
-
-
 @dataclass(slots=True)
 class _Held:
     """What a command knows of a folder whose lock it holds: nobody else changes its own files."""
 
-    manifest: _Manifest
+    manifest: Manifest
     known: dict[str, TableSize | None]
     """Objects by name; None: removed."""
     contents: dict[str, bytes] = field(default_factory=dict)
@@ -190,7 +118,7 @@ class _Held:
     def keep(self, name: str, content: bytes) -> None:
         """Keep an object's content, if small; others may write what lies elsewhere."""
         self.drop(name)
-        if len(content) <= KEPT_OBJECT_BYTES and name.startswith((*_OWN, "run.json")):
+        if len(content) <= KEPT_OBJECT_BYTES and name.startswith((*OWN_PREFIXES, "run.json")):
             with self._lock:
                 self.contents[name] = content
                 self._kept_bytes += len(content)
@@ -243,11 +171,13 @@ class OutputStore:
             folders = {"_run", *(name.partition("/")[0] for name in manifest.tables)}
         known = {name: size for folder in sorted(folders) for name, size in self._in_store(folder)}
         if lost := manifest.tables.keys() - known.keys() - {IDENTITIES_NAME}:
+            if self._read_manifest().content != manifest.content:  # replaced meanwhile
+                return self._open()
             raise self.loss_of(lost)
         known |= {name: size for name, size in manifest.tables.items() if name in known}
         if manifest.content is None:
             tables = {name: size for name, size in known.items()
-                      if _is_table(name) and not name.startswith("_run/")}  # fmt: skip
+                      if is_table(name) and not name.startswith("_run/")}  # fmt: skip
             # Rows of parts without their outcomes are of a finish that was killed.
             tables = {name: size for name, size in tables.items()
                       if name.partition("/")[0] not in PART_ROWS_FOLDERS
@@ -297,22 +227,15 @@ class OutputStore:
         return unique_stem(newest_ns if time_ns is None else time_ns, run_id=run_id, mark=mark)
 
     def check_tables(self) -> None:
-        """Raise if a table that is named is lost, unless it was replaced meanwhile."""
-        manifest = self._manifest()
-        if self._held is None and manifest.content is not None:
-            folders = sorted({name.partition("/")[0] for name in manifest.tables})
-            present = {name for folder in folders for name, _ in self._in_store(folder)}
-            if lost := manifest.tables.keys() - present - {IDENTITIES_NAME}:
-                if self._read_manifest().content != manifest.content:
-                    return self.check_tables()
-                raise self.loss_of(lost)
-        return None
+        """Raise if a table that is named is lost."""
+        if self._held is None:
+            self._open()
 
     def note_tables(self) -> None:
         """Note all tables that there are, also those that are made of others."""
         held = self._held or self._open()
         derived = {name: size for folder in DERIVED_FOLDERS
-                   for name, size in held.within(folder).items() if _is_table(name)}  # fmt: skip
+                   for name, size in held.within(folder).items() if is_table(name)}  # fmt: skip
         tables = {name: size for name, size in held.manifest.tables.items()
                   if name.partition("/")[0] not in DERIVED_FOLDERS} | derived  # fmt: skip
         if (size := held.known.get(IDENTITIES_NAME)) is not None:
@@ -336,7 +259,7 @@ class OutputStore:
         held = self._held or self._open()
         tables = held.manifest.tables
         commits = frozenset(filter(is_commit, old))
-        beside_old = {beside(name, folder) for name in {*old} - commits for folder in _OF_PARTS}
+        beside_old = {beside(name, folder) for name in {*old} - commits for folder in OF_PARTS}
         gone = tables.keys() & {*old, *beside_old}
         sizes = {name: held.known.get(name) or TableSize() for name in new if not is_commit(name)}
         self._note(held.manifest._replace(
@@ -346,31 +269,16 @@ class OutputStore:
         ))  # fmt: skip
         self.remove_all([*sorted(commits), *sorted(gone)])
 
-    def _manifest(self) -> _Manifest:
+    def _manifest(self) -> Manifest:
         return self._read_manifest() if self._held is None else self._held.manifest
 
-    def _read_manifest(self) -> _Manifest:
+    def _read_manifest(self) -> Manifest:
         uri, content = self.address(TABLES_NAME), self._read(TABLES_NAME)
         if content is None:
-            return _Manifest()
-        try:
-            noted = load(content)
-            if isinstance(noted, list) or not noted.keys() >= _NOTED:
-                raise ConfigError(
-                    f"reading {redact_uri(uri)}: found results of another version of corpus-asr, "
-                    "which this one does not read; use that version, or transcribe into another "
-                    "folder"
-                )
-            tables = {name: TableSize(**size) for name, size in noted["tables"].items()}
-            closed = {run_id: frozenset(put) for run_id, put in noted["closed_runs"].items()}
-            settled = None if noted["settled"] is None else frozenset(noted["settled"])
-            return _Manifest(content, tables, frozenset(noted["merged"]), closed, settled)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise CorpusAsrError(
-                f"reading {redact_uri(uri)}: found it damaged ({error!r}); {_REMOVE}"
-            ) from error
+            return Manifest()
+        return Manifest.decoded(content, uri)
 
-    def _note(self, manifest: _Manifest) -> None:
+    def _note(self, manifest: Manifest) -> None:
         """Write what counts from here on, unless that is noted already."""
         data = manifest.encoded()
         if data == manifest.content:
@@ -397,7 +305,7 @@ class OutputStore:
         held = self._held or self._open()
         derived = {name for folder in DERIVED_FOLDERS for name, _ in self._listed(folder)}
         put = frozenset(name for name in {*held.within(COMMITS_FOLDER), *derived}
-                        if _is_by(run_id, name))  # fmt: skip
+                        if is_by(run_id, name))  # fmt: skip
         # From here on its finish cannot replace what counts.
         closed_runs = {**held.manifest.closed_runs, run_id: put}
         self._note(held.manifest._replace(closed_runs=closed_runs))
@@ -422,7 +330,7 @@ class OutputStore:
         folders = (COMMITS_FOLDER, *FINISHED_FOLDERS, *derived)
         return sorted(
             name for folder in folders for name, _ in self._listed(folder)
-            if _is_table(name) and name not in self._counting(folder, manifest)
+            if is_table(name) and name not in self._counting(folder, manifest)
         )  # fmt: skip
 
     @classmethod
@@ -501,14 +409,12 @@ class OutputStore:
 
     def commit_names(self) -> list[str]:
         """Return by time the names of commits and objects of outcomes that count at one moment."""
-        self.check_tables()
-        manifest = self._manifest()
-        while True:
-            counting = [*self._counting(OUTCOMES_FOLDER, manifest),
-                        *self._counting(COMMITS_FOLDER, manifest)]  # fmt: skip
-            manifest_before, manifest = manifest, self._manifest()
-            if manifest.content == manifest_before.content:
-                return sorted(counting, key=lambda name: name.rpartition("/")[2])
+        held = self._held or self._open()
+        if self._held is None and self._read_manifest().content != held.manifest.content:
+            return self.commit_names()
+        commits = held.manifest.counting(held.within(COMMITS_FOLDER))
+        finished = held.manifest.within(OUTCOMES_FOLDER)
+        return sorted([*finished, *commits], key=lambda name: name.rpartition("/")[2])
 
     def names(self, folder: str) -> list[str]:
         """Return the names of a folder's Parquet objects that count, sorted."""
@@ -518,16 +424,13 @@ class OutputStore:
         """Return the size of a folder's Parquet objects that count, by name."""
         return self._counting(folder, self._manifest_of(folder))
 
-    def _manifest_of(self, folder: str) -> _Manifest:
-        return self._manifest() if f"{folder}/".startswith(_RUNS_FOLDERS) else _Manifest()
+    def _manifest_of(self, folder: str) -> Manifest:
+        return self._manifest() if f"{folder}/".startswith(RUNS_PREFIXES) else Manifest()
 
-    def _counting(self, folder: str, manifest: _Manifest) -> dict[str, TableSize]:
+    def _counting(self, folder: str, manifest: Manifest) -> dict[str, TableSize]:
         if folder in FINISHED_FOLDERS and manifest.content is not None:
             return manifest.within(folder)
-        return {
-            name: size for name, size in self._listed(folder)
-            if _is_table(name) and name not in manifest.merged and not manifest.is_late(name)
-        }  # fmt: skip
+        return manifest.counting(dict(self._listed(folder)))
 
     def loss_of(self, names: Collection[str]) -> CorpusAsrError:
         """Return what to raise if tables that count are not there."""
@@ -546,7 +449,7 @@ class OutputStore:
         held = self._held
         if held is None or not folder:
             return self._in_store(folder)
-        if folder.partition("/")[0] not in _OWN_FOLDERS:  # workers may have put some
+        if folder.partition("/")[0] not in OWN_FOLDERS:  # workers may have put some
             held.known |= dict.fromkeys(held.within(folder)) | dict(self._in_store(folder))
         return held.within(folder).items()
 
@@ -673,7 +576,7 @@ class OutputStore:
     def remove_all(self, names: Iterable[str]) -> None:
         """Remove objects in parallel: each request waits for the store."""
         names = list(names)
-        if any(name.startswith(_RUNS_FOLDERS) for name in names):
+        if any(name.startswith(RUNS_PREFIXES) for name in names):
             manifest = self._manifest()
             if manifest.tables.keys() & {*names}:  # what is named is there, also for a reader
                 kept = {name: manifest.tables[name] for name in manifest.tables.keys() - {*names}}
@@ -684,40 +587,8 @@ class OutputStore:
                 pass
 
 
-def _is_table(name: str) -> bool:
-    return name.endswith((SUFFIX, INTERNAL_SUFFIX))
-
-
-def repair_advice(name: str, *, is_lost: bool = False) -> str:
-    """Return what to do about a table that is lost or damaged."""
-    if not name.startswith(_RUNS_FOLDERS):
-        return "restore it, or remove it"
-    objects = [*([] if is_lost else [name]), TABLES_NAME]
-    if name.partition("/")[0] in PART_ROWS_FOLDERS:
-        objects.insert(0, beside(name, OUTCOMES_FOLDER))
-    return f"restore it, or remove {' and '.join(objects)}, and run the job again"
-
-
 def projected(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
     """Return the schema of some columns, in their order; None: all."""
     if columns is None:
         return schema
     return pa.schema([schema.field(name) for name in columns], metadata=schema.metadata)
-
-
-def unique_stem(time_ns: int | None = None, *, run_id: str | None = None, mark: str = "") -> str:
-    """Return a unique commit name; names sort by `time_ns`, by default the present time."""
-    by = "" if run_id is None else f"{run_id}-"
-    time_ns = time.time_ns() if time_ns is None else time_ns
-    return f"{time_ns:0{_TIME_DIGITS}d}-{by}{mark or uuid.uuid4().hex[:12]}"
-
-
-def time_ns_of(name: str) -> int:
-    """Return the time in a name, in nanoseconds; 0 for names of another form."""
-    time_ns = name.rpartition("/")[2].partition("-")[0]
-    return int(time_ns) if time_ns.isdecimal() and len(time_ns) == _TIME_DIGITS else 0
-
-
-def _is_by(run_id: str, name: str) -> bool:
-    """Tell whether a run has put an object, by its name."""
-    return name.rpartition("/")[2].partition("-")[2].startswith(f"{run_id}-")

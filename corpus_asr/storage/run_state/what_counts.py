@@ -18,7 +18,8 @@ import pyarrow as pa
 from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.failure_kinds import NOT_FOUND
 from corpus_asr.schemas import RECORDINGS
-from corpus_asr.storage.run_state.tables import RECORDINGS_FOLDER, OutputStore, projected
+from corpus_asr.storage.run_state.table_names import RECORDINGS_FOLDER
+from corpus_asr.storage.run_state.tables import OutputStore, projected
 from corpus_asr.storage.stores.uri import REST, SIZE
 
 logger = logging.getLogger(__name__)
