@@ -5,9 +5,10 @@ ends it: Ray starts another, and what it had in work is tried again. One that fa
 fails again, is taken out of work.
 """
 
+import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 
 from corpus_asr.activity import Activity
 from corpus_asr.config.run import RunConfig
@@ -23,6 +25,7 @@ from corpus_asr.errors import EngineError
 from corpus_asr.failure_kinds import NOT_A_NUMBER
 from corpus_asr.families.registry import part_features, resolve, users_family
 from corpus_asr.logs import LogSettings, configure
+from corpus_asr.runtime.commit import COUNTED
 from corpus_asr.runtime.coordinator import (
     REPORT_EVERY_S,
     SILENT_S,
@@ -246,9 +249,18 @@ class _EngineWorker(_Worker):
 
 
 class TranscribeWorker(_EngineWorker):
-    """The transcribe stage of one actor; called from several threads."""
+    """The transcribe stage of one actor; called from several threads.
 
-    def __init__(self, spec: EngineSpec, **options: Any) -> None:
+    Its results go to a commit actor with each report, or once nothing is in work: what a task
+    returns to Ray Data leaves it only with the last row of its block, which may take hours.
+    """
+
+    def __init__(self, spec: EngineSpec, *, commit_actors: Sequence[Any], **options: Any) -> None:
+        self._commit_actor = random.choice(commit_actors)
+        self._results: list[pa.Table] = []
+        self._num_calls, self._turn = 0, threading.Lock()
+        self._accepted: Any = None
+        """Answer to the last results that were handed over."""
         super().__init__(spec, **options)
         try:
             with self._ending_the_run():
@@ -262,17 +274,45 @@ class TranscribeWorker(_EngineWorker):
                 time.sleep(REPORT_EVERY_S)
 
     def __call__(self, parts: pa.Table) -> pa.Table:
-        """Return one RESULTS row per part, or none of a run that stops."""
-        if self._coordinator.stopping():
-            return RESULTS.empty_table()
+        """Have one RESULTS row per part committed, none of a run that stops; return their counts.
+
+        Waits while the commit actor does.
+        """
+        results = RESULTS.empty_table()
+        with self._turn:
+            self._num_calls += 1
         try:
-            with self._ending_the_run():
-                return self._transcribed(parts)
+            if not self._coordinator.stopping():
+                with self._ending_the_run():
+                    results = self._transcribed(parts)
         except EngineError as error:
             self._leave(error)
             raise
         finally:
             self._coordinator.send()
+            with self._turn:
+                self._num_calls -= 1
+                self._results.append(results)
+            if not self._num_calls:
+                self._hand_over()
+        if self._accepted is not None:
+            ray.get(self._accepted)
+        return results.select(COUNTED)
+
+    def _look_after(self) -> None:
+        super()._look_after()
+        self._hand_over()
+
+    def _leave(self, error: EngineError) -> None:
+        self._hand_over()
+        super()._leave(error)
+
+    def _hand_over(self) -> None:
+        with self._turn:
+            results = pa.concat_tables([RESULTS.empty_table(), *self._results])
+            self._results.clear()
+            if results.num_rows:
+                self._accepted = self._commit_actor.add.remote(results)
 
 
 class RecordingWorker(_EngineWorker):
