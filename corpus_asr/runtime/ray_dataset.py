@@ -141,7 +141,7 @@ def run_on_ray(
             stopping=lambda: stop.requested,
             replaced=coordinator.replace.remote,
         )
-        with _CoordinatorPoll(coordinator, progress, stop, commits, resources) as poll:
+        with _CoordinatorPoll(coordinator, progress, stop, resources) as poll:
             try:
                 _commit_all(dataset, commits, poll.check_ray)
                 poll.end_watch()
@@ -300,7 +300,7 @@ def build(
 
 
 class _CoordinatorPoll(threading.Thread):
-    """Copies counts from the coordinator and requests to stop to it, and commits in time.
+    """Copies counts from the coordinator and requests to stop to it.
 
     A coordinator that died is followed by one that knows nothing: it is told each time, and what
     its predecessor had counted is kept.
@@ -311,11 +311,9 @@ class _CoordinatorPoll(threading.Thread):
         coordinator: Any,
         progress: Progress,
         stop: Stop,
-        commits: Commits,
         resources: Resources,
     ) -> None:
         super().__init__(name="poll-coordinator", daemon=True)
-        self._commits = commits
         self._coordinator = coordinator
         self._progress = progress
         self._stop_asked = stop
@@ -357,10 +355,6 @@ class _CoordinatorPoll(threading.Thread):
     def run(self) -> None:
         while not self._finished.wait(POLL_S):
             self._stop_asked.failure = self._watch.lost() or self._failure
-            if self._stop_asked.failure is None:
-                self._commits.poll(hurry=self._stop_asked.requested)
-                if self._commits.failure is not None:
-                    self._stop_asked.failure = own_error(self._commits.failure)
             if self._stop_asked.failure is None:
                 self._copy()
             if self._stop_asked.failure or self._stop_asked.expired:

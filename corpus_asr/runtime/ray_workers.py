@@ -9,7 +9,6 @@ driver's machine decide when what is committed together. The driver counts the r
 say what they handed over, exactly once each, and compares them with what was committed.
 """
 
-import itertools
 import math
 import shutil
 import tempfile
@@ -65,7 +64,6 @@ NEWCOMER_S = 60.0
 
 # Commits that wait at one actor while its store fails; then workers wait with their results.
 MOST_PENDING = 4
-_WAIT_S = 1.0
 
 
 def on_workers(
@@ -315,44 +313,50 @@ class CommitActor:
         # While a store takes its time, the results of the next commit are gathered.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._commits: list[Future[Committed]] = []
+        self._turn = threading.Lock()
+        threading.Thread(target=self._poll, name="poll", daemon=True).start()
 
-    def add(self, results: pa.Table) -> None:
-        """Take RESULTS rows; wait while too many commits are pending."""
-        self._buffer.add(results, results.nbytes)
-        wait(self._commits[: -1 - MOST_PENDING])
+    def add(self, results: pa.Table, *, hurry: bool = False) -> None:
+        """Take RESULTS rows, and commit all if `hurry`; wait while too many commits are pending."""
+        with self._turn:
+            self._buffer.add(results, results.nbytes)
+            if hurry:
+                self._buffer.flush()
+        wait(self._commits[-1 - MOST_PENDING : -MOST_PENDING])
 
-    def poll(self, *, hurry: bool) -> list[Committed]:
-        """Commit what is due, or all if `hurry`; return the commits completed since the last poll.
+    def settle(self) -> list[Committed]:
+        """Commit everything, wait for completion, and return the commits since the last call.
 
         Raises:
             Exception: of a failed commit.
         """
-        if hurry:
+        with self._turn:
             self._buffer.flush()
-        else:
-            self._buffer.poll()
-        done = list(itertools.takewhile(Future.done, self._commits))
-        self._commits = self._commits[len(done) :]
-        return [commit.result() for commit in done]
+            commits, self._commits = self._commits, []
+        return [commit.result() for commit in commits]
 
-    def settle(self) -> list[Committed]:
-        """Commit everything, and return the commits completed since the last poll."""
-        self._buffer.flush()
-        wait(self._commits)
-        return self.poll(hurry=True)
+    def _poll(self) -> None:
+        while True:
+            time.sleep(POLL_S)
+            with self._turn:
+                self._buffer.poll()
 
     def _begin(self, results: list[pa.Table]) -> None:
         self._commits.append(self._thread.submit(self._commit, results))
 
     def _commit(self, results: list[pa.Table]) -> Committed:
-        done = self._committer(pa.concat_tables(results).combine_chunks())
+        try:
+            done = self._committer(pa.concat_tables(results).combine_chunks())
+        except Exception as error:
+            self._coordinator.fail.remote(own_error(error))
+            raise
         # Fire and forget: only progress would be lost.
         self._coordinator.add.remote(done.tally, done.spent)
         return done
 
 
 class Commits:
-    """The commit actors of a run, and what is to be and was committed; for two threads."""
+    """The commit actors of a run, and counts of what they were given and have committed."""
 
     def __init__(
         self,
@@ -370,16 +374,11 @@ class Commits:
             actor.remote(committer, output, coordinator, logs)
             for _ in range(math.ceil(num_workers / WORKERS_PER_ACTOR))
         ]
-        self._answers: list[Any] = []
-        self._turn = threading.Lock()
         self.tally = Tally()
         """Counts of results."""
         self.names: list[str] = []
         """The commits of them."""
-        self._num_parts = 0
-        self._uncommitted = 0
-        self.failure: Exception | None = None
-        """Error that ended a commit for good."""
+        self._num_parts = self._uncommitted = 0
 
     def has_all_of(self, num_files: int) -> bool:
         """Return whether all parts of so many recordings were committed, each exactly once.
@@ -390,32 +389,15 @@ class Commits:
         return counts == (num_files, self._num_parts, 0)
 
     def count(self, results: pa.Table) -> None:
-        """Count results that were handed to an actor; of their columns, COUNTED is enough.
-
-        Raises:
-            Exception: of a failed commit.
-        """
+        """Count results that an actor was given; of their columns, COUNTED is enough."""
         self.tally += tally_of(results)
         self._num_parts += parts_of(results)
-        with self._turn:
-            self._uncommitted += digest_parts(results)
-        self._check()
+        self._uncommitted += digest_parts(results)
 
     def add(self, results: pa.Table) -> None:
-        """Hand over results and count them.
-
-        Raises:
-            Exception: of a failed commit.
-        """
+        """Give results to an actor, and count them."""
         ray.get(self.actors[0].add.remote(results))
         self.count(results)
-
-    def poll(self, *, hurry: bool) -> None:
-        """Commit what is due, or all if `hurry`, once the actors have answered the last poll."""
-        with self._turn:
-            if not self._answers:
-                self._answers = [actor.poll.remote(hurry=hurry) for actor in self.actors]
-        self._take()
 
     def settle(self) -> None:
         """Commit everything, and wait for completion.
@@ -423,29 +405,6 @@ class Commits:
         Raises:
             Exception: of a failed commit.
         """
-        with self._turn:
-            self._answers += [actor.settle.remote() for actor in self.actors]
-        while answers := self._answers:
-            ray.wait(answers[:1], timeout=_WAIT_S)
-            self._take()
-        self._check()
-
-    def _take(self) -> None:
-        with self._turn:
-            if not self._answers:
-                return
-            ready, self._answers = ray.wait(
-                self._answers, num_returns=len(self._answers), timeout=0
-            )
-            for answer in ready:
-                try:
-                    commits: list[Committed] = ray.get(answer)
-                except Exception as error:  # raised in the main thread
-                    self.failure = error
-                else:
-                    self.names += (commit.name for commit in commits)
-                    self._uncommitted -= sum(commit.digest for commit in commits)
-
-    def _check(self) -> None:
-        if self.failure is not None:
-            raise self.failure
+        for commits in ray.get([actor.settle.remote() for actor in self.actors]):
+            self.names += (commit.name for commit in commits)
+            self._uncommitted -= sum(commit.digest for commit in commits)

@@ -308,11 +308,12 @@ class TranscribeWorker(_EngineWorker):
         super()._leave(error)
 
     def _hand_over(self) -> None:
+        hurry = self._coordinator.stopping()
         with self._turn:
             results = pa.concat_tables([RESULTS.empty_table(), *self._results])
             self._results.clear()
             if results.num_rows:
-                self._accepted = self._commit_actor.add.remote(results)
+                self._accepted = self._commit_actor.add.remote(results, hurry=hurry)
 
 
 class RecordingWorker(_EngineWorker):

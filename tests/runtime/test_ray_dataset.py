@@ -251,8 +251,7 @@ def test_what_the_plan_has_and_the_commits_have_not_is_noticed_without_reading_e
     handed_over: list[tuple[str, int, bool]], committed: list[int], is_complete: bool
 ) -> None:
     commits = object.__new__(Commits)
-    commits.tally, commits.failure, commits._turn = Tally(), None, threading.Lock()
-    commits._num_parts = commits._uncommitted = 0
+    commits.tally, commits._num_parts, commits._uncommitted = Tally(), 0, 0
     for name, number, is_last in handed_over:
         commits.count(results(part(name, number, texts=["x"], last=is_last)).select(COUNTED))
     for name, number, _ in map(PARTS.__getitem__, committed):
