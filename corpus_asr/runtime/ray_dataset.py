@@ -126,13 +126,14 @@ def run_on_ray(
 
         def read_uncommitted() -> list[RetriedRecording]:
             # Only now is it of interest which parts were committed.
-            return recordings_left(
+            recordings, commits.tally = recordings_left(
                 committer.store,
                 planned.iter_batches(batch_format="pyarrow", batch_size=_PACKS_AT_ONCE),
                 run_id=committer.run_id,
                 names=commits.names,
                 options=options,
             )
+            return recordings
 
         workers_alone = partial(
             RecordingWorkers,
