@@ -10,12 +10,13 @@ say what they handed over, exactly once each, and compares them with what was co
 """
 
 import math
+import random
 import shutil
 import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -353,6 +354,43 @@ class CommitActor:
         # Fire and forget: only progress would be lost.
         self._coordinator.add.remote(done.tally, done.spent)
         return done
+
+
+class CommitClient:
+    """Results of a worker on their way to a commit actor; called from several threads."""
+
+    def __init__(self, actors: Sequence[Any]) -> None:
+        self._actor = random.choice(actors)
+        self._turn = threading.Lock()
+        self._num_calls = 0
+        self._results: list[pa.Table] = []
+        self._accepted: Any = None
+        """Answer to the last results that were sent."""
+
+    def begin(self) -> None:
+        """Note a call that will have results."""
+        with self._turn:
+            self._num_calls += 1
+
+    def end(self, results: pa.Table, *, hurry: bool) -> None:
+        """Keep the RESULTS rows of a call; send all if no other call is going on."""
+        with self._turn:
+            self._num_calls -= 1
+            self._results.append(results)
+        if not self._num_calls:
+            self.send(hurry=hurry)
+
+    def send(self, *, hurry: bool) -> None:
+        """Send what is kept; `hurry` has it committed at once."""
+        with self._turn:
+            results, self._results = self._results, []
+            if any(table.num_rows for table in results):
+                self._accepted = self._actor.add.remote(pa.concat_tables(results), hurry=hurry)
+
+    def wait(self) -> None:
+        """Wait until the actor has taken what was sent."""
+        if self._accepted is not None:
+            ray.get(self._accepted)
 
 
 class Commits:

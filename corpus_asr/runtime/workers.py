@@ -5,7 +5,6 @@ ends it: Ray starts another, and what it had in work is tried again. One that fa
 fails again, is taken out of work.
 """
 
-import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 
 from corpus_asr.activity import Activity
 from corpus_asr.config.run import RunConfig
@@ -36,6 +34,7 @@ from corpus_asr.runtime.coordinator import (
     this_device,
     this_worker,
 )
+from corpus_asr.runtime.ray_workers import CommitClient
 from corpus_asr.schemas import PARTS, RESULTS
 from corpus_asr.stages.extract import ExtractStage, further_features_of
 from corpus_asr.stages.parts import OK, further_columns, one_row
@@ -256,11 +255,7 @@ class TranscribeWorker(_EngineWorker):
     """
 
     def __init__(self, spec: EngineSpec, *, commit_actors: Sequence[Any], **options: Any) -> None:
-        self._commit_actor = random.choice(commit_actors)
-        self._results: list[pa.Table] = []
-        self._num_calls, self._turn = 0, threading.Lock()
-        self._accepted: Any = None
-        """Answer to the last results that were handed over."""
+        self._commits = CommitClient(commit_actors)
         super().__init__(spec, **options)
         try:
             with self._ending_the_run():
@@ -279,8 +274,7 @@ class TranscribeWorker(_EngineWorker):
         Waits while the commit actor does.
         """
         results = RESULTS.empty_table()
-        with self._turn:
-            self._num_calls += 1
+        self._commits.begin()
         try:
             if not self._coordinator.stopping():
                 with self._ending_the_run():
@@ -290,30 +284,17 @@ class TranscribeWorker(_EngineWorker):
             raise
         finally:
             self._coordinator.send()
-            with self._turn:
-                self._num_calls -= 1
-                self._results.append(results)
-            if not self._num_calls:
-                self._hand_over()
-        if self._accepted is not None:
-            ray.get(self._accepted)
+            self._commits.end(results, hurry=self._coordinator.stopping())
+        self._commits.wait()
         return results.select(COUNTED)
 
     def _look_after(self) -> None:
         super()._look_after()
-        self._hand_over()
+        self._commits.send(hurry=self._coordinator.stopping())
 
     def _leave(self, error: EngineError) -> None:
-        self._hand_over()
+        self._commits.send(hurry=False)
         super()._leave(error)
-
-    def _hand_over(self) -> None:
-        hurry = self._coordinator.stopping()
-        with self._turn:
-            results = pa.concat_tables([RESULTS.empty_table(), *self._results])
-            self._results.clear()
-            if results.num_rows:
-                self._accepted = self._commit_actor.add.remote(results, hurry=hurry)
 
 
 class RecordingWorker(_EngineWorker):
