@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from hashlib import blake2b
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import pyarrow as pa
@@ -87,7 +88,16 @@ def parts_of(results: pa.Table) -> int:
     return sum(part + 1 for part in ends.column("part").to_pylist())
 
 
+def digest_parts(results: pa.Table) -> int:
+    """Return a sum over RESULTS rows that is the same for the same parts alone, in any order."""
+    parts = zip(results["recording_id"].to_pylist(), results["part"].to_pylist(), strict=True)
+    digests = (blake2b(f"{name} {part}".encode(), digest_size=8).digest() for name, part in parts)
+    return sum(map(int.from_bytes, digests))
+
+
 _FAILURE = ["error_stage", "error_kind", "retryable", "uri", "error_message"]
+COUNTED = ["recording_id", "part", "last_part", "status", "duration_s", "attempts", *_FAILURE]
+"""Columns of RESULTS that counts of them are made of."""
 
 
 def _failure_of(row: dict[str, Any]) -> FailureCount:
@@ -106,12 +116,10 @@ class Committed(NamedTuple):
     """Counts of results that were committed together."""
 
     tally: Tally
-    name: str
-    """Object of the commit."""
     spent: Activity
     """Activity of the commit."""
-    num_parts: int
-    """Parts that the recordings have whose last part is among the results."""
+    digest: int
+    """Sum that tells which parts these are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +156,7 @@ class Committer:
         began_s, retries = time.monotonic(), retries_so_far()
         while True:
             try:
-                name = self.store.put_commit(rows)
+                self.store.put_commit(rows)
                 break
             except FetchError as error:
                 waited_s = time.monotonic() - began_s
@@ -169,7 +177,7 @@ class Committer:
             _LOG, logging.INFO, "committed", run_id=self.run_id, parts=results.num_rows,
             commit_s=round(spent.commit_s, 3), retries=spent.commit_retries,
         )  # fmt: skip
-        return Committed(tally_of(results), name, spent, parts_of(results))
+        return Committed(tally_of(results), spent, digest_parts(results))
 
 
 class CommitBuffer(Generic[T]):

@@ -232,20 +232,23 @@ class RunCoordinator:
             self._sum += Activity(workers_replaced=1)
 
 
+def on_this_machine() -> NodeAffinitySchedulingStrategy:
+    """Return where the driver's actors run: its loss ends the run anyway, others are preempted."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 def start_coordinator() -> Any:
     """Start the run's coordinator and return its handle; it ends with the last handle.
 
-    It runs on the driver's machine, whose loss ends the run anyway, rather than on one that may be
-    preempted. If it dies, an empty one replaces it.
+    If it dies, an empty one replaces it.
     """
-    strategy = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     coordinator = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(RunCoordinator)
     # Ray warns about the first restartable actor in a process that gets an object by reference, as
     # Ray Data's workers do: if the object were lost, a restart would fail. Their objects live as
     # long as the driver. This actor comes first, and its warning is suppressed.
     # https://github.com/ray-project/ray/issues/53727; remove once Ray Data's workers are exempt.
     with _stderr_without(_RESTART_WARNING):
-        placed = coordinator.options(scheduling_strategy=strategy)
+        placed = coordinator.options(scheduling_strategy=on_this_machine())
         argument = ray.put(None)
         handle = placed.remote(argument, silent_s=SILENT_S)
     # A restart needs the object: it is kept as long as the driver holds the handle.

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from operator import attrgetter
 from typing import Any, Self
@@ -117,29 +117,31 @@ def run_on_ray(
         )
         shared = {"coordinator": coordinator, "logs": LogSettings.from_environment()}
         extracting = shared | {"extractor": extractor}
-        transcribing = shared | {"spec": spec, "engine_factory": engine_factory}
+        loading = shared | {"spec": spec, "engine_factory": engine_factory}
         planned = planned_packs(config, packs)
+        transcribing = loading | {"commit_actors": commits.actors}
         dataset = build(
             config, planned, resources, extracting=extracting, transcribing=transcribing
         )
 
         def read_uncommitted() -> list[RetriedRecording]:
             # Only now is it of interest which parts were committed.
-            return recordings_left(
+            recordings, commits.tally = recordings_left(
                 committer.store,
                 planned.iter_batches(batch_format="pyarrow", batch_size=_PACKS_AT_ONCE),
                 run_id=committer.run_id,
                 options=options,
             )
+            return recordings
 
         workers_alone = partial(
             RecordingWorkers,
-            partial(_recording_worker, resources, **extracting | transcribing),
+            partial(_recording_worker, resources, **extracting | loading),
             patience_s=resources.no_progress_timeout_s,
             stopping=lambda: stop.requested,
             replaced=coordinator.replace.remote,
         )
-        with _CoordinatorPoll(coordinator, progress, stop, commits, resources) as poll:
+        with _CoordinatorPoll(coordinator, progress, stop, resources) as poll:
             try:
                 _commit_all(dataset, commits, poll.check_ray)
                 poll.end_watch()
@@ -152,13 +154,15 @@ def run_on_ray(
 
 
 def _commit_all(dataset: Dataset, commits: Commits, check_ray: Callable[[], object]) -> None:
-    """Run a dataset and commit what it yields; `check_ray` raises if Ray has died."""
+    """Run a dataset, count what it yields and commit; `check_ray` raises if Ray has died."""
     results = dataset.iter_internal_ref_bundles()
     try:
         for bundle in results:
             for block in bundle.blocks:
                 if block.metadata.num_rows:
-                    commits.add(block.ref, block.metadata.size_bytes or 0)
+                    # Lost with a machine, they are not counted, and looked for afterwards.
+                    with suppress(ray.exceptions.ObjectLostError):
+                        commits.count(ray.get(block.ref))
     except ray.exceptions.RayActorError as error:
         # Too many workers ended while they began: what is missing finds out which can work. Where
         # it was Ray itself that died, another call of it would end this process.
@@ -184,10 +188,8 @@ def _try_again(
         event(_LOG, logging.WARNING, "second_try", recordings=len(recordings))
         with closing(start(num_workers=min(most_workers, len(recordings)))) as workers:
             for outcome in each_alone(workers, recordings):
-                if isinstance(outcome, LostPortion):
-                    commits.add(ray.put(outcome.portion.poison()), 0)
-                else:
-                    commits.add(outcome.block, outcome.num_bytes)
+                is_lost = isinstance(outcome, LostPortion)
+                commits.add(outcome.portion.poison() if is_lost else outcome)
             commits.settle()
     if not stop.requested and (recordings := read_uncommitted()):
         raise EngineError(
@@ -257,7 +259,7 @@ def build(
     extracting: Mapping[str, Any],
     transcribing: Mapping[str, Any],
 ) -> Dataset:
-    """Return the lazy dataset of RESULTS rows; the current `DataContext` is baked into it.
+    """Return the lazy dataset of COUNTED rows; the current `DataContext` is baked into it.
 
     `extracting` and `transcribing` are what the constructors of workers take.
     """
@@ -298,7 +300,7 @@ def build(
 
 
 class _CoordinatorPoll(threading.Thread):
-    """Copies counts from the coordinator and requests to stop to it, and commits in time.
+    """Copies counts from the coordinator and requests to stop to it.
 
     A coordinator that died is followed by one that knows nothing: it is told each time, and what
     its predecessor had counted is kept.
@@ -309,11 +311,9 @@ class _CoordinatorPoll(threading.Thread):
         coordinator: Any,
         progress: Progress,
         stop: Stop,
-        commits: Commits,
         resources: Resources,
     ) -> None:
         super().__init__(name="poll-coordinator", daemon=True)
-        self._commits = commits
         self._coordinator = coordinator
         self._progress = progress
         self._stop_asked = stop
@@ -355,10 +355,6 @@ class _CoordinatorPoll(threading.Thread):
     def run(self) -> None:
         while not self._finished.wait(POLL_S):
             self._stop_asked.failure = self._watch.lost() or self._failure
-            if self._stop_asked.failure is None:
-                self._commits.poll(hurry=self._stop_asked.requested)
-                if self._commits.failure is not None:
-                    self._stop_asked.failure = own_error(self._commits.failure)
             if self._stop_asked.failure is None:
                 self._copy()
             if self._stop_asked.failure or self._stop_asked.expired:

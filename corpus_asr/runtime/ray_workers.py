@@ -3,23 +3,24 @@
 Tasks for what needs nothing but a CPU; actors where a model has to be loaded first, and for the
 commits of a run, which are gathered by reference.
 
-Commits: in, references to blocks of RESULTS, as the last stage yields them; out, counts, and the
-names of commits. The driver decides when what is committed together and never sees a row; a few
-actors on any node fetch the blocks and commit them. One that dies is started again, and does again
-what it had not answered.
+Commits: in, RESULTS rows, which workers hand over every few seconds, since a block of Ray Data
+leaves a task only with its last row; out, counts, and the names of commits. A few actors on the
+driver's machine decide when what is committed together. The driver counts the rows by which tasks
+say what they handed over, exactly once each, and compares them with what was committed.
 """
 
-import itertools
 import math
+import random
 import shutil
 import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
@@ -27,11 +28,18 @@ import ray
 from corpus_asr.config.run import OutputSettings
 from corpus_asr.errors import CorpusAsrError, EngineError
 from corpus_asr.logs import LogSettings, configure
-from corpus_asr.runtime.commit import CommitBuffer, Committed, Committer, Tally
-from corpus_asr.runtime.coordinator import Device
+from corpus_asr.runtime.commit import (
+    CommitBuffer,
+    Committed,
+    Committer,
+    Tally,
+    digest_parts,
+    parts_of,
+    tally_of,
+)
+from corpus_asr.runtime.coordinator import Device, on_this_machine
 from corpus_asr.runtime.resources import WORKERS_PER_ACTOR
 from corpus_asr.runtime.second_try import RetriedRecording
-from corpus_asr.schemas import RESULTS
 from corpus_asr.storage.run_state.recording_rows import LostPortion
 from corpus_asr.storage.stores.uri import without_secrets
 
@@ -55,9 +63,8 @@ POLL_S = 1.0
 NEWCOMER_S = 60.0
 
 
-# Commits that wait at one actor while its store fails; then results wait where they were made.
-MOST_OPEN = 4
-_WAIT_S = 1.0
+# Commits that wait at one actor while its store fails; then workers wait with their results.
+MOST_PENDING = 4
 
 
 def on_workers(
@@ -136,14 +143,6 @@ def is_hopeless(num_out: int, wanted: int, quiet_s: float) -> bool:
     return num_out >= wanted or (num_out > 0 and quiet_s > NEWCOMER_S)
 
 
-class Result(NamedTuple):
-    """Result of a worker for a part of a recording."""
-
-    block: Any
-    """Reference to its RESULTS rows."""
-    num_bytes: int
-
-
 @dataclass(slots=True)
 class _Place:
     """One of the workers: an actor, and those that took its place."""
@@ -190,7 +189,7 @@ class RecordingWorkers:
         self._places = [self._begun(_Place(None, None)) for _ in range(num_workers)]
         self._reasons: dict[str, None] = {}
 
-    def __call__(self, recordings: Iterable[RetriedRecording]) -> Iterator[Result | LostPortion]:
+    def __call__(self, recordings: Iterable[RetriedRecording]) -> Iterator[pa.Table | LostPortion]:
         """Yield results as they come, and `LostPortion` for recordings with which a worker ended.
 
         Raises:
@@ -243,7 +242,7 @@ class RecordingWorkers:
 
     def _taken(
         self, place: _Place, waiting: deque[RetriedRecording]
-    ) -> Iterator[Result | LostPortion]:
+    ) -> Iterator[pa.Table | LostPortion]:
         """Take what is ready of a worker."""
         recording, reference = place.recording, place.pending
         try:
@@ -255,10 +254,9 @@ class RecordingWorkers:
                 ray.get(reference)
                 place.pending, place.failures = None, 0
                 return
-            block = next(reference)
-            results = ray.get(block)
+            results = ray.get(next(reference))
             recording.add_done(results["part"].to_pylist())
-            yield Result(block, results.nbytes)
+            yield results
         except StopIteration:
             place.recording = place.pending = None
         except ray.exceptions.RayError as error:
@@ -305,22 +303,98 @@ def _is_alive(node_id: str) -> bool:
 
 
 class CommitActor:
-    """Commits what it is given."""
+    """Commits what workers hand to it, together, once that is due."""
 
-    def __init__(self, committer: Committer, coordinator: Any, logs: LogSettings) -> None:
+    def __init__(
+        self, committer: Committer, output: OutputSettings, coordinator: Any, logs: LogSettings
+    ) -> None:
         configure(logs, redact=without_secrets)
         self._committer, self._coordinator = committer, coordinator
+        self._buffer = CommitBuffer[pa.Table].of(output, self._begin)
+        # While a store takes its time, the results of the next commit are gathered.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._commits: list[Future[Committed]] = []
+        self._turn = threading.Lock()
+        threading.Thread(target=self._poll, name="poll", daemon=True).start()
 
-    def commit(self, *blocks: pa.Table) -> Committed:
-        """Commit these RESULTS rows together."""
-        done = self._committer(pa.concat_tables(blocks).cast(RESULTS).combine_chunks())
+    def add(self, results: pa.Table, *, hurry: bool = False) -> None:
+        """Take RESULTS rows, and commit all if `hurry`; wait while too many commits are pending."""
+        with self._turn:
+            self._buffer.add(results, results.nbytes)
+            if hurry:
+                self._buffer.flush()
+        wait(self._commits[-1 - MOST_PENDING : -MOST_PENDING])
+
+    def settle(self) -> list[Committed]:
+        """Commit everything, wait for completion, and return the commits since the last call.
+
+        Raises:
+            Exception: of a failed commit.
+        """
+        with self._turn:
+            self._buffer.flush()
+            commits, self._commits = self._commits, []
+        return [commit.result() for commit in commits]
+
+    def _poll(self) -> None:
+        while True:
+            time.sleep(POLL_S)
+            with self._turn:
+                self._buffer.poll()
+
+    def _begin(self, results: list[pa.Table]) -> None:
+        self._commits.append(self._thread.submit(self._commit, results))
+
+    def _commit(self, results: list[pa.Table]) -> Committed:
+        try:
+            done = self._committer(pa.concat_tables(results).combine_chunks())
+        except Exception as error:
+            self._coordinator.fail.remote(own_error(error))
+            raise
         # Fire and forget: only progress would be lost.
         self._coordinator.add.remote(done.tally, done.spent)
         return done
 
 
+class CommitClient:
+    """Results of a worker on their way to a commit actor; called from several threads."""
+
+    def __init__(self, actors: Sequence[Any]) -> None:
+        self._actor = random.choice(actors)
+        self._turn = threading.Lock()
+        self._num_calls = 0
+        self._results: list[pa.Table] = []
+        self._accepted: Any = None
+        """Answer to the last results that were sent."""
+
+    def begin(self) -> None:
+        """Note a call that will have results."""
+        with self._turn:
+            self._num_calls += 1
+
+    def end(self, results: pa.Table, *, hurry: bool) -> None:
+        """Keep the RESULTS rows of a call; send all if no other call is going on."""
+        with self._turn:
+            self._num_calls -= 1
+            self._results.append(results)
+        if not self._num_calls:
+            self.send(hurry=hurry)
+
+    def send(self, *, hurry: bool) -> None:
+        """Send what is kept; `hurry` has it committed at once."""
+        with self._turn:
+            results, self._results = self._results, []
+            if any(table.num_rows for table in results):
+                self._accepted = self._actor.add.remote(pa.concat_tables(results), hurry=hurry)
+
+    def wait(self) -> None:
+        """Wait until the actor has taken what was sent."""
+        if self._accepted is not None:
+            ray.get(self._accepted)
+
+
 class Commits:
-    """Gathers results until a commit is due; `add` for one thread, `poll` for another."""
+    """The commit actors of a run, and counts of what they were given and have committed."""
 
     def __init__(
         self,
@@ -330,51 +404,36 @@ class Commits:
         *,
         num_workers: int,
     ) -> None:
-        num_actors = math.ceil(num_workers / WORKERS_PER_ACTOR)
         # Committing waits for the store; a CPU reserved for it could be what a stage waits for.
         actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(CommitActor)
+        actor = actor.options(scheduling_strategy=on_this_machine())
         logs = LogSettings.from_environment()
-        self._actors: Iterator[Any] = itertools.cycle(
-            [actor.remote(committer, coordinator, logs) for _ in range(num_actors)]
-        )
-        self._buffer = CommitBuffer[Any].of(output, self._send)
-        self._open: list[Any] = []
-        self._most_open = MOST_OPEN * num_actors
-        self._turn = threading.Lock()
+        self.actors: list[Any] = [
+            actor.remote(committer, output, coordinator, logs)
+            for _ in range(math.ceil(num_workers / WORKERS_PER_ACTOR))
+        ]
         self.tally = Tally()
-        """Counts of committed results."""
-        self.names: list[str] = []
-        """The commits of it."""
-        self._num_parts = 0
-        self.failure: Exception | None = None
-        """Error that ended a commit for good."""
+        """Counts of results."""
+        self._num_parts = self._uncommitted = 0
 
     def has_all_of(self, num_files: int) -> bool:
-        """Return whether all parts of so many recordings were committed, none of them earlier."""
-        return (self.tally.files, self.tally.parts) == (num_files, self._num_parts)
+        """Return whether all parts of so many recordings were committed, each exactly once.
 
-    def add(self, block: Any, num_bytes: int) -> None:
-        """Add a reference to results; wait while too many commits are pending.
-
-        Raises:
-            Exception: of a failed commit.
+        A worker that begins again commits parts a second time; an actor that does loses some.
         """
-        with self._turn:
-            self._buffer.add(block, num_bytes)
-        while len(self._open) > self._most_open:
-            ray.wait(self._open[:1], timeout=_WAIT_S)
-            self._take()
-        self._check()
+        counts = (self.tally.files, self.tally.parts, self._uncommitted)
+        return counts == (num_files, self._num_parts, 0)
 
-    def poll(self, *, hurry: bool) -> None:
-        """Commit what is due, or all if `hurry`, unless too many commits are pending."""
-        with self._turn:
-            if len(self._open) <= self._most_open:
-                if hurry:
-                    self._buffer.flush()
-                else:
-                    self._buffer.poll()
-        self._take()
+    def count(self, results: pa.Table) -> None:
+        """Count results that an actor was given; of their columns, COUNTED is enough."""
+        self.tally += tally_of(results)
+        self._num_parts += parts_of(results)
+        self._uncommitted += digest_parts(results)
+
+    def add(self, results: pa.Table) -> None:
+        """Give results to an actor, and count them."""
+        ray.get(self.actors[0].add.remote(results))
+        self.count(results)
 
     def settle(self) -> None:
         """Commit everything, and wait for completion.
@@ -382,33 +441,5 @@ class Commits:
         Raises:
             Exception: of a failed commit.
         """
-        with self._turn:
-            self._buffer.flush()
-        while self._open:
-            ray.wait(self._open[:1], timeout=_WAIT_S)
-            self._take()
-        self._check()
-
-    def _send(self, blocks: list[Any]) -> None:
-        self._open.append(next(self._actors).commit.remote(*blocks))
-
-    def _take(self) -> None:
-        with self._turn:
-            if not self._open:
-                return
-            ready, self._open = ray.wait(self._open, num_returns=len(self._open), timeout=0)
-            for reference in ready:
-                try:
-                    done: Committed = ray.get(reference)
-                except ray.exceptions.ObjectLostError:
-                    pass  # with a machine; what is not committed is tried again
-                except Exception as error:  # raised in the main thread
-                    self.failure = error
-                else:
-                    self.tally += done.tally
-                    self.names.append(done.name)
-                    self._num_parts += done.num_parts
-
-    def _check(self) -> None:
-        if self.failure is not None:
-            raise self.failure
+        for commits in ray.get([actor.settle.remote() for actor in self.actors]):
+            self._uncommitted -= sum(commit.digest for commit in commits)

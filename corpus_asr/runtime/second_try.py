@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from corpus_asr.config.run import DEFAULT_OPTIONS, RunOptions
 from corpus_asr.errors import ItemError
+from corpus_asr.runtime.commit import COUNTED, Tally, tally_of
 from corpus_asr.schemas import FILES, PACK_FILE, PACKS, RESULTS
 from corpus_asr.stages.parts import NOTHING_SAID, failure_fields
 from corpus_asr.storage.run_state.recording_rows import LostPortion
@@ -106,18 +107,19 @@ def recordings_left(
     *,
     run_id: str,
     options: RunOptions = DEFAULT_OPTIONS,
-) -> list[RetriedRecording]:
-    """Return the files of PACKS rows that are not done, as a plan made now would.
+) -> tuple[list[RetriedRecording], Tally]:
+    """Return the files of PACKS rows that are not done, as a plan made now would, and its counts.
 
     Args:
         store: the output folder.
         packs: what was planned.
-        run_id: the run whose failures are not retried.
+        run_id: the run whose failures are not retried, and whose results are counted.
         options: those that it was planned with.
     """
     store.relist_commits()
     recordings: list[RetriedRecording] = []
-    with RunTables(store, columns=VERSION_COLUMNS, from_base=True) as tables:
+    columns = tuple({*VERSION_COLUMNS, *COUNTED})
+    with RunTables(store, columns=columns, from_base=True) as tables:
         failed = tables.table(_FAILED_NOW, run_id=run_id)["recording_id"].combine_chunks()
         for pack in packs:
             files = pa.Table.from_struct_array(pc.list_flatten(pack["files"])).select(FILES.names)
@@ -127,9 +129,11 @@ def recordings_left(
                     remaining = tables.remaining(batch, retry, leave_alone=options.leave_alone)
                     rows = remaining.select([field.name for field in PACK_FILE]).to_pylist()
                     recordings += (RetriedRecording(file=row) for row in rows)
-    return recordings
+        return recordings, tally_of(tables.table(_DONE_NOW, run_id=run_id))
 
 
+# A worker that began again may have committed a part a second time.
+_DONE_NOW = "select distinct on (recording_id, part) * from outcomes where run_id = $run_id"
 _FAILED_NOW = """
 select distinct recording_id from outcomes where run_id = $run_id and status = 'failed'
 """

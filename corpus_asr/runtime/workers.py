@@ -7,7 +7,7 @@ fails again, is taken out of work.
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from corpus_asr.errors import EngineError
 from corpus_asr.failure_kinds import NOT_A_NUMBER
 from corpus_asr.families.registry import part_features, resolve, users_family
 from corpus_asr.logs import LogSettings, configure
+from corpus_asr.runtime.commit import COUNTED
 from corpus_asr.runtime.coordinator import (
     REPORT_EVERY_S,
     SILENT_S,
@@ -33,6 +34,7 @@ from corpus_asr.runtime.coordinator import (
     this_device,
     this_worker,
 )
+from corpus_asr.runtime.ray_workers import CommitClient
 from corpus_asr.schemas import PARTS, RESULTS
 from corpus_asr.stages.extract import ExtractStage, further_features_of
 from corpus_asr.stages.parts import OK, further_columns, one_row
@@ -246,9 +248,14 @@ class _EngineWorker(_Worker):
 
 
 class TranscribeWorker(_EngineWorker):
-    """The transcribe stage of one actor; called from several threads."""
+    """The transcribe stage of one actor; called from several threads.
 
-    def __init__(self, spec: EngineSpec, **options: Any) -> None:
+    Its results go to a commit actor with each report, or once nothing is in work: what a task
+    returns to Ray Data leaves it only with the last row of its block, which may take hours.
+    """
+
+    def __init__(self, spec: EngineSpec, *, commit_actors: Sequence[Any], **options: Any) -> None:
+        self._commits = CommitClient(commit_actors)
         super().__init__(spec, **options)
         try:
             with self._ending_the_run():
@@ -262,17 +269,32 @@ class TranscribeWorker(_EngineWorker):
                 time.sleep(REPORT_EVERY_S)
 
     def __call__(self, parts: pa.Table) -> pa.Table:
-        """Return one RESULTS row per part, or none of a run that stops."""
-        if self._coordinator.stopping():
-            return RESULTS.empty_table()
+        """Have one RESULTS row per part committed, none of a run that stops; return their counts.
+
+        Waits while the commit actor does.
+        """
+        results = RESULTS.empty_table()
+        self._commits.begin()
         try:
-            with self._ending_the_run():
-                return self._transcribed(parts)
+            if not self._coordinator.stopping():
+                with self._ending_the_run():
+                    results = self._transcribed(parts)
         except EngineError as error:
             self._leave(error)
             raise
         finally:
             self._coordinator.send()
+            self._commits.end(results, hurry=self._coordinator.stopping())
+        self._commits.wait()
+        return results.select(COUNTED)
+
+    def _look_after(self) -> None:
+        super()._look_after()
+        self._commits.send(hurry=self._coordinator.stopping())
+
+    def _leave(self, error: EngineError) -> None:
+        self._commits.send(hurry=False)
+        super()._leave(error)
 
 
 class RecordingWorker(_EngineWorker):

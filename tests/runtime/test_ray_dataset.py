@@ -16,7 +16,7 @@ from corpus_asr.activity import Activity
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import EngineError, FetchError
 from corpus_asr.runtime import ray_dataset
-from corpus_asr.runtime.commit import Committer, Tally, parts_of, tally_of
+from corpus_asr.runtime.commit import COUNTED, Committer, Tally, digest_parts
 from corpus_asr.runtime.coordinator import (
     CoordinatorClient,
     start_coordinator,
@@ -27,16 +27,18 @@ from corpus_asr.runtime.ray_dataset import run_on_ray
 from corpus_asr.runtime.ray_workers import Commits, own_error
 from corpus_asr.runtime.resources import resolve_resources
 from corpus_asr.runtime.shutdown import RunStoppedError
+from corpus_asr.stages.transcribe import EngineSpec
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.engines import (
     EXTRACTOR,
+    ScriptedEngine,
     broken_engine,
     committer_of,
     outcomes_by_part,
     scripted_engine,
     scripted_job,
 )
-from tests.support.killing import slow_engine
+from tests.support.killing import SlowEngine, slow_engine
 from tests.support.tables import packs_of, part, plan_of, results
 
 MANY = 40  # recordings that nothing happens to
@@ -109,6 +111,22 @@ def test_crashes_on_either_side_cost_one_part_and_nothing_is_lost_or_doubled(
     # seconds and the rest at the end, in each of two passes.
     most = 2 * (3 + math.log2(1 + time.monotonic() - began_s))
     assert 1 < len(OutputStore(config.output.uri).commit_names()) <= most
+
+
+def unhurried_engine(_: EngineSpec) -> ScriptedEngine:
+    return SlowEngine(pause_s=2.0)
+
+
+@pytest.mark.long
+@pytest.mark.ray
+def test_a_part_is_committed_while_others_of_its_block_are_transcribed(
+    ray_session: Cluster, tmp_path: Path
+):
+    config = scripted_job(tmp_path)
+    tally = run(ray_session, config, packs_of("a/parts=4"), engine=unhurried_engine)
+    assert tally.parts == 4
+    # Workers report every 5 s, and all but the first two are done 6 s after the first.
+    assert len(OutputStore(config.output.uri).commit_names()) > 1
 
 
 @pytest.mark.long
@@ -213,15 +231,29 @@ def test_own_errors_are_found_below_rays_and_others_say_what_is_kept():
         assert all(word in str(error) for word in words)
 
 
-def test_what_the_plan_has_and_the_commits_have_not_is_noticed_without_reading_either() -> None:
+PARTS = [("a", 0, False), ("a", 1, True), ("b", 0, True), ("c", 0, True)]
+
+
+@pytest.mark.parametrize(
+    ("handed_over", "committed", "is_complete"),
+    [
+        (PARTS, [2, 0, 1, 3], True),
+        (PARTS[1:], [1, 2, 3], False),
+        ([PARTS[0], *PARTS[2:]], [0, 2, 3], False),
+        (PARTS[:3], [0, 1, 2], False),
+        # What a worker that ended had handed over, and what it had not.
+        (PARTS, [0, 1, 2], False),
+        (PARTS, [0, 1, 2, 3, 3], False),
+        (PARTS, [0, 1, 2, 2], False),
+    ],
+)
+def test_what_the_plan_has_and_the_commits_have_not_is_noticed_without_reading_either(
+    handed_over: list[tuple[str, int, bool]], committed: list[int], is_complete: bool
+) -> None:
     commits = object.__new__(Commits)
-    for rows, complete in (
-        ([("a", 0, False), ("a", 1, True), ("b", 0, True)], True),
-        ([("a", 1, True), ("b", 0, True)], False),
-        ([("a", 0, False), ("b", 0, True)], False),
-        ([("b", 0, True)], False),
-    ):
-        table = results(*(part(name, at, texts=["x"], last=last) for name, at, last in rows))
-        commits.tally = tally_of(table)
-        commits._num_parts = parts_of(table)
-        assert commits.has_all_of(2) is complete
+    commits.tally, commits._num_parts, commits._uncommitted = Tally(), 0, 0
+    for name, number, is_last in handed_over:
+        commits.count(results(part(name, number, texts=["x"], last=is_last)).select(COUNTED))
+    for name, number, _ in map(PARTS.__getitem__, committed):
+        commits._uncommitted -= digest_parts(results(part(name, number, texts=["x"])))
+    assert commits.has_all_of(3) is is_complete

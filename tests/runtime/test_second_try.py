@@ -33,7 +33,7 @@ def left(
     """Return which parts are done of recordings that a run did not finish."""
     packs = [RetriedRecording(file=row).pack() for row in files]
     store = OutputStore(str(folder))
-    found = recordings_left(store, packs, run_id="this", options=options)
+    found, _ = recordings_left(store, packs, run_id="this", options=options)
     assert all(recording.pack().schema.equals(PACKS) for recording in found)
     return {recording.file["uri"]: recording.file["done_parts"] for recording in found}
 
@@ -53,6 +53,14 @@ def test_what_is_complete_is_not_left_and_of_the_rest_only_what_is_not_done(tmp_
     )
     files = [file(name) for name in ("whole", "hole", "endless", "new")]
     assert left(tmp_path, *files) == {"/hole": [0, 2], "/endless": [0], "/new": []}
+
+
+def test_a_part_that_two_workers_committed_counts_once(tmp_path: Path) -> None:
+    commit(tmp_path, part("a", 0, texts=["a"], last=False), part("b", 0, texts=["b"]))
+    commit(tmp_path, part("a", 0, texts=["a"], last=False), part("a", 1, texts=["b"]))
+    commit(tmp_path, part("c", 0, texts=["c"]), run_id="earlier")
+    _, tally = recordings_left(OutputStore(str(tmp_path)), [], run_id="this")
+    assert (tally.parts, tally.files) == (3, 2)
 
 
 def test_parts_of_earlier_runs_count_and_their_failures_do_not(tmp_path: Path) -> None:
