@@ -194,7 +194,7 @@ def test_a_commit_waits_for_its_store_as_long_as_patience_lasts(
 
             clock.sleep = recover
             done = committer(rows)
-            assert [done.name] == store.commit_names()
+            assert len(store.commit_names()) == 1
             assert waits_s[3:] == [10]
             assert done.spent.commit_s > 0.2
 
@@ -215,7 +215,8 @@ def test_a_commit_to_a_full_disk_does_not_wait(
         committer(results(part("a", 0, texts=["x"])))
     assert caught.value.retryable  # code 3
     monkeypatch.undo()
-    assert len(committer(results(part("a", 0, texts=["x"]))).name) > 0
+    committer(results(part("a", 0, texts=["x"])))
+    assert committer.store.commit_names()
 
 
 def test_a_run_in_which_all_fails_alike_starts_nothing_more(tmp_path: Path):
