@@ -6,8 +6,8 @@ same name, one of segments in the order of these. `TABLES_NAME` says which of th
 commits they hold: replacing it is one step for every reader. Labels are written in the same way in
 place of segments; the same words mean them.
 
-A run writes through the folder that its lock gives it: the lock is looked at before each put, for
-commits once in `LOOK_EVERY_S`. Whoever takes over replaces `TABLES_NAME`, so that the run before
+A run writes through the folder that its lock gives it: it is read and listed once, and the lock is
+looked at before puts, once in `LOOK_EVERY_S`. Whoever takes over replaces `TABLES_NAME`, so that the run before
 cannot; there stands also what that run had put until then: what arrives later does not count.
 """
 
