@@ -7,8 +7,9 @@ commits they hold: replacing it is one step for every reader. Labels are written
 place of segments; the same words mean them.
 
 A run writes through the folder that its lock gives it: it is read and listed once, and the lock is
-looked at before puts, once in `LOOK_EVERY_S`. Whoever takes over replaces `TABLES_NAME`, so that the run before
-cannot; there stands also what that run had put until then: what arrives later does not count.
+looked at before puts, once in `LOOK_EVERY_S`. Whoever takes over replaces `TABLES_NAME`, so that
+the run before cannot; there stands also what that run had put until then: what arrives later does
+not count.
 """
 
 import contextlib

@@ -368,8 +368,8 @@ def read_ahead(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-# Conditional writes: one concurrent writer wins, on S3, Google Cloud Storage, Azure and local disks.
-# Some stores ignore conditions: the lock tries that. `data` must be unique to the writer.
+# Conditional writes: of concurrent writers one wins. Some stores ignore conditions: the lock finds
+# that out. `data` must be unique to the writer.
 
 
 def peek(uri: str, options: StoreOptions = DEFAULT_STORE) -> bytes | None:
