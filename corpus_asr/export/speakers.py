@@ -15,6 +15,13 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from corpus_asr.edits.corrected_segments import PLACED_COLUMNS, SEEN_SEGMENTS, SeenSegments
+from corpus_asr.edits.corrections import (
+    MAX_NAME_CHARS,
+    Corrections,
+    plain_text,
+    read_saved,
+)
 from corpus_asr.errors import ConfigError
 from corpus_asr.export.recordings import (
     Selection,
@@ -27,19 +34,11 @@ from corpus_asr.export.recordings import (
 from corpus_asr.schemas import RECORDINGS, SEGMENTS
 from corpus_asr.segments import Segment, SpeakerTurn
 from corpus_asr.speakers.turns import with_speakers
-from corpus_asr.storage.run_state.corrections import (
-    MAX_NAME_CHARS,
-    SPEAKER_LABEL,
-    Corrections,
-    plain_text,
-    read_saved,
-)
+from corpus_asr.storage.run_state.annotations import NAMES_NAME, SPEAKER_LABEL
 from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.manifest_columns import columns_of, join_columns
 from corpus_asr.storage.run_state.part_rows import kind_of
 from corpus_asr.storage.run_state.run_files import open_run, outcomes_names
-from corpus_asr.storage.run_state.seen_segments import PLACED_COLUMNS, SEEN_SEGMENTS, SeenSegments
-from corpus_asr.storage.run_state.speaker_names import NAMES_NAME
 from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
 from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore
 from corpus_asr.storage.stores import filesystem

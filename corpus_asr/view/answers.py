@@ -16,6 +16,8 @@ from corpus_asr.confidence import (
     LOW_WORD_CONFIDENCE,
     word_confidences,
 )
+from corpus_asr.edits.corrected_segments import Block, Stale
+from corpus_asr.edits.corrections import key_of
 from corpus_asr.errors import ConfigError, FetchError, ItemError
 from corpus_asr.export.write import distinct_names
 from corpus_asr.failure_kinds import REFUSED_FILE, REFUSED_HOST, failure_kind
@@ -24,9 +26,7 @@ from corpus_asr.formats.writers import file_contents
 from corpus_asr.report.formatting import visible
 from corpus_asr.segments import SpeakerTurn, channel_name
 from corpus_asr.speakers.turns import Timeline
-from corpus_asr.storage.run_state.corrections import key_of
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.seen_segments import Block, Stale
 from corpus_asr.storage.stores.uri import without_secrets
 from corpus_asr.units import SAMPLE_RATE_HZ, counted
 from corpus_asr.view.catalogue import (

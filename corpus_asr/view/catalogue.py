@@ -15,13 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.confidence import WORD_EVIDENCE_COLUMNS, word_confidences
-from corpus_asr.errors import CorpusAsrError
-from corpus_asr.export.recordings import Recording, found_labels
-from corpus_asr.export.speakers import SpeakerNames, name_speaker, named, read_names, with_voices
-from corpus_asr.export.write import common_folder
-from corpus_asr.logs import event
-from corpus_asr.segments import SpeakerTurn
-from corpus_asr.storage.run_state.corrections import (
+from corpus_asr.edits.corrected_segments import Block, Made, Stale, place
+from corpus_asr.edits.corrections import (
     Correction,
     Corrections,
     Saved,
@@ -29,6 +24,12 @@ from corpus_asr.storage.run_state.corrections import (
     read_saved,
     save_correction,
 )
+from corpus_asr.errors import CorpusAsrError
+from corpus_asr.export.recordings import Recording, found_labels
+from corpus_asr.export.speakers import SpeakerNames, name_speaker, named, read_names, with_voices
+from corpus_asr.export.write import common_folder
+from corpus_asr.logs import event
+from corpus_asr.segments import SpeakerTurn
 from corpus_asr.storage.run_state.forgotten import is_there
 from corpus_asr.storage.run_state.identities import version_of_identities
 from corpus_asr.storage.run_state.lock import SUCCESS_NAME
@@ -36,7 +37,6 @@ from corpus_asr.storage.run_state.part_rows import kind_of
 from corpus_asr.storage.run_state.rewriting import rewrite_names
 from corpus_asr.storage.run_state.run_files import outcomes_names
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.seen_segments import Block, Made, Stale, place
 from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
 from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore
 from corpus_asr.view.texts import (

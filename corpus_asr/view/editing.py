@@ -10,15 +10,15 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, TypeVar
 
-from corpus_asr.errors import ConfigError
-from corpus_asr.json_values import parsed
-from corpus_asr.storage.run_state.corrections import (
-    SPEAKER_LABEL,
+from corpus_asr.edits.corrected_segments import MARGIN_S, Made
+from corpus_asr.edits.corrections import (
     Correction,
     EditedSegment,
     correct,
 )
-from corpus_asr.storage.run_state.seen_segments import MARGIN_S, Made
+from corpus_asr.errors import ConfigError
+from corpus_asr.json_values import parsed
+from corpus_asr.storage.run_state.annotations import SPEAKER_LABEL
 from corpus_asr.view.catalogue import Library, Transcript, Transcripts, View
 
 # Overlapping speech exists; a longer overlap with a neighbor is a mistake.

@@ -20,13 +20,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from corpus_asr.edits.corrected_segments import Block, Made, place
+from corpus_asr.edits.corrections import Corrections
 from corpus_asr.export.recordings import WORD_COLUMNS
 from corpus_asr.report.formatting import visible
-from corpus_asr.storage.run_state.corrections import Corrections
 from corpus_asr.storage.run_state.current_rows import counting_rows, gathered
 from corpus_asr.storage.run_state.part_rows import part_rows_at
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.seen_segments import Block, Made, place
 from corpus_asr.storage.run_state.tables import SEGMENT_ROWS, OutputStore, projected
 from corpus_asr.view.search import folded_lines
 

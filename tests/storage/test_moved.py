@@ -12,15 +12,15 @@ import pyarrow as pa
 import pytest
 
 from corpus_asr.config.run import RunOptions
+from corpus_asr.edits.corrections import Corrections
 from corpus_asr.export.speakers import read_names, read_segments
 from corpus_asr.storage.run_state import moved
-from corpus_asr.storage.run_state.corrections import Corrections
+from corpus_asr.storage.run_state.annotations import NAMES_NAME
 from corpus_asr.storage.run_state.moved import Arrivals
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.source_listings import note_listing
-from corpus_asr.storage.run_state.speaker_names import NAMES_NAME
 from corpus_asr.storage.run_state.tables import IDENTITIES_NAME, OutputStore
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, open_binary
 from corpus_asr.storage.stores.uri import recording_id

@@ -24,7 +24,13 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.schemas import FILES, PACKS
 from corpus_asr.segments import SpeakerTurn
 from corpus_asr.storage.parquet import with_column
-from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER, SPEAKER_LABEL
+from corpus_asr.storage.run_state.annotations import (
+    CORRECTIONS_FOLDER,
+    NAMES_NAME,
+    SPEAKER_LABEL,
+    remove_corrections,
+    rewrite_said_speakers,
+)
 from corpus_asr.storage.run_state.forgotten import FORGOTTEN_NAME, Forgotten
 from corpus_asr.storage.run_state.identities import Identities, forget_addresses
 from corpus_asr.storage.run_state.lock import (
@@ -39,12 +45,10 @@ from corpus_asr.storage.run_state.own_sources import forget_sources, read_own_so
 from corpus_asr.storage.run_state.part_rows import without_credentials
 from corpus_asr.storage.run_state.prune import PRUNE, prune, recount
 from corpus_asr.storage.run_state.rewriting import (
-    remove_corrections,
     remove_names,
     remove_recordings,
     rewrite_commits,
     rewrite_names,
-    rewrite_said_speakers,
     rewrite_table,
 )
 from corpus_asr.storage.run_state.run_files import (
@@ -56,7 +60,6 @@ from corpus_asr.storage.run_state.run_files import (
     SUMMARIES_FOLDER,
     failures_name,
 )
-from corpus_asr.storage.run_state.speaker_names import NAMES_NAME
 from corpus_asr.storage.run_state.speaker_turns import read_turns
 from corpus_asr.storage.run_state.tables import (
     PLANS_FOLDER,

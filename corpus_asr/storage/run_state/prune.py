@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from corpus_asr.errors import ConfigError, FetchError
-from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER
+from corpus_asr.storage.run_state.annotations import CORRECTIONS_FOLDER
 from corpus_asr.storage.run_state.finish import OutcomeCounts
 from corpus_asr.storage.run_state.identities import forget_addresses
 from corpus_asr.storage.run_state.lock import AtTheEnd, changing

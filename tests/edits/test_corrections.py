@@ -9,9 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpus_asr.errors import ConfigError, CorpusAsrError
-from corpus_asr.storage.run_state.corrections import (
-    CORRECTIONS_FOLDER,
+from corpus_asr.edits.corrections import (
     MAX_NAME_CHARS,
     MAX_TEXT_CHARS,
     Correction,
@@ -21,8 +19,10 @@ from corpus_asr.storage.run_state.corrections import (
     read_saved,
     save_correction,
 )
+from corpus_asr.edits.words import timed_words
+from corpus_asr.errors import ConfigError, CorpusAsrError
+from corpus_asr.storage.run_state.annotations import CORRECTIONS_FOLDER
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.run_state.transcript_words import timed_words
 
 ID = "0123456789abcdef"
 

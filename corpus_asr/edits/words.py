@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from corpus_asr.storage.run_state.corrections import EditedSegment
+from corpus_asr.edits.corrections import EditedSegment
 
 # A person vouches for it. The model's scores apply to the model's text.
 CORRECTED_CONFIDENCE = 1.0

@@ -9,14 +9,14 @@ import pyarrow as pa
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from corpus_asr.schemas import SEGMENTS
-from corpus_asr.storage.run_state.corrections import (
+from corpus_asr.edits.corrected_segments import Placing, place
+from corpus_asr.edits.corrections import (
     Correction,
     Corrections,
     EditedSegment,
     correct,
 )
-from corpus_asr.storage.run_state.seen_segments import Placing, place
+from corpus_asr.schemas import SEGMENTS
 from corpus_asr.storage.run_state.tables import projected
 
 ID = "0123456789abcdef"

@@ -32,18 +32,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.schemas import SEGMENTS
-from corpus_asr.storage.parquet import with_column
-from corpus_asr.storage.run_state.corrections import (
+from corpus_asr.edits.corrections import (
     Correction,
     Corrections,
     EditedSegment,
     joined_text,
 )
-from corpus_asr.storage.run_state.current_rows import counting_rows
-from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.tables import SEGMENT_ROWS, OutputStore, projected
-from corpus_asr.storage.run_state.transcript_words import (
+from corpus_asr.edits.words import (
     CORRECTED_CONFIDENCE,
     Token,
     bare_word,
@@ -54,6 +49,11 @@ from corpus_asr.storage.run_state.transcript_words import (
     same_words,
     tokens_of,
 )
+from corpus_asr.schemas import SEGMENTS
+from corpus_asr.storage.parquet import with_column
+from corpus_asr.storage.run_state.current_rows import counting_rows
+from corpus_asr.storage.run_state.run_tables import RunTables
+from corpus_asr.storage.run_state.tables import SEGMENT_ROWS, OutputStore, projected
 
 MARGIN_S = 1.0
 LEAST_SHARED = 0.5
