@@ -8,7 +8,7 @@ save creates the number after the last one its author saw. With two servers, one
 refused; that server reads the new corrections and retries if they concern other segments, so
 nothing is overwritten unseen. An undo is a save that lists revoked corrections.
 
-`seen_segments` determines their position in a transcript, also in one of another model.
+`corrected_segments` places them on a transcript, also on one of another model.
 """
 
 import datetime
@@ -18,10 +18,11 @@ import unicodedata
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.json_values import Seconds
+from corpus_asr.json_values import Seconds, parsed
 from corpus_asr.storage.run_state.annotations import (
     CORRECTION_SUFFIX,
     CORRECTIONS_FOLDER,
@@ -87,7 +88,6 @@ class Correction:
     """Edited file of which this is the last correction; empty: none."""
 
     def __post_init__(self) -> None:
-        """Refuse what neither replaces segments nor revokes corrections."""
         if not self.segments and not self.undoes:
             raise ValueError("no segments")
 
@@ -194,7 +194,7 @@ def read_saved(store: OutputStore, known: Saved | None = None) -> dict[str, Corr
     Raises:
         CorpusAsrError: an object is not a correction, or of an older version.
     """
-    return read_corrections(store, Correction, known or {})
+    return read_corrections(store, partial(parsed, Correction), known)
 
 
 class Corrections:

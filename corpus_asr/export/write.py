@@ -230,7 +230,7 @@ def export(
                 )
             )
             summary.files = _write_each(counted, names, to, options, store.options)
-        summary.stale_corrections = len(seen.stale)
+        summary.stale_corrections = len(seen.unplaced)
     return summary
 
 

@@ -236,7 +236,8 @@ def _do_portion(
     for segments in given_segments.batches(rows=hook.batch_segments):
         if _ended(ends_at_s):
             break
-        turns = given_segments.turns() if turns is None else turns
+        if turns is None:
+            turns = read_turns(store, work.portion.recordings, names=work.turns) or {}
         for ids, answer in calls.of(_spoken(segments, turns)):
             for recording_id in ids:
                 silent.pop(recording_id)
@@ -288,11 +289,6 @@ class _GivenSegments:
         ])  # fmt: skip
         self.uris: dict[str, str] = {}
         """URI of each recording, available once `batches` has started."""
-
-    def turns(self) -> Mapping[str, Sequence[SpeakerTurn]]:
-        """Return the turns of the recordings' speakers; empty without diarization."""
-        ids = self._work.portion.recordings
-        return read_turns(self._store, ids, names=self._work.turns) or {}
 
     def batches(self, *, rows: int) -> Iterator[pa.Table]:
         """Yield tables of whole recordings with at least `rows` segments in all."""

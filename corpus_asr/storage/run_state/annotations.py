@@ -7,13 +7,12 @@ only the speakers are read here. What a correction says, and where its text belo
 import csv
 import io
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from corpus_asr.errors import CorpusAsrError
-from corpus_asr.json_values import load, parsed
+from corpus_asr.json_values import load
 from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
@@ -29,52 +28,47 @@ SPEAKER_LABEL = re.compile(r"S\d+")
 C = TypeVar("C")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _CorrectedSegment:
-    speaker: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _CorrectedSpeakers:
-    """The speakers in a correction."""
-
-    recording_id: str
-    segments: tuple[_CorrectedSegment, ...]
-
-
-def read_corrections(store: OutputStore, kind: type[C], known: Mapping[str, C]) -> dict[str, C]:
+def read_corrections(
+    store: OutputStore, parse: Callable[[Any], C], known: Mapping[str, C] | None = None
+) -> dict[str, C]:
     """Return all corrections by object name; `known` ones, which are immutable, are not reread.
 
+    `parse` is given a JSON value.
+
     Raises:
-        CorpusAsrError: an object is none of this kind.
+        CorpusAsrError: an object is no correction, or of an older version.
     """
 
     def read(name: str) -> C:
         address = store.address(name)
         data = filesystem.read_bytes(address, store.options)
         try:
-            correction: C = parsed(kind, load(data))
-        except ValueError as error:
+            return parse(load(data))
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise CorpusAsrError(
                 f"reading {redact_uri(address)}: found no correction ({error}), expected the JSON "
                 "that `corpus-asr view` saves; restore or remove it"
             ) from error
-        return correction
 
     names = sorted(
         name for name in store.all_names(CORRECTIONS_FOLDER)
         if name.endswith(CORRECTION_SUFFIX) and not name.rpartition("/")[2].startswith(".")
     )  # fmt: skip
-    new_names = [name for name in names if name not in known]
+    new_names = [name for name in names if name not in (known or ())]
     with ThreadPoolExecutor(READERS, thread_name_prefix="read-corrections") as pool:
         new = dict(zip(new_names, pool.map(read, new_names), strict=True))
-    return {name: known[name] if name in known else new[name] for name in names}
+    saved = new | dict(known or {})
+    return {name: saved[name] for name in names}
+
+
+def corrected_ids(store: OutputStore) -> list[str]:
+    """Return the ID of the recording of each correction."""
+    return [name.split("/")[1] for name in store.all_names(CORRECTIONS_FOLDER)]
 
 
 def with_notes(store: OutputStore) -> set[str]:
     """Return the recordings that people corrected, or whose speakers they named."""
-    noted = {name.split("/")[1] for name in store.all_names(CORRECTIONS_FOLDER)}
-    return noted | {recording_id for recording_id, _ in _named_speakers(store)}
+    return {*corrected_ids(store), *(recording_id for recording_id, _ in _named_speakers(store))}
 
 
 def remove_corrections(store: OutputStore, recording_ids: Collection[str]) -> None:
@@ -88,25 +82,34 @@ def remove_corrections(store: OutputStore, recording_ids: Collection[str]) -> No
 
 def rewrite_said_speakers(store: OutputStore, speakers: Collection[tuple[str, str]]) -> None:
     """Remove speaker names of recordings from corrections; turns then determine speakers."""
-    for name, saved in read_corrections(store, _CorrectedSpeakers, {}).items():
-        if any((saved.recording_id, segment.speaker) in speakers for segment in saved.segments):
+    for name, pairs in read_corrections(store, _said_speakers).items():
+        if not {*speakers}.isdisjoint(pairs):
             correction = store.read_json(name)
             for segment in correction["segments"]:
-                if (saved.recording_id, segment.get("speaker")) in speakers:
+                if (correction["recording_id"], segment.get("speaker")) in speakers:
                     segment["speaker"] = None
             store.write_json(name, correction)
 
 
 def named_numbers(store: OutputStore) -> dict[str, int]:
     """Return the highest speaker number (S1, S2 ...) in names and corrections, by recording."""
-    labels = [(correction.recording_id, segment.speaker or "")
-              for correction in read_corrections(store, _CorrectedSpeakers, {}).values()
-              for segment in correction.segments]  # fmt: skip
     highest: dict[str, int] = {}
-    for recording_id, label in (*labels, *_named_speakers(store)):
+    for recording_id, label in (*said_speakers(store), *_named_speakers(store)):
         if SPEAKER_LABEL.fullmatch(label):
             highest[recording_id] = max(highest.get(recording_id, 0), int(label[1:]))
     return highest
+
+
+def said_speakers(store: OutputStore) -> Iterator[tuple[str, str]]:
+    """Yield recording ID and speaker of segments in corrections, effective or not."""
+    for pairs in read_corrections(store, _said_speakers).values():
+        yield from pairs
+
+
+def _said_speakers(correction: Any) -> list[tuple[str, str]]:
+    """Return recording ID and speaker of segments of a correction."""
+    speakers = [segment.get("speaker") for segment in correction["segments"]]
+    return [(correction["recording_id"], speaker) for speaker in speakers if speaker]
 
 
 def _named_speakers(store: OutputStore) -> list[tuple[str, str]]:

@@ -28,6 +28,7 @@ from corpus_asr.storage.run_state.annotations import (
     CORRECTIONS_FOLDER,
     NAMES_NAME,
     SPEAKER_LABEL,
+    corrected_ids,
     remove_corrections,
     rewrite_said_speakers,
 )
@@ -167,13 +168,10 @@ def find_recordings(
     for rows in store.outcomes(["recording_id", "segments_written"]):
         recording_rows = rows.filter(pc.is_in(rows["recording_id"], value_set=found_ids))
         segments += pc.sum(recording_rows["segments_written"]).as_py() or 0
-    corrections = [
-        name for name in store.all_names(CORRECTIONS_FOLDER) if name.split("/")[1] in recordings
-    ]
     return ForgottenContents(
         recordings=recordings,
         segments=segments,
-        corrections=len(corrections),
+        corrections=sum(recording in recordings for recording in corrected_ids(store)),
         datasets=datasets_of(store),
     )
 
@@ -235,8 +233,7 @@ def sweep_late_saves(store: OutputStore) -> None:
     forgotten = Forgotten.read(store)
     if not forgotten.entries:
         return
-    saved = {name.split("/")[1] for name in store.all_names(CORRECTIONS_FOLDER)}
-    remove_corrections(store, set(filter(forgotten.has_id, saved)))
+    remove_corrections(store, set(filter(forgotten.has_id, corrected_ids(store))))
     remove_names(store, lambda recording, _: forgotten.has_id(recording))
     rewrite_names(store, lambda uri, _: None if forgotten.has(uri) else uri)
 
