@@ -341,6 +341,8 @@ def show(
     no_corrections: NoCorrections = False,
 ) -> None:
     """Print the transcripts of a run with timestamps."""
+    from corpus_asr.edits.corrected_segments import SeenSegments
+    from corpus_asr.edits.corrections import Corrections
     from corpus_asr.export.recordings import (
         TEXT_COLUMNS,
         WORD_COLUMNS,
@@ -352,9 +354,7 @@ def show(
     from corpus_asr.formats.transcript import Transcript
     from corpus_asr.report.text import print_transcript
     from corpus_asr.segments import channel_name
-    from corpus_asr.storage.run_state.corrections import Corrections
     from corpus_asr.storage.run_state.run_files import open_run
-    from corpus_asr.storage.run_state.seen_segments import SeenSegments
     from corpus_asr.storage.stores.uri import redact_uri
 
     with readable_errors():

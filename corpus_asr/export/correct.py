@@ -15,6 +15,15 @@ from typing import Any
 
 import pyarrow as pa
 
+from corpus_asr.edits.corrected_segments import SeenSegments
+from corpus_asr.edits.corrections import (
+    Correction,
+    Corrections,
+    EditedSegment,
+    correct,
+    read_saved,
+    save_correction,
+)
 from corpus_asr.errors import ConfigError
 from corpus_asr.export.recordings import (
     WANTED_PARTS,
@@ -30,15 +39,6 @@ from corpus_asr.formats.edited import READERS, EditedCue, join_lines, read_edite
 from corpus_asr.formats.options import CueRules, ExportFormat, SubtitlePreset
 from corpus_asr.formats.writers import file_contents
 from corpus_asr.segments import SpeakerTurn, channel_name
-from corpus_asr.storage.run_state.corrections import (
-    Correction,
-    Corrections,
-    EditedSegment,
-    correct,
-    read_saved,
-    save_correction,
-)
-from corpus_asr.storage.run_state.seen_segments import SeenSegments
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 

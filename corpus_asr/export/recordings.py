@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr import confidence
+from corpus_asr.edits.corrected_segments import PLACED_COLUMNS, SeenSegments
 from corpus_asr.errors import ConfigError
 from corpus_asr.languages import resolve_language
 from corpus_asr.schemas import SEGMENTS, SOUND_COLUMNS
@@ -25,7 +26,6 @@ from corpus_asr.speakers.turns import with_speakers
 from corpus_asr.storage.run_state.part_rows import kind_of
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, FINGERPRINT_NAME, outcomes_names
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.seen_segments import PLACED_COLUMNS, SeenSegments
 from corpus_asr.storage.run_state.table_names import LABEL_ROWS
 from corpus_asr.storage.run_state.tables import OutputStore, projected
 from corpus_asr.storage.stores.uri import redact_uri

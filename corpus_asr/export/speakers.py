@@ -15,6 +15,12 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from corpus_asr.edits.corrected_segments import PLACED_COLUMNS, SEEN_SEGMENTS, SeenSegments
+from corpus_asr.edits.corrections import (
+    MAX_NAME_CHARS,
+    Corrections,
+    plain_text,
+)
 from corpus_asr.errors import ConfigError
 from corpus_asr.export.recordings import (
     Selection,
@@ -27,19 +33,11 @@ from corpus_asr.export.recordings import (
 from corpus_asr.schemas import RECORDINGS, SEGMENTS
 from corpus_asr.segments import Segment, SpeakerTurn
 from corpus_asr.speakers.turns import with_speakers
-from corpus_asr.storage.run_state.corrections import (
-    MAX_NAME_CHARS,
-    SPEAKER_LABEL,
-    Corrections,
-    plain_text,
-    read_saved,
-)
+from corpus_asr.storage.run_state.annotations import NAMES_NAME, SPEAKER_LABEL, said_speakers
 from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.manifest_columns import columns_of, join_columns
 from corpus_asr.storage.run_state.part_rows import kind_of
 from corpus_asr.storage.run_state.run_files import open_run, outcomes_names
-from corpus_asr.storage.run_state.seen_segments import PLACED_COLUMNS, SEEN_SEGMENTS, SeenSegments
-from corpus_asr.storage.run_state.speaker_names import NAMES_NAME
 from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
 from corpus_asr.storage.run_state.table_names import LABEL_ROWS
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -216,7 +214,7 @@ def find_speakers(store: OutputStore, names: Collection[str]) -> set[tuple[str, 
     Raises:
         ConfigError: no speaker has the name; the message suggests similar names.
     """
-    name_of = {key: key[1] for key in _corrected_names(store)}
+    name_of = {key: key[1] for key in said_speakers(store) if not SPEAKER_LABEL.fullmatch(key[1])}
     name_of |= with_voices(read_names(store), read_voices(store))
     keys = {key for key, name in name_of.items() if name in names}
     missing = sorted({*names} - {*name_of.values()})
@@ -229,15 +227,6 @@ def find_speakers(store: OutputStore, names: Collection[str]) -> set[tuple[str, 
             f"expected a name in {NAMES_NAME} or in a correction, or a voice such as V1{meant}"
         )
     return keys
-
-
-def _corrected_names(store: OutputStore) -> set[tuple[str, str]]:
-    """Return `recording_id` and name of speakers in corrections, effective or not."""
-    return {
-        (correction.recording_id, segment.speaker)
-        for correction in read_saved(store).values() for segment in correction.segments
-        if segment.speaker and not SPEAKER_LABEL.fullmatch(segment.speaker)
-    }  # fmt: skip
 
 
 def named(

@@ -21,6 +21,8 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from corpus_asr.edits.corrected_segments import SeenSegments
+from corpus_asr.edits.corrections import Corrections
 from corpus_asr.errors import ConfigError
 from corpus_asr.export.recordings import (
     SCORE_COLUMNS,
@@ -43,10 +45,8 @@ from corpus_asr.formats.writers import (
 from corpus_asr.scratch import scratch_folder
 from corpus_asr.segments import MissingWord
 from corpus_asr.storage.manifest import aligned_text
-from corpus_asr.storage.run_state.corrections import Corrections
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
-from corpus_asr.storage.run_state.seen_segments import SeenSegments
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
@@ -230,7 +230,7 @@ def export(
                 )
             )
             summary.files = _write_each(counted, names, to, options, store.options)
-        summary.stale_corrections = len(seen.stale)
+        summary.stale_corrections = len(seen.unplaced)
     return summary
 
 

@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.config.run import Select, SelectionSettings
+from corpus_asr.edits.corrected_segments import SeenSegments
+from corpus_asr.edits.corrections import Corrections
 from corpus_asr.errors import ConfigError
 from corpus_asr.export.recordings import (
     SCORE_COLUMNS,
@@ -44,12 +46,10 @@ from corpus_asr.schemas import SELECTION, SOUND_COLUMNS
 from corpus_asr.segments import Segment, place_of
 from corpus_asr.speakers.turns import with_speakers
 from corpus_asr.storage.parquet import parquet_batches, parquet_writer
-from corpus_asr.storage.run_state.corrections import Corrections
 from corpus_asr.storage.run_state.duplicates import Copy, copied_fraction, originals, read_copies
 from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.run_files import open_run
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.seen_segments import SeenSegments
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 

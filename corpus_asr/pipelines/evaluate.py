@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel
 from corpus_asr.config.decoding import PACKAGED_CHECKPOINT
+from corpus_asr.edits.corrected_segments import SeenSegments
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.export.recordings import (
     EVIDENCE_COLUMNS,
@@ -56,7 +57,6 @@ from corpus_asr.storage.run_state.run_files import (
     open_run,
     write_calibration,
 )
-from corpus_asr.storage.run_state.seen_segments import SeenSegments
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions
 from corpus_asr.storage.stores.uri import public, redact_uri

@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -20,16 +21,17 @@ import pyarrow.compute as pc
 
 from corpus_asr.config.hooks import KEYS, ROW_KEYS, HookSettings
 from corpus_asr.config.run import RunConfig
+from corpus_asr.edits.corrected_segments import SEEN_SEGMENTS, SeenSegments
+from corpus_asr.edits.corrections import Corrections
 from corpus_asr.errors import ConfigError
 from corpus_asr.families.registry import resolve
 from corpus_asr.logs import event
 from corpus_asr.runtime.second_try import each_alone
+from corpus_asr.schemas import SEGMENTS
 from corpus_asr.segments import SpeakerTurn
 from corpus_asr.speakers.turns import Timeline
 from corpus_asr.storage.parquet import with_column
-from corpus_asr.storage.run_state.corrections import Corrections
 from corpus_asr.storage.run_state.hook_rows import (
-    GivenSegments,
     HookPortion,
     folder_of,
     left_of,
@@ -38,6 +40,8 @@ from corpus_asr.storage.run_state.hook_rows import (
     schema_of,
 )
 from corpus_asr.storage.run_state.recording_rows import LostPortion, put_rows, tidy
+from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
+from corpus_asr.storage.run_state.speaker_turns import read_turns
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import without_secrets
 from corpus_asr.units import counted
@@ -164,7 +168,7 @@ def run_hook(
     corrections = Corrections.load(store)
     work = functools.partial(_do_portion, store, hook, corrections, ends_at_s)
     do: Workers = map if workers is None else workers
-    with left_of(store, hook, corrections) as (number, portions):
+    with left_of(store, hook, corrections.editions) as (number, portions):
         portions_in_time = itertools.takewhile(lambda _: not _ended(ends_at_s), portions)
         outcomes = [*do(work, portions_in_time)]
     counts = [outcome for outcome in outcomes if isinstance(outcome, HookCounts)]
@@ -195,7 +199,7 @@ def _one_by_one(
     do: Callable[[Iterable[HookPortion]], Iterable[HookCounts | LostPortion]],
 ) -> Iterator[HookCounts]:
     """Find which recordings of lost portions it was that processes ended with."""
-    with left_of(store, hook, corrections) as (_, portions):
+    with left_of(store, hook, corrections.editions) as (_, portions):
         single_portions = [
             recording
             for portion in portions
@@ -220,7 +224,7 @@ def _do_portion(
 ) -> HookCounts:
     """Pass a hook the recordings of a portion, and write its results."""
     calls = _HookCaller(hook)
-    given_segments = GivenSegments(store, work, corrections, words=hook.words)
+    given_segments = _GivenSegments(store, work, corrections, words=hook.words)
     rows = _RowBuffer(store, hook, work)
     turns: Mapping[str, Sequence[SpeakerTurn]] | None = None
     silent = dict(work.portion.recordings)
@@ -228,7 +232,8 @@ def _do_portion(
     for segments in given_segments.batches(rows=hook.batch_segments):
         if _ended(ends_at_s):
             break
-        turns = given_segments.turns() if turns is None else turns
+        if turns is None:
+            turns = read_turns(store, work.portion.recordings, names=work.turns) or {}
         for ids, answer in calls.of(_spoken(segments, turns)):
             for recording_id in ids:
                 silent.pop(recording_id)
@@ -252,6 +257,76 @@ def _died(store: OutputStore, hook: HookSettings, work: HookPortion) -> HookCoun
     rows.add_failure([*work.portion.recordings], DIED, message, work.uris(store))
     rows.put()
     return HookCounts(failed=1)
+
+
+_GIVEN = (
+    "recording_id", "uri", "channel", "part", "segment", "start_s", "end_s", "language", "text",
+    "confidence", "words",
+)  # fmt: skip
+"""Segment columns passed to functions, including those of manual corrections."""
+_GIVEN_ROWS = """
+(select outcomes.* from outcomes join objects using (object) semi join places using (name, row)
+ semi join ids using (recording_id))
+"""
+_BY_PEOPLE = ("corrected", "checked", "speaker")
+
+
+class _GivenSegments:
+    """Segments of a portion's recordings with corrections applied, and their speakers."""
+
+    def __init__(
+        self, store: OutputStore, work: HookPortion, corrections: Corrections, *, words: bool
+    ) -> None:
+        self._store, self._work, self._corrections = store, work, corrections
+        self._columns = tuple(name for name in _GIVEN if words or name != "words")
+        self.schema = pa.schema([
+            *(SEGMENTS.field(name) for name in self._columns),
+            *(SEEN_SEGMENTS.field(name) for name in _BY_PEOPLE),
+        ])  # fmt: skip
+        self.uris: dict[str, str] = {}
+        """URI of each recording, available once `batches` has started."""
+
+    def batches(self, *, rows: int) -> Iterator[pa.Table]:
+        """Yield tables of whole recordings with at least `rows` segments in all."""
+        work = self._work.portion
+        names, columns = [*work.rows], (*VERSION_COLUMNS, "uri")
+        with RunTables(self._store, columns=columns, names=names) as tables:
+            places = [{"name": name, "row": row} for name in names for row in work.rows[name]]
+            tables.add("places", pa.Table.from_pylist(places, _PLACE))
+            ids = pa.array(work.recordings, pa.string())
+            tables.add("ids", pa.table({"recording_id": ids}))
+            uris = f"select recording_id, any_value(uri) from {_GIVEN_ROWS} group by all"
+            self.uris |= dict(tables.rows(uris))
+            seen = SeenSegments(self._store, tables, self._corrections)
+            tables.add("gathered", self.schema.empty_table())
+            for batch in seen.batches(self._columns, of=_GIVEN_ROWS):
+                segments = batch.select(self.schema.names).filter(_SAID)
+                tables.execute("insert into gathered from arriving", segments)
+            waiting, count = list[pa.Table](), 0
+            for segments in self._recordings(tables, at_once=max(rows, _LEAST_AT_ONCE)):
+                begins = waiting and segments["recording_id"][0] != waiting[-1]["recording_id"][0]
+                if begins and count >= rows:
+                    yield pa.concat_tables(waiting).combine_chunks()
+                    waiting, count = [], 0
+                waiting.append(segments)
+                count += segments.num_rows
+            if waiting:
+                yield pa.concat_tables(waiting).combine_chunks()
+
+    def _recordings(self, tables: RunTables, *, at_once: int) -> Iterator[pa.Table]:
+        """Yield segments of one recording per table; long recordings take several tables."""
+        for batch in tables.batches(_IN_ORDER, rows=at_once):
+            table = pa.table(batch).cast(self.schema)
+            runs = pc.run_end_encode(table["recording_id"].combine_chunks()).run_ends.to_pylist()
+            for start, end in pairwise([0, *runs]):
+                yield table.slice(start, end - start)
+
+
+_LEAST_AT_ONCE = 2_000  # minimum number of segments read, even if fewer are passed per call
+# Segments removed by a person are not passed, as readers do not see them either.
+_SAID = ~(pc.field("corrected") & (pc.utf8_trim_whitespace(pc.field("text")) == ""))
+_PLACE = pa.schema([("name", pa.string()), ("row", pa.int32())])
+_IN_ORDER = "from gathered order by recording_id, start_s, channel, part, segment"
 
 
 class _HookCaller:

@@ -16,6 +16,7 @@ from corpus_asr.confidence import (
     LOW_WORD_CONFIDENCE,
     word_confidences,
 )
+from corpus_asr.edits.corrections import Correction, key_of
 from corpus_asr.errors import ConfigError, FetchError, ItemError
 from corpus_asr.export.write import distinct_names
 from corpus_asr.failure_kinds import REFUSED_FILE, REFUSED_HOST, failure_kind
@@ -24,9 +25,7 @@ from corpus_asr.formats.writers import file_contents
 from corpus_asr.report.formatting import visible
 from corpus_asr.segments import SpeakerTurn, channel_name
 from corpus_asr.speakers.turns import Timeline
-from corpus_asr.storage.run_state.corrections import key_of
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.seen_segments import Block, Stale
 from corpus_asr.storage.stores.uri import without_secrets
 from corpus_asr.units import SAMPLE_RATE_HZ, counted
 from corpus_asr.view.catalogue import (
@@ -45,7 +44,6 @@ from corpus_asr.view.editing import (
     parse_change,
     save_change,
     save_name,
-    version_of,
 )
 from corpus_asr.view.request import RefusedError, Request
 from corpus_asr.view.search import (
@@ -155,8 +153,8 @@ class Answers:
             "tracks": _tracks(row),
             **_turns(request.id, self.transcripts.turns(view, request.id), view),
             "editable": self.editable,
-            "corrected": len(transcript.made),
-            "stale": [_stale(correction, transcript) for correction in transcript.stale],
+            "corrected": len(transcript.edits),
+            "stale": [_stale(correction, transcript) for correction in transcript.unplaced],
             # Another one after each save, here or elsewhere.
             "edition": view.corrections.edition(request.id),
             "saved_as": list(_SAVED),
@@ -177,8 +175,7 @@ class Answers:
         turns = self.transcripts.turns(view, request.id)
         return {
             "segments": [
-                _segment(segment, request.query, turns, shown.blocks)
-                for segment in shown.block(request.block)
+                _segment(segment, request.query, turns) for segment in shown.block(request.block)
             ]
         }
 
@@ -275,7 +272,7 @@ class Answers:
             rows = shown.between(*of.span)
         turns = self.transcripts.turns(view, recording_id)
         return {
-            "segments": [_segment(row, Query(), turns, shown.blocks) for row in rows],
+            "segments": [_segment(row, Query(), turns) for row in rows],
             "edition": view.corrections.edition(recording_id),
         }
 
@@ -337,9 +334,8 @@ class Answers:
         return self.sounds.of(row)
 
 
-def _stale(stale: Stale, shown: Transcript) -> dict[str, Any]:
-    """Return a stale correction with the model's text at that time and the present text."""
-    correction = stale.correction
+def _stale(correction: Correction, shown: Transcript) -> dict[str, Any]:
+    """Return an unplaced correction with the text that it replaced and the present text."""
     rows = shown.between(correction.channel, correction.start_s, correction.end_s)
     return {
         "id": correction.id,
@@ -434,25 +430,19 @@ def _turns(recording_id: str, turns: Sequence[SpeakerTurn], view: View) -> dict[
     }
 
 
-def _segment(
-    row: Mapping[str, Any],
-    query: Query,
-    turns: Sequence[SpeakerTurn],
-    blocks: Mapping[str, Block],
-) -> dict[str, Any]:
+def _segment(row: Mapping[str, Any], query: Query, turns: Sequence[SpeakerTurn]) -> dict[str, Any]:
     text = row["text"] or ""
-    same = ("key", "start_s", "end_s", "language", "confidence", "channel")
+    same = ("key", "version", "start_s", "end_s", "language", "confidence", "channel")
     values = {name: row[name] for name in same}
     pieces = query.pieces(text) if query.wanted else [(text, False)]
     # Raw text, for editing; all other values are displayed.
     values |= {"text": text.strip(), "pieces": _visible(pieces)}
-    made = row["made"]
-    values["version"] = version_of(made)
-    values["correction"] = said_of(made, blocks[made.key]) if made else None
+    edit = row["edit"]
+    values["correction"] = said_of(edit) if edit else None
     channel_turns = [turn for turn in turns if turn.channel == row["channel"]]
     by_turns = Timeline(channel_turns).speaker(row["start_s"], row["end_s"])
     values["by_turns"] = by_turns
-    values["said_by"] = made.segment.speaker if made else None
+    values["said_by"] = edit.segment.speaker if edit else None
     values["speaker"] = visible(values["said_by"] or "") or by_turns
     if row["words"] is not None:
         values["words"] = list(_words(row, pieces))

@@ -6,22 +6,16 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.confidence import WORD_EVIDENCE_COLUMNS, word_confidences
-from corpus_asr.errors import CorpusAsrError
-from corpus_asr.export.recordings import Recording, found_labels
-from corpus_asr.export.speakers import SpeakerNames, name_speaker, named, read_names, with_voices
-from corpus_asr.export.write import common_folder
-from corpus_asr.logs import event
-from corpus_asr.segments import SpeakerTurn
-from corpus_asr.storage.run_state.corrections import (
+from corpus_asr.edits.corrected_segments import CorrectedRows, apply_corrections
+from corpus_asr.edits.corrections import (
     Correction,
     Corrections,
     Saved,
@@ -29,6 +23,12 @@ from corpus_asr.storage.run_state.corrections import (
     read_saved,
     save_correction,
 )
+from corpus_asr.errors import CorpusAsrError
+from corpus_asr.export.recordings import Recording, found_labels
+from corpus_asr.export.speakers import SpeakerNames, name_speaker, named, read_names, with_voices
+from corpus_asr.export.write import common_folder
+from corpus_asr.logs import event
+from corpus_asr.segments import SpeakerTurn
 from corpus_asr.storage.run_state.forgotten import is_there
 from corpus_asr.storage.run_state.identities import version_of_identities
 from corpus_asr.storage.run_state.lock import SUCCESS_NAME
@@ -36,7 +36,6 @@ from corpus_asr.storage.run_state.part_rows import kind_of
 from corpus_asr.storage.run_state.rewriting import rewrite_names
 from corpus_asr.storage.run_state.run_files import outcomes_names
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.seen_segments import Block, Made, Stale, place
 from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
 from corpus_asr.storage.run_state.table_names import LABEL_ROWS
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -345,23 +344,8 @@ class _ClosingError(Exception):
     pass
 
 
-@dataclass(frozen=True)
-class Transcript:
-    """The segments of a recording."""
-
-    rows: pa.Table
-    """The columns of `segments_at`, words may be null; sorted by time."""
-    made: Mapping[int, Made] = field(default_factory=dict)
-    """By row: what people made."""
-    blocks: Mapping[str, Block] = field(default_factory=dict)
-    """By the key of a segment that people made: those that stand beside it."""
-    stale: Sequence[Stale] = ()
-    """Corrections that have no place."""
-
-    def corrected(self, corrections: Sequence[Correction]) -> "Transcript":
-        """Return the transcript with corrections applied."""
-        placing = place(self.rows, corrections)
-        return Transcript(placing.rows, placing.made, placing.by_key(), placing.stale)
+class Transcript(CorrectedRows):
+    """The segments of a recording: columns of `segments_at`, words may be null."""
 
     @property
     def block_starts_s(self) -> list[float]:
@@ -380,7 +364,7 @@ class Transcript:
         return sorted(self.rows["channel"].unique().drop_null().to_pylist())
 
     def block(self, number: int) -> list[dict[str, Any]]:
-        """Return the segments of a block, each with its `key`, and `made` (correction or None)."""
+        """Return the segments of a block, each with its `key`, `version`, and `edit` or None."""
         return self.segments(number * BLOCK_ROWS, BLOCK_ROWS)
 
     def segments(self, first: int, count: int) -> list[dict[str, Any]]:
@@ -389,12 +373,13 @@ class Transcript:
         return [self._named(at, row) for at, row in enumerate(rows, first)]
 
     def _named(self, at: int, row: dict[str, Any]) -> dict[str, Any]:
-        made = self.made.get(at)
-        return row | {"key": made.key if made else key_of(row), "made": made}
+        edit = self.edits.get(at)
+        key, version = (edit.key, edit.correction.id) if edit else (key_of(row), "")
+        return row | {"key": key, "version": version, "edit": edit}
 
     def number_of(self, key: str) -> int | None:
         """Return the row number of a key; None if it does not exist."""
-        number = next((at for at, made in self.made.items() if made.key == key), None)
+        number = next((at for at, edit in self.edits.items() if edit.key == key), None)
         start_ms = key.split(".")[1] if key.count(".") == 3 else ""
         if number is not None or not start_ms.isdecimal():
             return number
@@ -446,8 +431,8 @@ class Transcript:
         """Return the start of the first unchecked segment after `from_s`."""
         starts = self.rows["start_s"].to_numpy()
         open_rows = starts > from_s
-        for at, made in self.made.items():
-            open_rows[at] &= not made.segment.checked
+        for at, edit in self.edits.items():
+            open_rows[at] &= not edit.segment.checked
         return min(starts[open_rows].tolist(), default=None)
 
 
@@ -479,14 +464,15 @@ class Transcripts:
         return Transcript(segments_at(self._store, places))
 
     def _correct(self, places: Places, corrections: tuple[Correction, ...]) -> Transcript:
-        return self._transcript(places).corrected(corrections)
+        corrected = apply_corrections(self._transcript(places).rows, corrections)
+        return Transcript(corrected.rows, corrected.edits, corrected.unplaced)
 
     def recording(self, view: View, row: Mapping[str, Any]) -> Recording:
         """Return a recording for export, given its row."""
         transcript = self.read(view, row)
         rows = transcript.rows.to_pylist()
         # Segments whose text was removed by a person are not exported.
-        kept = [row for at, row in enumerate(rows) if row["text"] or at not in transcript.made]
+        kept = [row for at, row in enumerate(rows) if row["text"] or at not in transcript.edits]
         recording = Recording.of(row, kept)
         turns = self.turns(view, recording.recording_id)
         if not turns:

@@ -10,20 +10,22 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, TypeVar
 
-from corpus_asr.errors import ConfigError
-from corpus_asr.json_values import parsed
-from corpus_asr.storage.run_state.corrections import (
-    SPEAKER_LABEL,
+from corpus_asr.edits.corrected_segments import EditedRow
+from corpus_asr.edits.corrections import (
     Correction,
     EditedSegment,
     correct,
 )
-from corpus_asr.storage.run_state.seen_segments import MARGIN_S, Made
+from corpus_asr.errors import ConfigError
+from corpus_asr.json_values import parsed
+from corpus_asr.storage.run_state.annotations import SPEAKER_LABEL
 from corpus_asr.view.catalogue import Library, Transcript, Transcripts, View
 
 # Overlapping speech exists; a longer overlap with a neighbor is a mistake.
 MOST_OVERLAP_S = 1.0
 MOST_SEGMENTS = 100
+# Around a change: what is left of a segment ends where the change begins.
+_REACH_S = 1.0
 
 
 class ConflictError(Exception):
@@ -154,11 +156,11 @@ def save_change(
 
 def _differences(before: Transcript, after: Transcript) -> Differences:
     # Only around removed and new segments.
-    by_key = [{made.key: made for made in shown.made.values()} for shown in (before, after)]
+    by_key = [{edit.key: edit for edit in shown.edits.values()} for shown in (before, after)]
     changed = [by_key[0].get(key) or by_key[1][key] for key in by_key[0].keys() ^ by_key[1].keys()]
     rows = [
-        {row["key"]: row for made in changed
-         for row in shown.between(made.correction.channel, *_reach(made))}
+        {row["key"]: row for edit in changed
+         for row in shown.between(edit.correction.channel, *_reach(edit))}
         for shown in (before, after)
     ]  # fmt: skip
     return Differences(
@@ -168,29 +170,24 @@ def _differences(before: Transcript, after: Transcript) -> Differences:
     )  # fmt: skip
 
 
-def _reach(made: Made) -> tuple[float, float]:
-    correction, segment = made.correction, made.segment
+def _reach(edit: EditedRow) -> tuple[float, float]:
+    correction, segment = edit.correction, edit.segment
     start_s = min(correction.start_s, segment.start_s)
-    return start_s - MARGIN_S, max(correction.end_s, segment.end_s) + MARGIN_S
-
-
-def version_of(made: Made | None) -> str:
-    """Return the version of a segment as sent to pages."""
-    return made.correction.id if made else ""
+    return start_s - _REACH_S, max(correction.end_s, segment.end_s) + _REACH_S
 
 
 def _withdrawal(
     view: View, recording: Mapping[str, Any], shown: Transcript, change: Undo
 ) -> Correction:
     at = shown.number_of(change.key)
-    made = shown.made.get(at) if at is not None else None
-    if made is None or change.seen not in ("", made.correction.id):
+    edit = shown.edits.get(at) if at is not None else None
+    if edit is None or change.seen not in ("", edit.correction.id):
         raise _changed(view, shown, recording["recording_id"], [change.key])
-    correction_id = made.correction.id
-    if any(correction_id in piece.builds_on for piece in shown.blocks[made.key].made):
+    correction_id = edit.correction.id
+    if any(correction_id in later.builds_on for later in shown.edits.values()):
         raise ConflictError(
             "later changes build on this one; undo these first",
-            span=(made.correction.channel, *_reach(made)),
+            span=(edit.correction.channel, *_reach(edit)),
         )
     return correct(recording["recording_id"], (), (), name=change.name, undoes=(correction_id,))
 
@@ -206,8 +203,8 @@ def _changed(
         min(span[1] for span in spans),
         max(span[2] for span in spans),
     )
-    names = [row["made"].correction.name for row in shown.between(channel, start_s, end_s)
-             if row["made"]]  # fmt: skip
+    names = [row["edit"].correction.name for row in shown.between(channel, start_s, end_s)
+             if row["edit"]]  # fmt: skip
     who = next(filter(None, names), "another user" if names else "")
     why = f"{who} has changed this segment" if who else "a run has transcribed this segment again"
     return ConflictError(
@@ -238,7 +235,7 @@ def _correction(
     numbers = sorted(at for key in keys if (at := shown.number_of(key)) is not None)
     rows = [shown.segments(at, 1)[0] for at in numbers]
     if len(rows) < len(keys) or any(
-        change.seen.get(row["key"], "") not in ("", version_of(row["made"])) for row in rows
+        change.seen.get(row["key"], "") not in ("", row["version"]) for row in rows
     ):
         raise _changed(view, shown, recording["recording_id"], keys)
     channels = {row["channel"] for row in rows}
@@ -256,14 +253,14 @@ def _correction(
         segments = [
             EditedSegment(
                 start_s=row["start_s"], end_s=row["end_s"], text=(row["text"] or "").strip(),
-                speaker=row["made"].segment.speaker if row["made"] else None,
+                speaker=row["edit"].segment.speaker if row["edit"] else None,
                 checked=change.checked,
             )
             for row in rows
         ]  # fmt: skip
     else:
         # An assigned speaker is kept, even if a later run found fewer speakers.
-        kept = {row["made"].segment.speaker for row in rows if row["made"]}
+        kept = {row["edit"].segment.speaker for row in rows if row["edit"]}
         segments = _segments(change, speakers | kept)
         _check_times(recording, rows, segments, previous_row, next_row)
     return correct(change.id, rows, segments, name=change.name)

@@ -20,13 +20,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from corpus_asr.edits.corrected_segments import EditedRow, apply_corrections
+from corpus_asr.edits.corrections import Corrections
 from corpus_asr.export.recordings import WORD_COLUMNS
 from corpus_asr.report.formatting import visible
-from corpus_asr.storage.run_state.corrections import Corrections
 from corpus_asr.storage.run_state.current_rows import counting_rows, gathered
 from corpus_asr.storage.run_state.part_rows import part_rows_at
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.seen_segments import Block, Made, place
 from corpus_asr.storage.run_state.table_names import SEGMENT_ROWS
 from corpus_asr.storage.run_state.tables import OutputStore, projected
 from corpus_asr.view.search import folded_lines
@@ -192,27 +192,26 @@ def read_edits(
         )
     )
     edition_of = dict(tables.rows("select distinct number, edition from edits"))
-    editions = {recording_id: corrections.edition(recording_id) for recording_id in numbers}
-    kept = [
-        at for recording_id, at in numbers.items() if edition_of.get(at) == editions[recording_id]
-    ]
+    editions = corrections.editions
     fresh = [
         recording_id
         for recording_id, at in numbers.items()
         if edition_of.get(at) != editions[recording_id]
     ]
+    kept = [at for recording_id, at in numbers.items() if recording_id not in fresh]
     if not fresh and len(kept) == len(edition_of):
         return None
     [(first,)] = tables.rows(f"select coalesce(max(place) + 2, {_FIRST_EDIT}) from edits")
     edits = [_EDITS.empty_table()]
     for recording_id in fresh:
-        placing = place(segments_at(store, places_of(recording_id)), corrections.of(recording_id))
-        rows = placing.rows
+        corrected = apply_corrections(
+            segments_at(store, places_of(recording_id)), corrections.of(recording_id)
+        )
+        rows = corrected.rows
         texts = pc.fill_null(rows["text"], "")
         json_texts: list[str | None] = [None] * rows.num_rows
-        by_key = placing.by_key()
-        for at, made in placing.made.items():
-            json_texts[at] = json.dumps(said_of(made, by_key[made.key]))
+        for at, edit in corrected.edits.items():
+            json_texts[at] = json.dumps(said_of(edit))
         same = {"number": numbers[recording_id], "edition": editions[recording_id]}
         columns = {name: rows[name] for name in _SEGMENT_COLUMNS} | {
             "place": pa.array(np.arange(first, first + rows.num_rows)),
@@ -232,15 +231,15 @@ def read_edits(
     return Edits(pa.concat_tables(edits), kept)
 
 
-def said_of(made: Made, block: Block) -> dict[str, Any]:
+def said_of(edit: EditedRow) -> dict[str, Any]:
     """Return the correction that made a segment, as JSON values."""
-    correction, segment = made.correction, made.segment
+    correction, segment = edit.correction, edit.segment
     return {
         "id": correction.id,
-        "key": made.key,
+        "key": edit.key,
         "text": segment.text,
-        "original": visible(block.original.strip()),
-        "changed": block.has_changed(made),
+        "original": visible(edit.original.strip()),
+        "changed": edit.is_changed,
         "checked": segment.checked,
         "name": visible(correction.name),
         "saved_at": correction.saved_at,

@@ -8,11 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
+from corpus_asr.edits.corrections import read_saved, save_correction
 from corpus_asr.export.recordings import Selection
 from corpus_asr.export.speakers import read_segments
 from corpus_asr.export.write import ExportOptions, export
 from corpus_asr.formats.options import ExportFormat
-from corpus_asr.storage.run_state.corrections import read_saved, save_correction
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support.runs import correct_segment, passage, run_of, says, spoken

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
 from corpus_asr.config.extraction import SpeakerSettings
+from corpus_asr.edits.corrected_segments import SeenSegments
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.export.recordings import Selection, open_selection, recordings
 from corpus_asr.export.speakers import name_speaker, read_segments, register_segments
@@ -32,7 +33,6 @@ from corpus_asr.runtime.complete_recordings import find_speakers_of_run
 from corpus_asr.schemas import SEGMENTS
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.run_tables import MEMORY_VARIABLE
-from corpus_asr.storage.run_state.seen_segments import SeenSegments
 from corpus_asr.storage.run_state.table_names import TABLES_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import read_bytes

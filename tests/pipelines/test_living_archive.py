@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
 from corpus_asr.config.run import SelectionSettings
+from corpus_asr.edits.corrections import read_saved
 from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.labelling.selection import _beside_the_other, open_sources
 from corpus_asr.pipelines.evaluate import evaluate
-from corpus_asr.storage.run_state.corrections import read_saved
 from corpus_asr.storage.run_state.identities import Changes, Identities, Move
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id

@@ -137,7 +137,7 @@ def test_files_are_transcribed_without_what_only_jobs_keep():
 def test_a_run_loads_nothing_that_only_some_jobs_ask_for():
     code = "import sys, corpus_asr.pipelines.driver; print(*sys.modules, end='')"
     some = ("runtime.hooks", "runtime.complete_recordings", "storage.run_state.duplicates",
-            "storage.run_state.forget", "storage.run_state.rewriting")  # fmt: skip
+            "storage.run_state.forget", "storage.run_state.rewriting", "edits")  # fmt: skip
     assert not {f"corpus_asr.{name}" for name in some} & {*python(code).split()}
 
 

@@ -14,13 +14,14 @@ from typer.testing import CliRunner, Result
 
 from corpus_asr.cli import archive
 from corpus_asr.cli import main as cli
+from corpus_asr.edits.corrections import read_saved
 from corpus_asr.errors import FetchError
 from corpus_asr.export.speakers import find_speakers
 from corpus_asr.report.page import write_page_at_the_end
 from corpus_asr.report.run import load_report
 from corpus_asr.schemas import DUPLICATES, SPEAKERS, VOICES
 from corpus_asr.storage.run_state import forget as forgetting
-from corpus_asr.storage.run_state.corrections import read_saved
+from corpus_asr.storage.run_state.annotations import NAMES_NAME
 from corpus_asr.storage.run_state.forget import forget_voices
 from corpus_asr.storage.run_state.forgotten import FORGOTTEN_NAME
 from corpus_asr.storage.run_state.lock import CHANGE_NAME, LOCK_NAME, SUCCESS_NAME, Lock
@@ -31,7 +32,6 @@ from corpus_asr.storage.run_state.rewriting import (
 )
 from corpus_asr.storage.run_state.run_files import PAGE_NAME
 from corpus_asr.storage.run_state.run_tables import REDO
-from corpus_asr.storage.run_state.speaker_names import NAMES_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import recording_id

@@ -12,14 +12,14 @@ import pyarrow as pa
 import pytest
 
 from corpus_asr.config.run import RunOptions
+from corpus_asr.edits.corrections import Corrections
 from corpus_asr.export.speakers import read_names, read_segments
-from corpus_asr.storage.run_state.corrections import Corrections
+from corpus_asr.storage.run_state.annotations import NAMES_NAME
 from corpus_asr.storage.run_state.moved import Arrivals
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.source_listings import note_listing
-from corpus_asr.storage.run_state.speaker_names import NAMES_NAME
 from corpus_asr.storage.run_state.table_names import IDENTITIES_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem

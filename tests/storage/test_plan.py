@@ -299,7 +299,7 @@ _KILLED = """
 import os, signal, sys
 from corpus_asr.config.run import RunConfig
 from corpus_asr.storage.run_state import plan
-from corpus_asr.storage.run_state.tables import (OutputStore)
+
 plan._write_packs = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 job = RunConfig.model_validate_json(sys.argv[1])
 plan.make_plan(job, OutputStore(job.output.uri))

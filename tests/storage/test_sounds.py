@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from corpus_asr.edits.corrections import Corrections
 from corpus_asr.export.speakers import read_names
-from corpus_asr.storage.run_state.corrections import Corrections
+from corpus_asr.storage.run_state.annotations import NAMES_NAME
 from corpus_asr.storage.run_state.forget import (
     allow_again,
     find_recordings,
@@ -17,7 +18,6 @@ from corpus_asr.storage.run_state.forget import (
 from corpus_asr.storage.run_state.forgotten import Forgotten
 from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.plan import make_plan
-from corpus_asr.storage.run_state.speaker_names import NAMES_NAME
 from tests.support.audio import wav_of
 from tests.support.runs import REVISION, ManualRun, correct_segment
 from tests.support.tables import complete, digest_of

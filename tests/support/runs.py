@@ -15,16 +15,16 @@ from corpus_asr.config.run import (
     RunOptions,
     SourceSettings,
 )
-from corpus_asr.segments import SpeakerTurn
-from corpus_asr.stages.isolation import IsolatedGenerator
-from corpus_asr.storage.listing import FileListing
-from corpus_asr.storage.run_state.corrections import (
+from corpus_asr.edits.corrections import (
     Corrections,
     EditedSegment,
     correct,
     read_saved,
     save_correction,
 )
+from corpus_asr.segments import SpeakerTurn
+from corpus_asr.stages.isolation import IsolatedGenerator
+from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.finish import OutcomeCounts
 from corpus_asr.storage.run_state.finish import finish as finish_run
 from corpus_asr.storage.run_state.identities import Identities

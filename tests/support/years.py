@@ -16,6 +16,8 @@ import pyarrow as pa
 import pytest
 
 from corpus_asr.config.run import Retry, RunConfig, RunOptions
+from corpus_asr.edits.corrected_segments import SeenSegments
+from corpus_asr.edits.corrections import Corrections
 from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.export.recordings import (
     Recording,
@@ -28,13 +30,11 @@ from corpus_asr.pipelines import driver, nightly
 from corpus_asr.runtime.checkpoints import Checkpoint
 from corpus_asr.runtime.commit import Committer, tally_of
 from corpus_asr.runtime.progress import Progress
-from corpus_asr.storage.run_state.corrections import Corrections
 from corpus_asr.storage.run_state.forget import allow_again, find_recordings, finish_killed, forget
 from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.prune import find_gone, prune
 from corpus_asr.storage.run_state.run_files import FINGERPRINT_NAME, new_run_id
-from corpus_asr.storage.run_state.seen_segments import SeenSegments
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.clocks import DAY_S, WrongClock
 from tests.support.living_archive import Lines, LivingArchive, broken, lines_of, plain

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from corpus_asr.edits.corrections import read_saved
 from corpus_asr.export.speakers import read_names
-from corpus_asr.storage.run_state.corrections import read_saved
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.view.server import ViewServer
 from tests.report.conftest import OpenPage

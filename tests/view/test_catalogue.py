@@ -10,10 +10,10 @@ from typing import Any
 import duckdb
 import pytest
 
+from corpus_asr.edits.corrections import EditedSegment, correct
 from corpus_asr.errors import ConfigError
 from corpus_asr.storage import parquet
 from corpus_asr.storage.run_state import part_rows
-from corpus_asr.storage.run_state.corrections import EditedSegment, correct
 from corpus_asr.storage.run_state.finish import merge
 from corpus_asr.storage.run_state.lock import SUCCESS_NAME
 from corpus_asr.storage.run_state.table_names import LABEL_ROWS

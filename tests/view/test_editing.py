@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from corpus_asr.storage.run_state.corrections import (
-    CORRECTIONS_FOLDER,
+from corpus_asr.edits.corrections import (
     MAX_TEXT_CHARS,
     hash_of,
     read_saved,
 )
+from corpus_asr.storage.run_state.annotations import CORRECTIONS_FOLDER
 from corpus_asr.storage.run_state.table_names import SPEAKERS_FOLDER
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from corpus_asr.edits import corrections
+from corpus_asr.edits.corrections import hash_of
 from corpus_asr.export.speakers import name_speaker, read_names
-from corpus_asr.storage.run_state import corrections
-from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER, hash_of
+from corpus_asr.storage.run_state.annotations import CORRECTIONS_FOLDER
 from corpus_asr.storage.run_state.forget import finish_killed, forget
 from corpus_asr.storage.run_state.forgotten import Forgotten
 from corpus_asr.storage.run_state.identities import Changes, Identities, Move

@@ -12,7 +12,7 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.export import speakers
 from corpus_asr.export.speakers import name_speaker, read_names, read_segments
 from corpus_asr.schemas import VOICES
-from corpus_asr.storage.run_state.speaker_names import NAMES_NAME
+from corpus_asr.storage.run_state.annotations import NAMES_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import recording_id

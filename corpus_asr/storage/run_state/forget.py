@@ -24,7 +24,14 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.schemas import FILES
 from corpus_asr.segments import SpeakerTurn
 from corpus_asr.storage.parquet import with_column
-from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER, SPEAKER_LABEL
+from corpus_asr.storage.run_state.annotations import (
+    CORRECTIONS_FOLDER,
+    NAMES_NAME,
+    SPEAKER_LABEL,
+    corrected_ids,
+    remove_corrections,
+    rewrite_said_speakers,
+)
 from corpus_asr.storage.run_state.forgotten import FORGOTTEN_NAME, Forgotten
 from corpus_asr.storage.run_state.identities import Identities, forget_addresses
 from corpus_asr.storage.run_state.lock import (
@@ -39,12 +46,10 @@ from corpus_asr.storage.run_state.own_sources import forget_sources, read_own_so
 from corpus_asr.storage.run_state.part_rows import without_credentials
 from corpus_asr.storage.run_state.prune import PRUNE, prune, recount
 from corpus_asr.storage.run_state.rewriting import (
-    remove_corrections,
     remove_names,
     remove_recordings,
     rewrite_commits,
     rewrite_names,
-    rewrite_said_speakers,
     rewrite_table,
 )
 from corpus_asr.storage.run_state.run_files import (
@@ -56,7 +61,6 @@ from corpus_asr.storage.run_state.run_files import (
     SUMMARIES_FOLDER,
     failures_name,
 )
-from corpus_asr.storage.run_state.speaker_names import NAMES_NAME
 from corpus_asr.storage.run_state.speaker_turns import read_turns
 from corpus_asr.storage.run_state.table_names import (
     PLANS_FOLDER,
@@ -164,13 +168,10 @@ def find_recordings(
     for rows in store.outcomes(["recording_id", "segments_written"]):
         recording_rows = rows.filter(pc.is_in(rows["recording_id"], value_set=found_ids))
         segments += pc.sum(recording_rows["segments_written"]).as_py() or 0
-    corrections = [
-        name for name in store.all_names(CORRECTIONS_FOLDER) if name.split("/")[1] in recordings
-    ]
     return ForgottenContents(
         recordings=recordings,
         segments=segments,
-        corrections=len(corrections),
+        corrections=sum(recording in recordings for recording in corrected_ids(store)),
         datasets=datasets_of(store),
     )
 
@@ -232,8 +233,7 @@ def sweep_late_saves(store: OutputStore) -> None:
     forgotten = Forgotten.read(store)
     if not forgotten.entries:
         return
-    saved = {name.split("/")[1] for name in store.all_names(CORRECTIONS_FOLDER)}
-    remove_corrections(store, set(filter(forgotten.has_id, saved)))
+    remove_corrections(store, set(filter(forgotten.has_id, corrected_ids(store))))
     remove_names(store, lambda recording, _: forgotten.has_id(recording))
     rewrite_names(store, lambda uri, _: None if forgotten.has(uri) else uri)
 

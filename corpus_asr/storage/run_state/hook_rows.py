@@ -9,7 +9,6 @@ are any. The next run passes failed recordings to the function again.
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,8 +16,6 @@ import pyarrow.compute as pc
 from corpus_asr.config.hooks import KEYS, STATE, HookSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.schemas import HOOKS, SEGMENTS
-from corpus_asr.segments import SpeakerTurn
-from corpus_asr.storage.run_state.corrections import Corrections
 from corpus_asr.storage.run_state.recording_rows import (
     NO_IDS,
     ROWS_PER_OBJECT,
@@ -31,8 +28,6 @@ from corpus_asr.storage.run_state.recording_rows import (
 )
 from corpus_asr.storage.run_state.run_files import open_run
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
-from corpus_asr.storage.run_state.seen_segments import SEEN_SEGMENTS, SeenSegments
-from corpus_asr.storage.run_state.speaker_turns import read_turns
 from corpus_asr.storage.run_state.table_names import HOOKS_FOLDER, SPEAKERS_FOLDER
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
@@ -41,11 +36,6 @@ from corpus_asr.storage.stores.uri import redact_uri
 RECORDINGS_PER_PORTION = 200
 # Maximum rows per object; lists, such as vectors of 1,024 numbers, take some 80 MB.
 ROWS_OF_LISTS = 20_000
-GIVEN = (
-    "recording_id", "uri", "channel", "part", "segment", "start_s", "end_s", "language", "text",
-    "confidence", "words",
-)  # fmt: skip
-"""Segment columns passed to functions, including those of manual corrections."""
 
 
 def folder_of(name: str) -> str:
@@ -118,16 +108,18 @@ _EDITION = "coalesce('/' || any_value(edition), '')"
 
 @contextmanager
 def left_of(
-    store: OutputStore, hook: HookSettings, corrections: Corrections
+    store: OutputStore, hook: HookSettings, editions: Mapping[str, str]
 ) -> Iterator[tuple[int, Iterator[HookPortion]]]:
-    """Yield the number of complete recordings with missing or outdated rows, and their portions."""
-    ids = corrections.recording_ids
-    editions = [corrections.edition(recording_id) for recording_id in ids]
+    """Yield the number of complete recordings with missing or outdated rows, and their portions.
+
+    `editions` has a text for each corrected recording that changes with its corrections.
+    """
+    corrected = {"recording_id": [*editions], "edition": [*editions.values()]}
     turns = store.names(SPEAKERS_FOLDER)
     with RunTables(store, columns=VERSION_COLUMNS) as tables:
         tables.add("made", made_so_far(store, store.names(folder_of(hook.name))))
         tables.add("turns", made_so_far(store, turns))
-        tables.add("corrected", pa.table({"recording_id": ids, "edition": editions}, _CORRECTED))
+        tables.add("corrected", pa.table(corrected, _CORRECTED))
         tables.execute(_EDITIONS)
         query = wanted(also=_EDITION, joined="left join editions using (recording_id)")
         tables.add("wanted", tables.table(query, settings=hook.fingerprint))
@@ -151,76 +143,6 @@ def _portions(tables: RunTables, turns: Sequence[str]) -> Iterator[HookPortion]:
             turns=[turns[number] for (number,) in numbers],
             known=frozenset(recording_id for (recording_id,) in made_rows),
         )
-
-
-_GIVEN_ROWS = """
-(select outcomes.* from outcomes join objects using (object) semi join places using (name, row)
- semi join ids using (recording_id))
-"""
-_BY_PEOPLE = ("corrected", "checked", "speaker")
-
-
-class GivenSegments:
-    """Segments of a portion's recordings with corrections applied, and their speakers."""
-
-    def __init__(
-        self, store: OutputStore, work: HookPortion, corrections: Corrections, *, words: bool
-    ) -> None:
-        self._store, self._work, self._corrections = store, work, corrections
-        self._columns = tuple(name for name in GIVEN if words or name != "words")
-        self.schema = pa.schema([
-            *(SEGMENTS.field(name) for name in self._columns),
-            *(SEEN_SEGMENTS.field(name) for name in _BY_PEOPLE),
-        ])  # fmt: skip
-        self.uris: dict[str, str] = {}
-        """URI of each recording, available once `batches` has started."""
-
-    def turns(self) -> Mapping[str, Sequence[SpeakerTurn]]:
-        """Return the turns of the recordings' speakers; empty without diarization."""
-        ids = self._work.portion.recordings
-        return read_turns(self._store, ids, names=self._work.turns) or {}
-
-    def batches(self, *, rows: int) -> Iterator[pa.Table]:
-        """Yield tables of whole recordings with at least `rows` segments in all."""
-        work = self._work.portion
-        names, columns = [*work.rows], (*VERSION_COLUMNS, "uri")
-        with RunTables(self._store, columns=columns, names=names) as tables:
-            places = [{"name": name, "row": row} for name in names for row in work.rows[name]]
-            tables.add("places", pa.Table.from_pylist(places, _PLACE))
-            ids = pa.array(work.recordings, pa.string())
-            tables.add("ids", pa.table({"recording_id": ids}))
-            uris = f"select recording_id, any_value(uri) from {_GIVEN_ROWS} group by all"
-            self.uris |= dict(tables.rows(uris))
-            seen = SeenSegments(self._store, tables, self._corrections)
-            tables.add("gathered", self.schema.empty_table())
-            for batch in seen.batches(self._columns, of=_GIVEN_ROWS):
-                segments = batch.select(self.schema.names).filter(_SAID)
-                tables.execute("insert into gathered from arriving", segments)
-            waiting, count = list[pa.Table](), 0
-            for segments in self._recordings(tables, at_once=max(rows, _LEAST_AT_ONCE)):
-                begins = waiting and segments["recording_id"][0] != waiting[-1]["recording_id"][0]
-                if begins and count >= rows:
-                    yield pa.concat_tables(waiting).combine_chunks()
-                    waiting, count = [], 0
-                waiting.append(segments)
-                count += segments.num_rows
-            if waiting:
-                yield pa.concat_tables(waiting).combine_chunks()
-
-    def _recordings(self, tables: RunTables, *, at_once: int) -> Iterator[pa.Table]:
-        """Yield segments of one recording per table; long recordings take several tables."""
-        for batch in tables.batches(_IN_ORDER, rows=at_once):
-            table = pa.table(batch).cast(self.schema)
-            runs = pc.run_end_encode(table["recording_id"].combine_chunks()).run_ends.to_pylist()
-            for start, end in pairwise([0, *runs]):
-                yield table.slice(start, end - start)
-
-
-_LEAST_AT_ONCE = 2_000  # minimum number of segments read, even if fewer are passed per call
-# Segments removed by a person are not passed, as readers do not see them either.
-_SAID = ~(pc.field("corrected") & (pc.utf8_trim_whitespace(pc.field("text")) == ""))
-_PLACE = pa.schema([("name", pa.string()), ("row", pa.int32())])
-_IN_ORDER = "from gathered order by recording_id, start_s, channel, part, segment"
 
 
 def remove_other_columns(store: OutputStore, hook: HookSettings) -> None:

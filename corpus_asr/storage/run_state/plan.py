@@ -29,6 +29,7 @@ from corpus_asr.scratch import scratch_folder
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.manifest import expected_bytes
 from corpus_asr.storage.parquet import parquet_batches, parquet_writer
+from corpus_asr.storage.run_state.annotations import with_notes
 from corpus_asr.storage.run_state.forgotten import Forgotten
 from corpus_asr.storage.run_state.identities import Changes, Identities, Moves
 from corpus_asr.storage.run_state.lock import is_finished
@@ -54,7 +55,6 @@ from corpus_asr.storage.run_state.source_listings import (
     other_listings,
     read_listings,
 )
-from corpus_asr.storage.run_state.speaker_names import with_notes
 from corpus_asr.storage.run_state.table_names import (
     LABEL_ROWS,
     PLANS_FOLDER,

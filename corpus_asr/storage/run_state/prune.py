@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from corpus_asr.errors import ConfigError, FetchError
-from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER
+from corpus_asr.storage.run_state.annotations import corrected_ids
 from corpus_asr.storage.run_state.finish import OutcomeCounts
 from corpus_asr.storage.run_state.identities import forget_addresses
 from corpus_asr.storage.run_state.lock import AtTheEnd, changing
@@ -80,7 +80,7 @@ def find_gone(store: OutputStore, *, older_than: datetime.timedelta) -> Archive:
         tables.note(noted)
         rows = tables.gone(now)
     latest = now - older_than
-    corrections = Counter(name.split("/")[1] for name in store.all_names(CORRECTIONS_FOLDER))
+    corrections = Counter(corrected_ids(store))
     gone = []
     for row in rows:
         # Recordings of another source are missing once that source was not listed for so long.

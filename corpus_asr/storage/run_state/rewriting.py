@@ -19,18 +19,13 @@ import pyarrow.compute as pc
 from corpus_asr.config.run import CLASSIFY_AUDIO
 from corpus_asr.errors import ConfigError
 from corpus_asr.schemas import DUPLICATES, HOOKS, OUTCOMES, RECORDINGS, SPEAKERS, VOICES
-from corpus_asr.storage.run_state.corrections import (
-    CORRECTIONS_FOLDER,
-    SPEAKER_LABEL,
-    read_saved,
-)
+from corpus_asr.storage.run_state.annotations import NAMES_NAME, named_lines, remove_corrections
 from corpus_asr.storage.run_state.duplicates import without_losers
 from corpus_asr.storage.run_state.finish import write_empty_tables
 from corpus_asr.storage.run_state.identities import Identities, former_address
 from corpus_asr.storage.run_state.part_rows import kind_of, nested, part_rows
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.run_tables import REDO_NAME
-from corpus_asr.storage.run_state.speaker_names import NAMES_NAME, named_lines
 from corpus_asr.storage.run_state.table_names import (
     DUPLICATES_FOLDER,
     HOOKS_FOLDER,
@@ -163,44 +158,6 @@ def _remove_notes(store: OutputStore, name: str, ids: pa.Array) -> None:
         rows = pa.Table.from_batches(batches)
         if _any_of(rows, ids):
             store.write_table(name, _without(ids, rows))
-
-
-def remove_corrections(store: OutputStore, recording_ids: Collection[str]) -> None:
-    """Remove the corrections of recordings."""
-    for name in list(store.all_names(CORRECTIONS_FOLDER)):
-        recording = name.split("/")[1]
-        if recording in recording_ids:
-            store.remove(name)
-            filesystem.remove_folder(store.address(f"{CORRECTIONS_FOLDER}/{recording}"))
-
-
-def rewrite_said_speakers(store: OutputStore, speakers: Collection[tuple[str, str]]) -> None:
-    """Remove speaker names of recordings from corrections; turns then determine speakers."""
-    for name, saved in read_saved(store).items():
-        if any((saved.recording_id, segment.speaker) in speakers for segment in saved.segments):
-            correction = store.read_json(name)
-            for segment in correction["segments"]:
-                if (saved.recording_id, segment["speaker"]) in speakers:
-                    segment["speaker"] = None
-            store.write_json(name, correction)
-
-
-def named_numbers(store: OutputStore) -> dict[str, int]:
-    """Return the highest speaker number (S1, S2 ...) in names and corrections, by recording."""
-    labels = [(correction.recording_id, segment.speaker or "")
-              for correction in read_saved(store).values()
-              for segment in correction.segments]  # fmt: skip
-    if store.exists(NAMES_NAME):
-        data = filesystem.read_bytes(store.address(NAMES_NAME), store.options)
-        lines, at, who = named_lines(data)
-        lines = [line for line in lines[1:] if len(line) > max(at, who)]
-        ids = Identities.read(store).ids_of([line[at] for line in lines])
-        labels += zip(ids, (line[who].strip() for line in lines), strict=True)
-    highest: dict[str, int] = {}
-    for recording_id, label in labels:
-        if SPEAKER_LABEL.fullmatch(label):
-            highest[recording_id] = max(highest.get(recording_id, 0), int(label[1:]))
-    return highest
 
 
 def remove_names(store: OutputStore, is_gone: Callable[[str, str], bool]) -> None:

@@ -27,6 +27,7 @@ from corpus_asr.config.extraction import SPEAKER_COUNTS
 from corpus_asr.logs import event
 from corpus_asr.schemas import SPEAKERS, VOICES
 from corpus_asr.segments import SpeakerTurn
+from corpus_asr.storage.run_state.annotations import named_numbers
 from corpus_asr.storage.run_state.manifest_columns import join_columns
 from corpus_asr.storage.run_state.recording_rows import (
     ROWS_PER_OBJECT,
@@ -37,7 +38,6 @@ from corpus_asr.storage.run_state.recording_rows import (
     rows_at,
     wanted,
 )
-from corpus_asr.storage.run_state.rewriting import named_numbers
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.table_names import SPEAKERS_FOLDER, SUFFIX, VOICES_FOLDER
 from corpus_asr.storage.run_state.tables import OutputStore, projected

@@ -1,43 +1,26 @@
 """Words of transcripts and of corrected texts: split, aligned with one another, and timed.
 
-Input: rows of the segments table, and texts of people. Words of a corrected text have the times of
-the model's where both agree, and divide what is between these. Case and punctuation are ignored.
+In and out: rows of the segments table, their `words`, and texts of people. Words of a corrected
+text have the times of the model's where both agree, and divide what is between these. Case and
+punctuation are ignored.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-
-from corpus_asr.storage.run_state.corrections import EditedSegment
 
 # A person vouches for it. The model's scores apply to the model's text.
 CORRECTED_CONFIDENCE = 1.0
 # Inserted words for which there is no pause borrow time from a neighbor.
 _SHORTEST_WORD_S = 0.02
-# Scripts without spaces between words are compared character by character.
-_SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+# Scripts without spaces between words are compared character by character: Thai, Lao, Tibetan,
+# Burmese, Khmer, Japanese and Chinese.
+_SPACELESS = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _TOKEN = re.compile(rf"\s*(?:[{_SPACELESS}]|[^\s{_SPACELESS}]+)")
-
-
-class Token(NamedTuple):
-    """A word of a segment, or a character in scripts without spaces between words."""
-
-    row: int
-    text: str
-    bare: str
-    start_s: float
-    end_s: float
-    probability: float | None
-    timed: bool
-
-
-def same_words(words: Sequence[str], others: Sequence[str]) -> Iterator[tuple[int, int, int]]:
-    """Yield runs of equal words as their places in both and their length; an empty one at last."""
-    yield from SequenceMatcher(None, words, others, autojunk=False).get_matching_blocks()
 
 
 def timed_words(
@@ -46,15 +29,14 @@ def timed_words(
     """Return the words of a corrected text with times, which joined are the text.
 
     Words that were kept keep their times; others divide by their lengths the time between these.
-    Whether blanks are between words is seen from the model's.
     """
-    spaced = len(words) < 2 or any(word["word"][:1].isspace() for word in words[1:])
-    pieces = re.findall(r"\s*\S+", text) if spaced else list(text)
+    pieces = pieces_of(text)
     words_before = [bare_word(word["word"]) for word in words]
     words_after = [bare_word(piece) for piece in pieces]
     timed: list[dict[str, Any]] = []
     stop = end = 0
-    for first, start, size in same_words(words_before, words_after):
+    matcher = SequenceMatcher(None, words_before, words_after, autojunk=False)
+    for first, start, size in matcher.get_matching_blocks():
         new = pieces[end:start]
         if first > stop and new:  # in place of the model's
             from_s, to_s = words[stop]["start_s"], words[first - 1]["end_s"]
@@ -108,18 +90,18 @@ def pieces_of(text: str) -> list[str]:
     return pieces
 
 
-def tokens_of(at: int, row: dict[str, Any]) -> Iterator[Token]:
-    """Yield the words of a segment, of which `at` is the row number."""
+def split_words(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the words of a segment with times, which joined are its text.
+
+    In scripts without spaces between words, each character is one. Without the model's times, words
+    divide the segment by their lengths.
+    """
     text, words = row["text"] or "", row.get("words") or []
     pieces = pieces_of(text) or [text]
-    if "".join(word["word"] or "" for word in words) != text:
-        words = []
-    if not words:
-        for word in divided_words(pieces, row["start_s"], row["end_s"]):
-            yield Token(at, word["word"], bare_word(word["word"]), word["start_s"], word["end_s"],
-                         None, timed=False)  # fmt: skip
-        return
+    if not words or "".join(word["word"] or "" for word in words) != text:
+        return list(divided_words(pieces, row["start_s"], row["end_s"]))
     ends = np.cumsum([len(word["word"]) for word in words])
+    split: list[dict[str, Any]] = []
     place = 0
     for piece in pieces:
         # The word of its first character other than a space, and of its last one.
@@ -127,54 +109,25 @@ def tokens_of(at: int, row: dict[str, Any]) -> Iterator[Token]:
         place += len(piece)
         first_word, last_word = (words[int(np.searchsorted(ends, where, side="right"))]
                                  for where in (first, place - 1))  # fmt: skip
-        yield Token(at, piece, bare_word(piece), first_word["start_s"], last_word["end_s"],
-                     last_word["probability"], timed=True)  # fmt: skip
+        split.append({**last_word, "word": piece, "start_s": first_word["start_s"]})
+    return split
 
 
-def part_of(row: dict[str, Any], tokens: Sequence[Token]) -> dict[str, Any]:
-    """Return part of a segment, without token IDs, which cannot be split."""
-    values = {
-        "text": "".join(token.text for token in tokens),
-        "start_s": tokens[0].start_s,
-        "end_s": max(token.end_s for token in tokens),
-        "tokens": [],
-    }
+def part_of(
+    row: Mapping[str, Any], words: Sequence[Mapping[str, Any]], least_s: float, most_s: float
+) -> dict[str, Any]:
+    """Return a segment with some of its words, of times within a span, without token IDs."""
+    part = {**row, "text": "".join(word["word"] for word in words), "tokens": []}
+    part["start_s"] = max(words[0]["start_s"], least_s)
+    part["end_s"] = min(words[-1]["end_s"], most_s)
     if row.get("words") is not None:
-        values["words"] = [
-            {"word": token.text, "start_s": token.start_s, "end_s": token.end_s,
-             "probability": token.probability}
-            for token in tokens
-        ]  # fmt: skip
-    return {**row, **{name: value for name, value in values.items() if name in row}}
+        part["words"] = clamped(words, least_s, most_s)
+    return part
 
 
-def clamped(words: Any, start_s: float, end_s: float) -> Any:
-    """Return words with times within a span, in seconds; None for None."""
-    if words is None:
-        return None
+def clamped(words: Any, start_s: float, end_s: float) -> list[dict[str, Any]]:
+    """Return words with times within a span, in seconds."""
     return [
         {**word, **{name: min(max(word[name], start_s), end_s) for name in ("start_s", "end_s")}}
         for word in words
     ]
-
-
-def divided_among(
-    segments: Sequence[EditedSegment], texts: Sequence[str], words: Sequence[dict[str, Any]]
-) -> list[list[dict[str, Any]]]:
-    """Return each text's words with times."""
-    start_s = min(segment.start_s for segment in segments)
-    end_s = max(segment.end_s for segment in segments)
-    timed = timed_words(words, "".join(texts), start_s, end_s)
-    shares: list[list[dict[str, Any]]] = [[] for _ in texts]
-    ends = np.cumsum([len(text) for text in texts])
-    place = 0
-    for word in timed:
-        # In scripts without spaces, a word that spans two texts belongs to the first.
-        at = int(np.searchsorted(ends, place, side="right"))
-        shares[at].append(word)
-        place += len(word["word"])
-    return [
-        share if "".join(word["word"] for word in share) == text
-        else list(divided_words(pieces_of(text), segment.start_s, segment.end_s))
-        for share, text, segment in zip(shares, texts, segments, strict=True)
-    ]  # fmt: skip

@@ -9,9 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpus_asr.errors import ConfigError, CorpusAsrError
-from corpus_asr.storage.run_state.corrections import (
-    CORRECTIONS_FOLDER,
+from corpus_asr.edits.corrections import (
     MAX_NAME_CHARS,
     MAX_TEXT_CHARS,
     Correction,
@@ -21,8 +19,10 @@ from corpus_asr.storage.run_state.corrections import (
     read_saved,
     save_correction,
 )
+from corpus_asr.edits.words import timed_words
+from corpus_asr.errors import ConfigError, CorpusAsrError
+from corpus_asr.storage.run_state.annotations import CORRECTIONS_FOLDER, said_speakers
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.run_state.transcript_words import timed_words
 
 ID = "0123456789abcdef"
 
@@ -120,6 +120,10 @@ def test_an_object_that_is_no_correction_is_named(tmp_path: Path) -> None:
         store.write_bytes(bad, data)
         with pytest.raises(CorpusAsrError, match=r"x/1\.json: found no correction .* remove it"):
             read_saved(store)
+    for content in (*wrong[:2], {"recording_id": "x", "segments": [7]}):
+        store.write_json(bad, content)
+        with pytest.raises(CorpusAsrError, match=r"x/1\.json: found no correction .* remove it"):
+            list(said_speakers(store))
     store.write_json(bad, {**good, "from_a_newer_version": 1})
     store.write_bytes(f"{CORRECTIONS_FOLDER}/x/README.txt", b"not one of ours")
     assert len(read_saved(store)) == 2

@@ -8,36 +8,34 @@ save creates the number after the last one its author saw. With two servers, one
 refused; that server reads the new corrections and retries if they concern other segments, so
 nothing is overwritten unseen. An undo is a save that lists revoked corrections.
 
-`seen_segments` determines their position in a transcript, also in one of another model.
+`corrected_segments` places them on a transcript, also on one of another model.
 """
 
 import datetime
 import hashlib
 import json
-import re
 import unicodedata
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
-from corpus_asr.errors import ConfigError, CorpusAsrError
-from corpus_asr.json_values import Seconds, load, parsed
+from corpus_asr.errors import ConfigError
+from corpus_asr.json_values import Seconds, parsed
+from corpus_asr.storage.run_state.annotations import (
+    CORRECTION_SUFFIX,
+    CORRECTIONS_FOLDER,
+    read_corrections,
+)
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
-from corpus_asr.storage.stores.filesystem import READERS
-from corpus_asr.storage.stores.uri import redact_uri
 
-CORRECTIONS_FOLDER = "corrections"
-_SUFFIX = ".json"
 _DIGITS = 6
 # A 30 s segment has some 500 characters; a page of text in one is a mistake.
 MAX_TEXT_CHARS = 4_000
 MAX_NAME_CHARS = 100
 _HASH_BYTES = 8
-SPEAKER_LABEL = re.compile(r"S\d+")
-"""Label of a speaker numbered by diarization; other labels are names given by people."""
 
 
 def hash_of(text: str) -> str:
@@ -88,6 +86,10 @@ class Correction:
     """IDs of corrections that it revokes."""
     file_digest: str = ""
     """Edited file of which this is the last correction; empty: none."""
+
+    def __post_init__(self) -> None:
+        if not self.segments and not self.undoes:
+            raise ValueError("no segments")
 
     @property
     def text(self) -> str:
@@ -179,8 +181,8 @@ def save_correction(store: OutputStore, correction: Correction, saved: Saved) ->
     """
     folder = f"{CORRECTIONS_FOLDER}/{correction.recording_id}/"
     last = max((name for name in saved if name.startswith(folder)), default="")
-    number = int(last.removeprefix(folder).removesuffix(_SUFFIX) or 0) + 1
-    name = f"{folder}{number:0{_DIGITS}}{_SUFFIX}"
+    number = int(last.removeprefix(folder).removesuffix(CORRECTION_SUFFIX) or 0) + 1
+    name = f"{folder}{number:0{_DIGITS}}{CORRECTION_SUFFIX}"
     text = json.dumps(asdict(correction), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     is_first = filesystem.create(store.address(name), text.encode(), store.options)
     return name if is_first else None
@@ -192,32 +194,7 @@ def read_saved(store: OutputStore, known: Saved | None = None) -> dict[str, Corr
     Raises:
         CorpusAsrError: an object is not a correction, or of an older version.
     """
-    names = sorted(name for name in store.all_names(CORRECTIONS_FOLDER) if _is_save(name))
-    saved = known or {}
-    fresh = [name for name in names if name not in saved]
-    with ThreadPoolExecutor(READERS, thread_name_prefix="read-corrections") as pool:
-        read = dict(zip(fresh, pool.map(lambda name: _read(store, name), fresh), strict=True))
-    return {name: saved[name] if name in saved else read[name] for name in names}
-
-
-def _is_save(name: str) -> bool:
-    base = name.rpartition("/")[2]
-    return base.endswith(_SUFFIX) and not base.startswith(".")
-
-
-def _read(store: OutputStore, name: str) -> Correction:
-    address = store.address(name)
-    data = filesystem.read_bytes(address, store.options)
-    try:
-        correction: Correction = parsed(Correction, load(data))
-        if not correction.segments and not correction.undoes:
-            raise ValueError("no segments")
-    except ValueError as error:
-        raise CorpusAsrError(
-            f"reading {redact_uri(address)}: found no correction ({error}), expected the JSON "
-            "that `corpus-asr view` saves; restore or remove it"
-        ) from error
-    return correction
+    return read_corrections(store, partial(parsed, Correction), known)
 
 
 class Corrections:
@@ -251,6 +228,11 @@ class Corrections:
     def edition(self, recording_id: str) -> str:
         """Return a text that changes with each save of a recording."""
         return max(self._saves.get(recording_id, {}), default="")
+
+    @property
+    def editions(self) -> dict[str, str]:
+        """The edition of each recording with an effective correction."""
+        return {recording_id: self.edition(recording_id) for recording_id in self._counting}
 
     def get(self, recording_id: str, identity: str) -> Correction | None:
         """Return a save, effective or revoked; None without one."""
