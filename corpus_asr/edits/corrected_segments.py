@@ -252,14 +252,24 @@ def _cut(pieces: Sequence[_Piece], correction: Correction) -> tuple[list[_Piece]
     def zone_of(start_s: float, end_s: float) -> int:
         return bisect_right(bounds_s, (start_s + end_s) / 2) - 1
 
+    own_words = _bare_words(correction.text)
+
+    def zone_of_word(word: Mapping[str, Any]) -> int:
+        zone = zone_of(word["start_s"], word["end_s"])
+        is_across = word["start_s"] < correction.end_s and word["end_s"] > correction.start_s
+        if is_across and zone != 1 and own_words:
+            # Models differ in where a word ends: its own first or last is not doubled.
+            own_word = own_words[0 if zone == 0 else -1]
+            return 1 if bare_word(word["word"]) == own_word else zone
+        return zone
+
     zones: tuple[list[_Piece], ...] = ([], [], [])
     for piece in pieces:
         if piece.edit:
             was_seen = piece.text in correction.original
             zones[zone_of(piece.start_s, piece.end_s) if was_seen else 0].append(piece)
             continue
-        runs = groupby(piece.words, lambda word: zone_of(word["start_s"], word["end_s"]))
-        for zone, run in runs:
+        for zone, run in groupby(piece.words, zone_of_word):
             words, part = [*run], piece
             if len(words) < len(piece.words):
                 row = part_of(piece.row, words, *bounds_s[zone : zone + 2])

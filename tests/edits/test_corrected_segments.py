@@ -123,9 +123,9 @@ def test_a_correction_survives_three_models() -> None:
         # Another word at its end, which is not doubled.
         (transcript("so he came home at tree a.m. and", "went to bed early"),
          ["so he came home", "at three o'clock", "and", "went to bed", "Early."]),
-        # Without word times, which divide the segment by their lengths: "at" is before the edit.
+        # Without word times, which divide the segment by their lengths: "at" is across the border.
         (transcript("so he came home at three o'clock", "and went to bed early", words=False),
-         ["so he came home at", "at three o'clock", "and went to bed", "Early."]),
+         ["so he came home", "at three o'clock", "and went to bed", "Early."]),
         # A moment later, and an unheard word before it.
         (transcript("he came home", "at tree o'clock", "and went to bed", "early", start_s=0.4),
          ["he came home", "at three o'clock", "and went to bed", "Early."]),
