@@ -316,9 +316,9 @@ class Lock:
 
     def _refused(self, found: str) -> ConfigError:
         return ConfigError(
-            f"locking {redact_uri(self._store.uri)}: found {found}, expected one in "
-            "which one run alone gets the lock; choose another output, such as a local folder or "
-            "a bucket of another store; the source may stay there"
+            f"locking {redact_uri(self._store.uri)}: found {found}, expected one "
+            "where one run gets the lock; choose another output, for example a local folder (the "
+            "source may stay there)"
         )
 
     def _peek(self) -> bytes | None:
