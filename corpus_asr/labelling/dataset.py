@@ -121,6 +121,7 @@ def complete(
 def _join(store: OutputStore, split: str, target: str) -> None:
     of_split = re.compile(rf"(.*/)?{split}-[0-9]+\.jsonl")
     # Until now one file per shard: objects in a store cannot be appended to.
+    store.relist(MANIFESTS_FOLDER)
     names = sorted(filter(of_split.fullmatch, store.all_names(MANIFESTS_FOLDER)))
     if not names:
         return

@@ -390,7 +390,7 @@ class CorpusRun:
             plan.num_forgotten += num_returned
             plan.num_files -= num_returned
         if plan.num_remaining:
-            store.relist_commits()
+            store.relist()
         counts = self._finish_tables(plan, self._begun)
         speed = speed_of(store.read_json(RUN_NAME) or {})
         if self.after_finish is not None:

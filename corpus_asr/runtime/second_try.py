@@ -116,7 +116,7 @@ def recordings_left(
         run_id: the run whose failures are not retried, and whose results are counted.
         options: those that it was planned with.
     """
-    store.relist_commits()
+    store.relist()
     recordings: list[RetriedRecording] = []
     columns = tuple({*VERSION_COLUMNS, *COUNTED})
     with RunTables(store, columns=columns, from_base=True) as tables:

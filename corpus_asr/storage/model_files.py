@@ -328,7 +328,7 @@ def _list_checkpoint(uri: str) -> list[_RemoteFile]:
     return [
         _RemoteFile(name.rpartition("/")[2], size, etag)
         for page in _filesystem().list_pages(uri + "/", depth=1)
-        for name, size, etag in zip(*page, strict=True)
+        for name, size, etag in zip(page.uris, page.sizes, page.etags, strict=True)
         if name.rpartition("/")[0] == uri
     ]
 

@@ -33,6 +33,7 @@ from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing, rea
 from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.rewriting import write_identities
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, RunRecord, begin_run, fingerprint
+from corpus_asr.storage.run_state.source_listings import note_listing
 from corpus_asr.storage.run_state.speaker_turns import RecordingVoices, turn_rows, write_turns
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import describe
@@ -188,6 +189,7 @@ class ManualRun:
         self.plan = make_plan(self.config, self.store, model_revision=REVISION)
         self.run = begin_run(self.store, self.config, name)
         write_identities(self.store, self.plan.identities)
+        note_listing(self.store, self.plan.name, self.config.source)
 
     def commit(self, name: str, part: int = 0, **values: Any) -> None:
         """Commit a part of a file; what is not given is that of a minute in English."""
@@ -254,6 +256,7 @@ def complete_run(
     name = fingerprint(config, REVISION)
     run = begin_run(store, config, name, run_id=run_id, redo=options.redo is not None)
     write_identities(store, plan.identities)
+    note_listing(store, plan.name, config.source)
     planned = planned_files(store, plan)
     for start in range(0, len(planned), files_per_commit):
         together = planned[start : start + files_per_commit]

@@ -187,12 +187,11 @@ class OutputStore:
         manifest = manifest._replace(merged=manifest.merged & known.keys())
         return _Held(manifest, {**known})
 
-    def relist_commits(self) -> None:
-        """List commits again, which workers of the run have put."""
+    def relist(self, folder: str = COMMITS_FOLDER) -> None:
+        """List a folder again, into which workers of the run have put something."""
         if self._held is not None:
-            for name in self._held.within(COMMITS_FOLDER):
-                del self._held.known[name]
-            self._held.known |= dict(self._in_store(COMMITS_FOLDER))
+            self._held.known |= dict.fromkeys(self._held.within(folder))
+            self._held.known |= dict(self._in_store(folder))
 
     def below(self, name: str) -> Self:
         """Return a folder within this one, written under the same lock."""
@@ -451,7 +450,7 @@ class OutputStore:
         if held is None or not folder:
             return self._in_store(folder)
         if folder.partition("/")[0] not in OWN_FOLDERS:  # workers may have put some
-            held.known |= dict.fromkeys(held.within(folder)) | dict(self._in_store(folder))
+            self.relist(folder)
         return held.within(folder).items()
 
     def _in_store(self, folder: str) -> Iterator[tuple[str, TableSize]]:
