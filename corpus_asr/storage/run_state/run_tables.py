@@ -218,16 +218,20 @@ class RunTables:
             self.execute(CLOSED)
         self.place(identities)
         if self._has_parts:
-            # In slices: what groups have of text and lists stays in memory until all are made.
-            [(num_parts,)] = self.rows("select count(*) from outcomes")
-            slices = 1 + num_parts // _PARTS_AT_ONCE
-            for index in range(slices):
-                query = RECORDED.format(first=FIRST, slices=slices, index=index)
-                begin = "insert into" if index else "create or replace table"
-                self.execute(f"{begin} recordings {'' if index else 'as'} {query}")
-            unread = "exists (from unread where starts_with(uri, prefix))"
-            has_unread = self.base and self.rows("from unread limit 1")
-            self.execute(COUNTED.format(unread=unread if has_unread else "false"))
+            self._record()
+
+    def _record(self) -> None:
+        """Make the rows of recordings from those of their parts."""
+        # In slices: what groups have of text and lists stays in memory until all are made.
+        [(num_parts,)] = self.rows("select count(*) from outcomes")
+        slices = 1 + num_parts // _PARTS_AT_ONCE
+        for index in range(slices):
+            query = RECORDED.format(first=FIRST, slices=slices, index=index)
+            begin = "insert into" if index else "create or replace table"
+            self.execute(f"{begin} recordings {'' if index else 'as'} {query}")
+        unread = "exists (from unread where starts_with(uri, prefix))"
+        has_unread = self.base and self.rows("from unread limit 1")
+        self.execute(COUNTED.format(unread=unread if has_unread else "false"))
 
     def _load(self, names: Iterable[str], rows: Mapping[str, np.ndarray] | None = None) -> None:
         """Read outcomes of objects; with `rows` those of these numbers, by name, in order."""
@@ -310,6 +314,8 @@ class RunTables:
             self.execute(UNSETTLED, table)
             self._load_unsettled()
             self._count()
+            if self._has_parts:
+                self._record()
 
     def _count(self) -> None:
         # By kind: what `retryable` says is of the version of this program that wrote it.
