@@ -33,6 +33,7 @@ from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing, rea
 from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.rewriting import write_identities
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, RunRecord, begin_run, fingerprint
+from corpus_asr.storage.run_state.source_listings import note_listing
 from corpus_asr.storage.run_state.speaker_turns import RecordingVoices, turn_rows, write_turns
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import describe
@@ -187,6 +188,7 @@ class ManualRun:
         name = fingerprint(self.config, REVISION)
         self.plan = make_plan(self.config, self.store, model_revision=REVISION)
         self.run = begin_run(self.store, self.config, name)
+        note_listing(self.store, self.plan.name, self.config.source)
         write_identities(self.store, self.plan.identities)
 
     def commit(self, name: str, part: int = 0, **values: Any) -> None:
