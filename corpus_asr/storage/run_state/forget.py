@@ -357,8 +357,8 @@ class _Spellings:
         pattern = "|".join(map(re.escape, longest_first))
         self._pattern = re.compile(rf"(?<![\w.-])(?:{pattern})(?![\w-]|\.\w)")
 
-    def name_text_of(self, name: str) -> bool:
-        """Return whether a file has the name of a recording, but for what follows its first dot."""
+    def is_named_alike(self, name: str) -> bool:
+        """Return whether a file has the name of a recording, up to its first dot."""
         stem = name.rpartition("/")[2].partition(".")[0]
         return any(stem == last_name.partition(".")[0] for last_name in self._last_names)
 
@@ -423,13 +423,13 @@ def _scrub(folder: OutputStore, names: Iterable[str], spellings: _Spellings) -> 
                 raise
 
     for name, data in read_ahead(documents, read):
-        if b'"text"' in data and spellings.name_text_of(name):
-            others.append(name)
         try:
             new = spellings.without_in(data, of_lines=name.endswith(".jsonl"))
         except (ValueError, RecursionError):
             others.append(name)
             continue
+        if b'"text"' in new and spellings.is_named_alike(name):
+            others.append(name)
         if new != data:
             folder.remove(pages[name])
             if new:
