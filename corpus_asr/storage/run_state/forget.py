@@ -38,14 +38,13 @@ from corpus_asr.storage.run_state.lock import (
 from corpus_asr.storage.run_state.own_sources import forget_sources, read_own_sources
 from corpus_asr.storage.run_state.prune import PRUNE, prune, recount
 from corpus_asr.storage.run_state.rewriting import (
-    names_of_runs,
-    own_names,
     remove_corrections,
     remove_names,
     remove_recordings,
     rewrite_names,
     rewrite_said_speakers,
     rewrite_tables,
+    walk,
 )
 from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,
@@ -111,49 +110,34 @@ def find_recordings(
     exact: dict[str, dict[str, str]] = {pattern: {} for pattern in addresses}
     globs: dict[str, dict[str, str]] = {pattern: {} for pattern in addresses}
     seen: dict[str, None] = {}
-    present = identities.present()
-    # Another sound is at their address, by which whoever wants to erase knows them.
-    waiting = {
-        (recording, uri): uri.removesuffix(f"#{recording}")
-        for recording, uri in _pairs_of(present)
-        if uri.endswith(f"#{recording}")
-    }
+    present = {*_pairs_of(identities.present())}
     for recording, uri in itertools.chain(_addresses_of(store), identities.pairs()):
-        address = waiting.get((recording, uri))
+        # Another sound is at their address, by which whoever wants to erase knows them.
+        address = uri.removesuffix(f"#{recording}") if (recording, uri) in present else uri
         for pattern, recording_id in ids.items():
-            if recording == recording_id or (
-                address is not None
-                and (address == addresses[pattern] or fnmatchcase(address, pattern))
-            ):
+            if recording == recording_id or address == addresses[pattern] != uri:
                 exact[pattern][recording] = uri
-            elif fnmatchcase(uri, pattern):
+            elif fnmatchcase(address, pattern):
                 globs[pattern][uri] = recording
         if len(seen) < _MOST_COMPARED:
             seen[uri] = None
-    matches = {}
-    for pattern, by_uri in globs.items():
-        last_ids = identities.ids_of([*by_uri])
-        matches[pattern] = exact[pattern] or {
-            recording: uri
-            for (uri, recording), last_id in zip(by_uri.items(), last_ids, strict=True)
-            if recording == last_id
-        }
-    begun = list(begun)
-    missing = [
-        pattern
-        for pattern in patterns
-        if not matches.get(pattern)
-        and not any(addresses.get(pattern) == uri or fnmatchcase(uri, pattern) for uri in begun)
-    ]
+    recordings: dict[str, str] = {}
+    missing, begun = list[str](), list(begun)
+    for pattern in patterns:
+        uris = globs.get(pattern, {})
+        last_ids = zip(uris, identities.ids_of([*uris]), strict=True)
+        matches = exact.get(pattern) or {name: uri for uri, name in last_ids if name == uris[uri]}
+        recordings |= matches
+        if not matches and not any(
+            addresses.get(pattern) == uri or fnmatchcase(uri, pattern) for uri in begun
+        ):
+            missing.append(pattern)
     if missing:
         raise ConfigError(
             f"looking in {redact_uri(store.uri)} for recordings to erase: found none of "
             f"{', '.join(map(redact_uri, missing))}, expected a URI or a glob of whole URIs, such "
             f"as '*/talk.mp3'{_nearest(missing, list(seen))}"
         )
-    recordings: dict[str, str] = {}
-    for by_recording in matches.values():
-        recordings |= by_recording
     recordings |= identities.addresses_of(recordings)
     found_ids = pa.array(recordings, pa.string())
     segments = 0
@@ -268,7 +252,8 @@ def forget(
         nights = summaries_of(store)
         _scrub(nights, filter(_SUMMARY.fullmatch, nights.all_names("")), spellings)
         others = remove_recordings(store, recordings)
-        others += _scrub(store, own_names(store), spellings)
+        own_names, names_within = walk(store)
+        others += [*names_within, *_scrub(store, own_names, spellings)]
         forget_sources(store, spellings.without)
         recount(store)
         sweep_late_saves(store)
@@ -459,11 +444,15 @@ def forget_voices(
     speakers = {(recording, speaker) for recording, speaker in speakers}  # JSON notes hold lists
     noted = sorted(speakers)
     with changing(store, FORGET_VOICES, at_the_end, speakers=noted, names=sorted(names)):
-        named_speakers = {
-            (recording, who) for recording, who in speakers if not SPEAKER_LABEL.fullmatch(who)
+        named_speakers = {pair for pair in speakers if not SPEAKER_LABEL.fullmatch(pair[1])}
+        ids = {recording for recording, _ in speakers - named_speakers}
+        turns = {
+            recording: [turn for turn in recording_turns if (recording, turn.speaker) in speakers]
+            for recording, recording_turns in (read_turns(store, ids) or {}).items()
         }
-        if voiced := {*speakers} - named_speakers:
-            _forget_voices(store, voiced)
+        rewrite_tables(
+            store, (SPEAKERS_FOLDER, VOICES_FOLDER), ids, partial(_without_voices, turns)
+        )
         rewrite_said_speakers(store, named_speakers)
         # Leftovers of killed writes may hold names.
         store.remove_temporary()
@@ -471,29 +460,13 @@ def forget_voices(
         store.note_tables()
 
 
-def _forget_voices(store: OutputStore, speakers: Collection[Speaker]) -> None:
-    recordings = {recording for recording, _ in speakers}
-    ids = pa.array(sorted(recordings), pa.string())
-    turns = {
-        recording: [turn for turn in recording_turns if (recording, turn.speaker) in speakers]
-        for recording, recording_turns in (read_turns(store, recordings) or {}).items()
-    }
-    gone = {
-        (recording, turn.speaker)
-        for recording, recording_turns in turns.items()
-        for turn in recording_turns
-    }
-    names = names_of_runs(store, (SPEAKERS_FOLDER, VOICES_FOLDER))
-    store.remove_leftovers()
-    rewrite_tables(store, names, ids, partial(_without_voices, turns, gone))
-
-
-def _without_voices(turns: _Turns, gone: Collection[Speaker], rows: pa.Table) -> pa.Table:
-    """Return rows of any table without the voices of speakers."""
+def _without_voices(turns: _Turns, rows: pa.Table) -> pa.Table:
+    """Return rows of any table without the voices in these turns."""
     if "voice_spans" in rows.schema.names:
         return _without_windows(turns, rows)
     if "speaker" not in rows.schema.names:
         return rows
+    gone = {(recording, turn.speaker) for recording, of_it in turns.items() for turn in of_it}
     keys = zip(*(rows[name].to_pylist() for name in ("recording_id", "speaker")), strict=True)
     is_gone = pa.array([key in gone for key in keys], pa.bool_())
     if "embedding" not in rows.schema.names:
@@ -503,20 +476,16 @@ def _without_voices(turns: _Turns, gone: Collection[Speaker], rows: pa.Table) ->
 
 
 def _without_windows(turns: _Turns, rows: pa.Table) -> pa.Table:
-    """Return outcomes without the voice windows in these turns; other rows unchanged."""
+    """Return outcomes without the voice windows in these turns."""
+    columns = (rows[name].to_pylist() for name in ("recording_id", "channel"))
     spans, data = rows["voice_spans"].to_pylist(), rows["voices"].to_pylist()
-    keys = rows.select(["recording_id", "channel"]).to_pylist()
-    for at, key in enumerate(keys):
-        channel_turns = [turn for turn in turns.get(key["recording_id"], ())
-                         if turn.channel == key["channel"]]  # fmt: skip
-        if not channel_turns or not spans[at]:
-            continue
-        width = len(data[at]) // len(spans[at])
-        kept_numbers = [number for number, span in enumerate(spans[at])
-                        if not any(turn.start_s < span["end_s"] and turn.end_s > span["start_s"]
-                                   for turn in channel_turns)]  # fmt: skip
-        data[at] = b"".join(
-            data[at][number * width : (number + 1) * width] for number in kept_numbers
-        )
-        spans[at] = [spans[at][number] for number in kept_numbers]
+    for at, (recording, channel) in enumerate(zip(*columns, strict=True)):
+        gone = [turn for turn in turns.get(recording, ()) if turn.channel == channel]
+        if gone and spans[at]:
+            width = len(data[at]) // len(spans[at])
+            kept = [number for number, span in enumerate(spans[at])
+                    if not any(turn.start_s < span["end_s"] and turn.end_s > span["start_s"]
+                               for turn in gone)]  # fmt: skip
+            data[at] = b"".join(data[at][number * width :][:width] for number in kept)
+            spans[at] = [spans[at][number] for number in kept]
     return with_column(with_column(rows, "voice_spans", spans), "voices", data)

@@ -58,46 +58,44 @@ def remove_recordings(store: OutputStore, recording_ids: Collection[str]) -> lis
     Return the tables of others that do not say of which recordings their rows are.
     """
     recording_ids = {*recording_ids}
-    if not recording_ids:
-        return []
-    ids = pa.array(recording_ids, pa.string())
     remove_corrections(store, recording_ids)
     # By the addresses that a table names.
     remove_names(store, lambda recording, _: recording in recording_ids)
-    store.remove_leftovers()
-    others = (name for name in own_names(store) if is_table(name))
-    return rewrite_tables(store, [*names_of_runs(store), *others], ids, partial(_without, ids))
+    folders = (RECORDINGS_FOLDER, *DERIVED_FOLDERS)
+    others = [name for name in walk(store)[0] if is_table(name)]
+    change = partial(_without, pa.array(recording_ids, pa.string()))
+    return rewrite_tables(store, folders, recording_ids, change, others=others)
 
 
-def own_names(store: OutputStore) -> list[str]:
-    """Return all objects below a folder but tables of runs, and what belongs to a folder within."""
+def walk(store: OutputStore) -> tuple[list[str], list[str]]:
+    """Return all objects below a folder but tables of runs, and those of output folders within."""
     names = [name for name in store.all_names("") if not name.startswith(RUNS_PREFIXES)]
     # Another run may hold the lock of such a folder.
     within = tuple({f"{name.partition('/_run/')[0]}/" for name in names if "/_run/" in name})
-    return [name for name in names if not name.startswith(within)]
-
-
-def names_of_runs(
-    store: OutputStore, folders: Iterable[str] = (RECORDINGS_FOLDER, *DERIVED_FOLDERS)
-) -> list[str]:
-    """Return commits and tables of runs that count; those of parts go with their outcomes."""
-    return [*store.commit_names(), *(name for folder in folders for name in store.names(folder))]
+    own_names = [name for name in names if not name.startswith(within)]
+    return own_names, [name for name in names if name.startswith(within)]
 
 
 def rewrite_tables(
     store: OutputStore,
-    names: Collection[str],
-    ids: pa.Array,
+    folders: Iterable[str],
+    recording_ids: Collection[str],
     change: Callable[[pa.Table], pa.Table],
+    *,
+    others: Iterable[str] = (),
 ) -> list[str]:
-    """Rewrite the tables that have rows of recordings; return those of others without such IDs.
+    """Rewrite commits, outcomes, tables of folders and others that have rows of recordings.
 
-    `change` is given rows of outcomes, and those of segments or labels, which go along.
+    `change` is given rows of outcomes, and those of segments or labels, which go along. Return the
+    others that do not say whose rows they are.
     """
+    store.remove_leftovers()
+    names = [*store.commit_names(), *(name for folder in folders for name in store.names(folder))]
     # A killed command has put a replacement that counts already.
     marks = {name.rpartition(".")[0].rpartition("-")[2] for name in names}
+    find = partial(_find, store, pa.array(recording_ids, pa.string()))
     old, new, unknown = list[str](), list[str](), list[str]()
-    for name, has_rows in read_ahead(names, partial(_find, store, ids)):
+    for name, has_rows in read_ahead([*names, *others], find):
         if has_rows is None:
             unknown.append(name)
         elif has_rows and not name.startswith(RUNS_PREFIXES):
