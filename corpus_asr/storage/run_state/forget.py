@@ -41,7 +41,6 @@ from corpus_asr.storage.run_state.rewriting import (
     remove_corrections,
     remove_names,
     remove_recordings,
-    rewrite_names,
     rewrite_said_speakers,
     rewrite_tables,
     walk,
@@ -214,8 +213,7 @@ def sweep_late_saves(store: OutputStore) -> None:
         return
     saved = {name.split("/")[1] for name in store.all_names(CORRECTIONS_FOLDER)}
     remove_corrections(store, set(filter(forgotten.has_id, saved)))
-    remove_names(store, lambda recording, _: forgotten.has_id(recording))
-    rewrite_names(store, lambda uri, _: None if forgotten.has(uri) else uri)
+    remove_names(store, lambda uri, recording, _: forgotten.has(uri) or forgotten.has_id(recording))
 
 
 def forget(
@@ -456,7 +454,7 @@ def forget_voices(
         rewrite_said_speakers(store, named_speakers)
         # Leftovers of killed writes may hold names.
         store.remove_temporary()
-        remove_names(store, lambda recording, who: (recording, who) in speakers)
+        remove_names(store, lambda _, recording, who: (recording, who) in speakers)
         store.note_tables()
 
 

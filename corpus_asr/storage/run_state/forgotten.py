@@ -117,9 +117,8 @@ class Forgotten:
         """
         if not self._hashes:
             return files
-        uris = files.column("uri").to_pylist()
+        uris, sizes = (files.column(name).to_pylist() for name in ("uri", "size_bytes"))
         stays = [not self._is_closed(uri) for uri in uris]
-        sizes = files.column("size_bytes").to_pylist()
         of_forgotten = {size for size in {*sizes} if self._hash("size", size) in self._hashes}
         doubtful = [
             at for at, size in enumerate(sizes)
@@ -128,18 +127,21 @@ class Forgotten:
         if doubtful:
             rows = files.take(doubtful)
             tables.add("doubtful", rows.append_column("position", pa.array(doubtful)))
-            new = list[tuple[int, str, str | None, int | None]]()
-            for row in tables.rows(_NEW):
-                stays[row[0]] = not self._is_blocked(*row[1:])
-                if stays[row[0]]:
-                    new.append(row)
+            new = list[tuple[int, str, str | None, str, str]]()
+            for at, uri, etag, size_bytes in tables.rows(_NEW):
+                name = self._hash("uri", public(uri))
+                version = self._hash("version", f"{size_bytes} {etag}")
+                stays[at] = self.blocked_versions.get(name) != version
+                if stays[at]:
+                    new.append((at, uri, etag, name, version))
             digests = inspect(SOUND_DIGEST, [row[1:3] for row in new], options, None)
-            for (at, uri, etag, size_bytes), digest in zip(new, digests, strict=True):
+            for (at, uri, etag, name, version), digest in zip(new, digests, strict=True):
                 if digest is None:  # it may be the erased one
                     stays[at] = not self.has(uri)
                 elif self.has_content(digest):
                     stays[at] = False
-                    self._block(uri, etag, size_bytes)
+                    if etag is not None:
+                        self.blocked_versions[name], self.is_changed = version, True
         self.num_left_out += len(stays) - sum(stays)
         return files if all(stays) else files.filter(pa.array(stays, pa.bool_()))
 
@@ -157,17 +159,6 @@ class Forgotten:
     def has_content(self, digest: str) -> bool:
         """Return whether a sound is blocked."""
         return self._hash("content", digest) in self._hashes
-
-    def _is_blocked(self, uri: str, etag: str | None, size_bytes: int | None) -> bool:
-        version = self.blocked_versions.get(self._hash("uri", public(uri)))
-        return version is not None and version == self._hash("version", f"{size_bytes} {etag}")
-
-    def _block(self, uri: str, etag: str | None, size_bytes: int | None) -> None:
-        if etag is not None:
-            self.blocked_versions[self._hash("uri", public(uri))] = self._hash(
-                "version", f"{size_bytes} {etag}"
-            )
-            self.is_changed = True
 
     def has_id(self, recording_id: str) -> bool:
         """Return whether a recording is blocked, by its ID."""

@@ -60,7 +60,7 @@ def remove_recordings(store: OutputStore, recording_ids: Collection[str]) -> lis
     recording_ids = {*recording_ids}
     remove_corrections(store, recording_ids)
     # By the addresses that a table names.
-    remove_names(store, lambda recording, _: recording in recording_ids)
+    remove_names(store, lambda _, recording, who: recording in recording_ids)
     folders = (RECORDINGS_FOLDER, *DERIVED_FOLDERS)
     others = [name for name in walk(store)[0] if is_table(name)]
     change = partial(_without, pa.array(recording_ids, pa.string()))
@@ -194,14 +194,10 @@ def named_numbers(store: OutputStore) -> dict[str, int]:
     return highest
 
 
-def remove_names(store: OutputStore, is_gone: Callable[[str, str], bool]) -> None:
-    """Remove rows of the names file for which `is_gone` is true, by ID and speaker."""
-    identities = Identities.read(store)
-
-    def kept(uri: str, speaker: str) -> str | None:
-        return None if is_gone(identities.id_of(uri), speaker) else uri
-
-    rewrite_names(store, kept)
+def remove_names(store: OutputStore, is_gone: Callable[[str, str, str], bool]) -> None:
+    """Remove rows of the names file for which `is_gone` is true, by URI, ID and speaker."""
+    id_of = Identities.read(store).id_of
+    rewrite_names(store, lambda uri, who: None if is_gone(uri, id_of(uri), who) else uri)
 
 
 def write_identities(store: OutputStore, identities: Identities) -> None:
