@@ -268,11 +268,13 @@ def test_a_store_that_removes_nothing_is_left_as_it_is(
 def test_files_of_others_are_left_as_they_are_and_their_places_named(job: ManualRun) -> None:
     output, uri = Path(job.store.uri), str(job.source / "ada.wav")
     others = ["notes.txt", "exports/ada.srt", "exports/deep/ada.vtt", "nights/ada.txt"]
+    others += ["inner/_run/config.json", "inner/run.json", "odd.json", "odd.parquet"]
     for name in others:
         job.store.write_bytes(name, f"see {uri}".encode())
     done = command(job, "remove", "--uri", "*/ada.wav", "--yes")
     assert done.exit_code == 0, done.output
-    places = f"{output}/exports/, {output}/nights/, {output}/notes.txt"
+    places = ", ".join(f"{output}/{name}" for name in ("exports/", "inner/", "nights/"))
+    places += f", {output}/notes.txt, {output}/odd.json and 1 more"
     assert done.stdout.endswith(f"not erased, and may name them: {places}\n")
     assert sorted(naming(job)) == sorted(others)
     assert {(output / name).read_text() for name in others} == {f"see {uri}"}
