@@ -188,8 +188,8 @@ class ManualRun:
         name = fingerprint(self.config, REVISION)
         self.plan = make_plan(self.config, self.store, model_revision=REVISION)
         self.run = begin_run(self.store, self.config, name)
-        note_listing(self.store, self.plan.name, self.config.source)
         write_identities(self.store, self.plan.identities)
+        note_listing(self.store, self.plan.name, self.config.source)
 
     def commit(self, name: str, part: int = 0, **values: Any) -> None:
         """Commit a part of a file; what is not given is that of a minute in English."""
@@ -256,6 +256,7 @@ def complete_run(
     name = fingerprint(config, REVISION)
     run = begin_run(store, config, name, run_id=run_id, redo=options.redo is not None)
     write_identities(store, plan.identities)
+    note_listing(store, plan.name, config.source)
     planned = planned_files(store, plan)
     for start in range(0, len(planned), files_per_commit):
         together = planned[start : start + files_per_commit]
