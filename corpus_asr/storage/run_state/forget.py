@@ -249,13 +249,13 @@ def forget(
         store.remove_all([PAGE_NAME, failures_name(PAGE_NAME), *packs])
         nights = summaries_of(store)
         _scrub(nights, filter(_SUMMARY.fullmatch, nights.all_names("")), spellings)
-        others = remove_recordings(store, recordings)
+        other_names = remove_recordings(store, recordings)
         own_names, names_within = walk(store)
-        others += [*names_within, *_scrub(store, own_names, spellings)]
+        other_names += [*names_within, *_scrub(store, own_names, spellings)]
         forget_sources(store, spellings.without)
         recount(store)
         sweep_late_saves(store)
-    tops = (name.partition("/") for name in others)
+    tops = (name.partition("/") for name in other_names)
     return sorted({store.address(top) + slash for top, slash, _ in tops})
 
 
@@ -396,7 +396,7 @@ def _scrub(folder: OutputStore, names: Iterable[str], spellings: _Spellings) -> 
     names = [name for name in names if name not in _KNOWN and not is_table(name)]
     documents = [name for name in names if name.endswith((".json", ".jsonl"))]
     pages = {name: f"{name.rpartition('.')[0]}.md" for name in documents}
-    others = list({*names} - {*documents, *pages.values()})
+    other_names = list({*names} - {*documents, *pages.values()})
 
     def read(name: str) -> Iterator[bytes]:
         try:
@@ -409,17 +409,17 @@ def _scrub(folder: OutputStore, names: Iterable[str], spellings: _Spellings) -> 
         try:
             new = spellings.without_in(data, of_lines=name.endswith(".jsonl"))
         except (ValueError, RecursionError):
-            others.append(name)
+            other_names.append(name)
             continue
         if b'"text"' in new and spellings.is_named_alike(name):
-            others.append(name)
+            other_names.append(name)
         if new != data:
             folder.remove(pages[name])
             if new:
                 folder.write_bytes(name, new)
             else:
                 folder.remove(name)
-    return others
+    return other_names
 
 
 def note_dataset(store: OutputStore, uri: str) -> None:

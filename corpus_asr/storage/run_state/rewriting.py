@@ -62,9 +62,9 @@ def remove_recordings(store: OutputStore, recording_ids: Collection[str]) -> lis
     # By the addresses that a table names.
     remove_names(store, lambda _, recording, who: recording in recording_ids)
     folders = (RECORDINGS_FOLDER, *DERIVED_FOLDERS)
-    others = [name for name in walk(store)[0] if is_table(name)]
+    other_names = [name for name in walk(store)[0] if is_table(name)]
     change = partial(_without, pa.array(recording_ids, pa.string()))
-    return rewrite_tables(store, folders, recording_ids, change, others=others)
+    return rewrite_tables(store, folders, recording_ids, change, others=other_names)
 
 
 def walk(store: OutputStore) -> tuple[list[str], list[str]]:
