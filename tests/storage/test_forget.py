@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import os
 import shutil
 from pathlib import Path
@@ -43,7 +44,16 @@ from tests.support.runs import (
     says,
 )
 from tests.support.stores import life
-from tests.support.tables import digest_of, held_by, orphan, part, rows_of, stored_segments
+from tests.support.tables import (
+    commit,
+    digest_of,
+    held_by,
+    orphan,
+    part,
+    results,
+    rows_of,
+    stored_segments,
+)
 
 pytestmark = pytest.mark.long
 
@@ -258,14 +268,17 @@ def test_a_store_that_removes_nothing_is_left_as_it_is(
 def test_files_of_others_are_left_as_they_are_and_their_places_named(job: ManualRun) -> None:
     output, uri = Path(job.store.uri), str(job.source / "ada.wav")
     others = ["notes.txt", "exports/ada.srt", "exports/deep/ada.vtt", "nights/ada.txt"]
+    others += ["inner/_run/config.json", "inner/run.json", "odd.json", "odd.parquet"]
     for name in others:
         job.store.write_bytes(name, f"see {uri}".encode())
     done = command(job, "remove", "--uri", "*/ada.wav", "--yes")
     assert done.exit_code == 0, done.output
-    places = f"{output}/exports/, {output}/nights/, {output}/notes.txt"
+    places = ", ".join(f"{output}/{name}" for name in ("exports/", "inner/", "nights/"))
+    places += f", {output}/notes.txt, {output}/odd.json and 1 more"
     assert done.stdout.endswith(f"not erased, and may name them: {places}\n")
-    assert sorted(naming(job)) == sorted(others)
     assert {(output / name).read_text() for name in others} == {f"see {uri}"}
+    (output / "odd.parquet").unlink()  # no Parquet, for the test either
+    assert sorted(naming(job)) == sorted({*others} - {"odd.parquet"})
 
 
 def test_an_address_is_no_glob_and_each_pattern_has_to_match(tmp_path: Path) -> None:
@@ -367,6 +380,96 @@ def test_killed_anywhere_it_is_continued(
         if "--speaker" in words:
             assert speaking(job.store) == []
     assert moment > 10
+
+
+def said(rows: str, text: str) -> dict[str, Any]:
+    """Return segments or labels, and no others, of what a part says."""
+    label = {"window": 0, "rank": 1, "label": text, "start_s": 0.0, "end_s": 1.0}
+    return {"segments": None, rows: [segment(text) if rows == "segments" else label]}
+
+
+def planted(job: ManualRun, rows: str) -> Path:
+    """Plant what `ada.wav` is, is called and says in every other kind of file; return a folder.
+
+    There are summaries of nights, outside of the output folder.
+    """
+    uri, other = (str(job.source / name) for name in ("ada.wav", "b.wav"))
+    ids, store = [recording_id(uri), recording_id(other)], job.store
+    texts = ((uri, SECRET), (other, "Waiting"))
+    parts = [part("", 7, texts=None, last=False, uri=of, **said(rows, text)) for of, text in texts]
+    commit(store, results(*parts))
+    table = pa.table({"recording_id": ids, "uri": [uri, other], "said": [[SECRET], ["x"]]})
+    for name in ("hooks/mine/1.parquet", "exports/all.parquet", "_run/new_wing.rows"):
+        store.write_table(name, table)
+    store.write_table("_run/plan/1/packs/0.rows", pa.table({"files": [[{"uri": uri}]]}))
+    row = {"recording_id": ids[0], "uri": uri, "speaker": "S1", "voice": "V1"}
+    store.write_table("voices/1.parquet", pa.Table.from_pylist([row], VOICES))
+    pair = {"recording_id": ids[1], "uri": other, "other_recording_id": ids[0], "other_uri": uri}
+    store.write_table("duplicates/1.parquet", pa.Table.from_pylist([pair], DUPLICATES))
+    elsewhere = job.source.parent / "summaries"
+    config = store.read_json("_run/config.json") | {"nightly": {"summaries": str(elsewhere)}}
+    store.write_json("_run/config.json", config | {"source": {"uri": [uri]}})
+    night = {"worst": {"uri": uri, "text": SECRET}, "by_id": {ids[0]: SECRET}, "audio_s": 1.5}
+    for folder in (store, OutputStore(str(elsewhere))):
+        name = "nights/2026-01-03" if folder is store else "2026-01-03"
+        folder.write_json(f"{name}.json", night)
+        folder.write_bytes(f"{name}.md", f"{uri}: {SECRET}".encode())
+    store.write_json("_run/history/9.json", {"examples": [{"uri": uri, "said": SECRET}, uri]})
+    lines = [{"audio_filepath": uri, "text": SECRET}, {"audio_filepath": other, "text": "y"}, {}]
+    store.write_bytes("exports/all.jsonl", "\n".join(map(json.dumps, lines)).encode())
+    store.write_json("exports/ada.json", {"id": ids[0], "segments": [{"text": SECRET}]})
+    store.write_bytes("report.failures.csv", uri.encode())
+    return elsewhere
+
+
+@EACH
+@pytest.mark.parametrize("rows", ["segments", "labels"])
+def test_whatever_kind_of_file_names_it_is_walked_and_no_kill_leaves_a_byte(
+    request: pytest.FixtureRequest, tmp_path: Path, rows: str, step: int
+) -> None:
+    """Before: files of wings that no list named stayed, and rows of a shared commit were double."""
+    if rows == "segments":
+        job: ManualRun = request.getfixturevalue("voiced")
+    else:
+        job = ManualRun(tmp_path, ["ada.wav", "b.wav"], pipeline="classify_audio")
+        job.begin()
+        for name, label in (("ada.wav", SECRET), ("b.wav", "music")):
+            job.commit(name, **said(rows, label))
+        job.finish()
+    elsewhere, uri = planted(job, rows), str(job.source / "ada.wav")
+    recordings = {recording_id(uri): uri}
+    at_first = shutil.copytree(job.source.parent, tmp_path / "at_first")
+
+    def erase(moment: float) -> bool:
+        for folder in (job.store.uri, str(elsewhere)):
+            shutil.rmtree(folder)
+            shutil.copytree(at_first / Path(folder).name, folder)
+        with life(moment) as process, Lock(OutputStore(job.store.uri), "first") as lock:
+            assert forgetting.forget(lock.store, recordings) == []
+        OutputStore(job.store.uri).remove(LOCK_NAME)  # its process, the test's, lives on
+        if process.killed:
+            with Lock(OutputStore(job.store.uri), "second") as lock:
+                begun = lock.store.exists(CHANGE_NAME)
+                forgetting.finish_killed(lock.store)
+                if not begun:
+                    forgetting.forget(lock.store, recordings)
+        job.store = OutputStore(job.store.uri)
+        return process.killed
+
+    assert not erase(float("inf"))
+    expected = rows_seen(job.store)
+    assert {len(expected[name]) for name in ("hooks/mine", "exports")} == {1}
+    assert not {row for name in expected for row in expected[name] if "Quill" in row}
+    assert b'"audio_s": 1.5' in (elsewhere / "2026-01-03.json").read_bytes()
+    assert Path(job.store.address("exports/all.jsonl")).read_text().count('"y"}\n{}') == 1
+    for moment in itertools.count(1, step):
+        killed = erase(moment)
+        left = held_by(str(elsewhere))
+        assert naming(job) + [name for name in left if b"Quill" in left[name]] == [], moment
+        assert rows_seen(job.store) == expected, moment
+        if not killed:
+            break
+    assert moment > 20
 
 
 @pytest.fixture

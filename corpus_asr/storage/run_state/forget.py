@@ -1,8 +1,8 @@
 """All that an output folder holds of some recordings, removed; and these are kept away.
 
-In come patterns of addresses. Each table is written again without the rows; what is made of tables,
-such as the page, is removed, to be made again; JSON of the program loses what names a recording.
-What people put into the folder is neither read nor changed: where to look is returned.
+In come patterns of addresses. The folder is walked, and no list says who wrote what: tables lose
+rows, JSON loses what names a recording, whoever put it there. The page is removed, and made again.
+Any other file is neither read nor changed: where to look is returned.
 
 Of a speaker, voice and name go; text and turns stay, since the text implies these. Names, by which
 speakers are selected, are removed last.
@@ -10,6 +10,7 @@ speakers are selected, are removed last.
 
 import difflib
 import itertools
+import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,44 +21,37 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.errors import ConfigError
-from corpus_asr.schemas import FILES
+from corpus_asr.errors import ConfigError, FetchError
+from corpus_asr.failure_kinds import NOT_FOUND
 from corpus_asr.segments import SpeakerTurn
 from corpus_asr.storage.parquet import with_column
 from corpus_asr.storage.run_state.annotations import (
-    CORRECTIONS_FOLDER,
     NAMES_NAME,
     SPEAKER_LABEL,
     corrected_ids,
     remove_corrections,
     rewrite_said_speakers,
 )
-from corpus_asr.storage.run_state.forgotten import FORGOTTEN_NAME, Forgotten
-from corpus_asr.storage.run_state.identities import Identities, forget_addresses
+from corpus_asr.storage.run_state.forgotten import Forgotten
+from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.lock import (
     CHANGE_NAME,
-    LOCK_NAME,
     SUCCESS_NAME,
     AtTheEnd,
     changing,
     read_change,
 )
 from corpus_asr.storage.run_state.own_sources import forget_sources, read_own_sources
-from corpus_asr.storage.run_state.part_rows import without_credentials
 from corpus_asr.storage.run_state.prune import PRUNE, prune, recount
 from corpus_asr.storage.run_state.rewriting import (
     remove_names,
     remove_recordings,
-    rewrite_commits,
-    rewrite_names,
-    rewrite_table,
+    rewrite_tables,
+    walk,
 )
 from corpus_asr.storage.run_state.run_files import (
-    CALIBRATION_NAME,
     CONFIG_NAME,
-    EVALUATION_NAME,
     PAGE_NAME,
-    RUN_NAME,
     SUMMARIES_FOLDER,
     failures_name,
 )
@@ -65,11 +59,13 @@ from corpus_asr.storage.run_state.speaker_turns import read_turns
 from corpus_asr.storage.run_state.table_names import (
     PLANS_FOLDER,
     SPEAKERS_FOLDER,
-    TABLES_OF_RUNS,
     VOICES_FOLDER,
     is_commit,
+    is_table,
 )
 from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.filesystem import read_ahead
 from corpus_asr.storage.stores.uri import normalize, public, redact_uri
 
 FORGET: Final = "remove --uri"
@@ -79,11 +75,8 @@ Speaker = tuple[str, str]
 _Turns = Mapping[str, Sequence[SpeakerTurn]]
 DATASETS_FOLDER: Final = "_run/datasets"
 """Data sets that were made of this folder, an object of each."""
-# Made of the tables, and made again of what they have then.
-_MADE_AGAIN = (PAGE_NAME, failures_name(PAGE_NAME))
-_OURS = (RUN_NAME, EVALUATION_NAME, CALIBRATION_NAME)
-_SUMMARY = re.compile(r"(\d{4}-\d\d-\d\d(?:-\d+)?)\.json")  # of a night
-_KEPT = (LOCK_NAME, CHANGE_NAME, FORGOTTEN_NAME, NAMES_NAME, SUCCESS_NAME)
+_SUMMARY = re.compile(r"\d{4}-\d\d-\d\d(?:-\d+)?\.json")  # of a night
+_KNOWN = (CHANGE_NAME, NAMES_NAME, SUCCESS_NAME)  # changed by other means, or without content
 _PLACEHOLDER = "(forgotten)"
 _IDENTITY = ("recording_id", "uri")
 _MOST_COMPARED = 100_000  # addresses, for the nearest to one that is not there
@@ -119,49 +112,34 @@ def find_recordings(
     exact: dict[str, dict[str, str]] = {pattern: {} for pattern in addresses}
     globs: dict[str, dict[str, str]] = {pattern: {} for pattern in addresses}
     seen: dict[str, None] = {}
-    present = identities.present()
-    # Another sound is at their address, by which whoever wants to erase knows them.
-    waiting = {
-        (recording, uri): uri.removesuffix(f"#{recording}")
-        for recording, uri in _pairs_of(present)
-        if uri.endswith(f"#{recording}")
-    }
+    present = {*_pairs_of(identities.present())}
     for recording, uri in itertools.chain(_addresses_of(store), identities.pairs()):
-        address = waiting.get((recording, uri))
+        # Another sound is at their address, by which whoever wants to erase knows them.
+        address = uri.removesuffix(f"#{recording}") if (recording, uri) in present else uri
         for pattern, recording_id in ids.items():
-            if recording == recording_id or (
-                address is not None
-                and (address == addresses[pattern] or fnmatchcase(address, pattern))
-            ):
+            if recording == recording_id or address == addresses[pattern] != uri:
                 exact[pattern][recording] = uri
-            elif fnmatchcase(uri, pattern):
+            elif fnmatchcase(address, pattern):
                 globs[pattern][uri] = recording
         if len(seen) < _MOST_COMPARED:
             seen[uri] = None
-    matches = {}
-    for pattern, by_uri in globs.items():
-        last_ids = identities.ids_of([*by_uri])
-        matches[pattern] = exact[pattern] or {
-            recording: uri
-            for (uri, recording), last_id in zip(by_uri.items(), last_ids, strict=True)
-            if recording == last_id
-        }
-    begun = list(begun)
-    missing = [
-        pattern
-        for pattern in patterns
-        if not matches.get(pattern)
-        and not any(addresses.get(pattern) == uri or fnmatchcase(uri, pattern) for uri in begun)
-    ]
+    recordings: dict[str, str] = {}
+    missing, begun = list[str](), list(begun)
+    for pattern in patterns:
+        uris = globs.get(pattern, {})
+        last_ids = zip(uris, identities.ids_of([*uris]), strict=True)
+        matches = exact.get(pattern) or {name: uri for uri, name in last_ids if name == uris[uri]}
+        recordings |= matches
+        if not matches and not any(
+            addresses.get(pattern) == uri or fnmatchcase(uri, pattern) for uri in begun
+        ):
+            missing.append(pattern)
     if missing:
         raise ConfigError(
             f"looking in {redact_uri(store.uri)} for recordings to erase: found none of "
             f"{', '.join(map(redact_uri, missing))}, expected a URI or a glob of whole URIs, such "
             f"as '*/talk.mp3'{_nearest(missing, list(seen))}"
         )
-    recordings: dict[str, str] = {}
-    for by_recording in matches.values():
-        recordings |= by_recording
     recordings |= identities.addresses_of(recordings)
     found_ids = pa.array(recordings, pa.string())
     segments = 0
@@ -234,12 +212,15 @@ def sweep_late_saves(store: OutputStore) -> None:
     if not forgotten.entries:
         return
     remove_corrections(store, set(filter(forgotten.has_id, corrected_ids(store))))
-    remove_names(store, lambda recording, _: forgotten.has_id(recording))
-    rewrite_names(store, lambda uri, _: None if forgotten.has(uri) else uri)
+    remove_names(store, lambda uri, recording, _: forgotten.has(uri) or forgotten.has_id(recording))
 
 
 def forget(
-    store: OutputStore, recordings: Mapping[str, str], *, at_the_end: AtTheEnd | None = None
+    store: OutputStore,
+    recordings: Mapping[str, str],
+    uris: Iterable[str] = (),
+    *,
+    at_the_end: AtTheEnd | None = None,
 ) -> list[str]:
     """Remove everything the folder holds of recordings, and block them in later runs.
 
@@ -247,40 +228,44 @@ def forget(
 
     Args:
         recordings: URI by `recording_id`.
+        uris: what a killed command noted of these and their earlier URIs.
         at_the_end: called with the changed folder.
 
     Returns:
-        URIs of files added by others, which may name a recording; they are kept.
+        URIs of files that were not looked into and may name a recording, or of their folders.
     """
-    with changing(store, FORGET, at_the_end, recordings=dict(recordings)):
-        return _forget(store, dict(recordings))
+    # Noted: once some tables are without them, the others do not tell.
+    uris = [*uris] or _known_addresses(store, recordings)
+    with changing(store, FORGET, at_the_end, recordings=dict(recordings), uris=uris):
+        forgotten = Forgotten.read(store)
+        for name, contents in _contents(store, recordings).items():
+            forgotten.add(recordings[name], name, sorted(contents))
+        forgotten.write(store)
+        spellings = _Spellings(recordings, uris)
+        store.remove_temporary()
+        # The page is made again of what is left; packs are of runs that ended.
+        packs = (name for name in store.all_names(PLANS_FOLDER) if "/packs/" in name)
+        store.remove_all([PAGE_NAME, failures_name(PAGE_NAME), *packs])
+        nights = summaries_of(store)
+        _scrub(nights, filter(_SUMMARY.fullmatch, nights.all_names("")), spellings)
+        other_names = remove_recordings(store, recordings)
+        own_names, names_within = walk(store)
+        other_names += [*names_within, *_scrub(store, own_names, spellings)]
+        forget_sources(store, spellings.without)
+        recount(store)
+        sweep_late_saves(store)
+    tops = (name.partition("/") for name in other_names)
+    return sorted({store.address(top) + slash for top, slash, _ in tops})
 
 
-def _forget(store: OutputStore, recordings: dict[str, str]) -> list[str]:
-    forgotten = Forgotten.read(store)
-    for name, contents in _contents(store, recordings).items():
-        forgotten.add(recordings[name], name, sorted(contents))
-    forgotten.write(store)
+def _known_addresses(store: OutputStore, recordings: Mapping[str, str]) -> list[str]:
+    """Return the present and earlier URIs of recordings."""
     identities = Identities.read(store)
     pairs = itertools.chain(_addresses_of(store), identities.pairs())
-    earlier = list({uri: None for recording, uri in pairs if recording in recordings})
+    uris = list({uri: None for recording, uri in pairs if recording in recordings})
     # Where another recording has come to an address since, it is not named here.
-    uris = {*recordings.values()} | {
-        uri for uri, recording in zip(earlier, identities.ids_of(earlier), strict=True)
-        if recording in recordings
-    }  # fmt: skip
-    spellings = _Spellings(recordings, uris)
-    remove_recordings(store, recordings)
-    store.remove_leftovers()
-    _rewrite_plans(store, recordings)
-    foreign = _rewrite_files(store, spellings)
-    for summaries in (summaries_of(store), store.below(SUMMARIES_FOLDER)):
-        _rewrite_summaries(summaries, spellings)
-    forget_sources(store, spellings.named_in)
-    forget_addresses(store, recordings)
-    recount(store)
-    sweep_late_saves(store)
-    return sorted(foreign)
+    last_ids = zip(uris, identities.ids_of(uris), strict=True)
+    return sorted({*recordings.values(), *(uri for uri, name in last_ids if name in recordings)})
 
 
 def forget_returned(store: OutputStore) -> int:
@@ -342,10 +327,11 @@ def _all_contents(store: OutputStore) -> Iterator[tuple[str, tuple[str, int]]]:
 
 
 class _Spellings:
-    """Addresses of recordings, and their `recording_id`, in values of the program's own JSON."""
+    """Addresses of recordings, and their `recording_id`, in values of JSON."""
 
     def __init__(self, ids: Iterable[str], uris: Iterable[str]) -> None:
         self._uris = set(uris)
+        self._last_names = {uri.rpartition("/")[2] for uri in self._uris}
         # Messages contain them as `redact_uri` and `repr` write them.
         spellings = {*ids, *self._uris, *map(redact_uri, self._uris)}
         spellings |= {repr(uri)[1:-1] for uri in self._uris}
@@ -353,84 +339,86 @@ class _Spellings:
         pattern = "|".join(map(re.escape, longest_first))
         self._pattern = re.compile(rf"(?<![\w.-])(?:{pattern})(?![\w-]|\.\w)")
 
-    def named_in(self, text: str) -> bool:
-        """Return whether a text contains a spelling, or is a setting equal to a URI."""
-        if self._pattern.search(text):
-            return True
-        # As given by the user, relative to the working directory of the command.
-        return "." in text and "\0" not in text and public(normalize(text)) in self._uris
+    def is_named_alike(self, name: str) -> bool:
+        """Return whether a file has the name of a recording, up to its first dot."""
+        stem = name.rpartition("/")[2].partition(".")[0]
+        return any(stem == last_name.partition(".")[0] for last_name in self._last_names)
 
-    def without(self, value: Any) -> Any:
-        """Return a JSON value without parts that name a recording."""
+    def without(self, value: Any, *, is_of: bool = False) -> Any:
+        """Return a JSON value without parts that name a recording; if it `is_of` one, no texts."""
         if isinstance(value, str):
-            return _PLACEHOLDER if self.named_in(value) else value
+            return _PLACEHOLDER if is_of or self._named_in(value) else value
         if isinstance(value, list):
-            kept = [self.without(item) for item in value if not self._is_of(item)]
+            kept = [self.without(item, is_of=is_of) for item in value if not self._is_of(item)]
             # An empty list of URIs would be a different setting.
             return [_PLACEHOLDER] if value and not kept and isinstance(value[0], str) else kept
         if isinstance(value, dict):
-            items = value.items()
-            return {key: self.without(item) for key, item in items if not self.named_in(key)}
+            is_of = is_of or self._is_of(value)
+            return {key: self.without(item, is_of=is_of) for key, item in value.items()
+                    if not self._named_in(key)}  # fmt: skip
         return value
 
+    def without_in(self, document: bytes, *, of_lines: bool) -> bytes:
+        """Return a JSON document, or one of lines, without these parts; nothing if it is of one."""
+        text, kept = document.decode(), list[str]()
+        for part in text.split("\n") if of_lines else [text]:
+            value = json.loads(part) if part.strip() else None
+            new = None if self._is_of(value) else self.without(value)
+            if new == value:
+                kept.append(part)
+            elif new is not None:
+                written = json.dumps(new, indent=None if of_lines else 2, ensure_ascii=False)
+                kept.append(written if of_lines else f"{written}\n")
+        return "\n".join(kept).encode(errors="backslashreplace")
+
+    def _named_in(self, text: str) -> bool:
+        return bool(self._pattern.search(text)) or self._is_name(text)
+
+    def _is_name(self, text: str) -> bool:
+        if self._pattern.fullmatch(text):
+            return True
+        # As given by the user, relative to the working directory of the command.
+        may_be = "\0" not in text and any(name in text for name in self._last_names)
+        return may_be and public(normalize(text)) in self._uris
+
     def _is_of(self, value: Any) -> bool:
-        named = value.get("uri") if isinstance(value, dict) else value
-        return isinstance(named, str) and self.named_in(named)
+        if isinstance(value, dict):
+            return any(isinstance(item, str) and self._is_name(item) for item in value.values())
+        return isinstance(value, str) and self._named_in(value)
 
 
-def _rewrite_plans(store: OutputStore, recordings: Mapping[str, str]) -> None:
-    ids = pa.array(recordings, pa.string())
-    for name in store.names(PLANS_FOLDER):
-        if "/packs/" in name:  # of a finished run
-            store.remove(name)
+def _scrub(folder: OutputStore, names: Iterable[str], spellings: _Spellings) -> list[str]:
+    """Remove from JSON what names recordings; return the names of files not looked into.
+
+    A page beside a document, of its name but for `.md`, says the same: it goes where this changes.
+    """
+    names = [name for name in names if name not in _KNOWN and not is_table(name)]
+    documents = [name for name in names if name.endswith((".json", ".jsonl"))]
+    pages = {name: f"{name.rpartition('.')[0]}.md" for name in documents}
+    other_names = list({*names} - {*documents, *pages.values()})
+
+    def read(name: str) -> Iterator[bytes]:
+        try:
+            yield filesystem.read_bytes(folder.address(name), folder.options)
+        except FetchError as error:  # a viewer took its save back
+            if error.kind != NOT_FOUND:
+                raise
+
+    for name, data in read_ahead(documents, read):
+        try:
+            new = spellings.without_in(data, of_lines=name.endswith(".jsonl"))
+        except (ValueError, RecursionError):
+            other_names.append(name)
             continue
-        files = store.read_table(name, FILES)
-        kept_files = files.filter(pc.invert(pc.is_in(files["recording_id"], value_set=ids)))
-        if kept_files.num_rows < files.num_rows:
-            # The run is finished: original URIs are no longer needed.
-            store.write_table(name, without_credentials(kept_files))
-
-
-def _rewrite_files(store: OutputStore, spellings: _Spellings) -> list[str]:
-    """Rewrite or remove what is no table; return the files and folders at the top of others."""
-    tables = tuple(f"{folder}/" for folder in TABLES_OF_RUNS)
-    passed_over = (f"{CORRECTIONS_FOLDER}/", f"{PLANS_FOLDER}/", f"{DATASETS_FOLDER}/", *tables)
-    store.remove_temporary()
-    names = list(store.all_names(""))
-    below = store.below(SUMMARIES_FOLDER)
-    nights = [night[1] for night in map(_SUMMARY.fullmatch, below.all_names("")) if night]
-    summaries = {f"{SUMMARIES_FOLDER}/{night}.{end}" for night in nights for end in ("json", "md")}
-    foreign: dict[str, None] = {}
-    for name in names:
-        if name in _MADE_AGAIN:
-            store.remove(name)
-        elif name.startswith(passed_over) or name in _KEPT:
-            continue
-        elif name in _OURS or name.startswith("_run/"):
-            if name.endswith(".json"):  # its tables are rewritten by row
-                _rewrite_json(store, name, spellings)
-        elif name not in summaries:  # which follow
-            top, slash, _ = name.partition("/")
-            foreign[store.address(top) + slash] = None
-    return list(foreign)
-
-
-def _rewrite_json(store: OutputStore, name: str, spellings: _Spellings) -> None:
-    content = store.read_json(name)
-    new_content = spellings.without(content)
-    if new_content != content:
-        store.write_json(name, new_content)
-
-
-def _rewrite_summaries(summaries: OutputStore, spellings: _Spellings) -> None:
-    """Rewrite JSON summaries of nightly runs, after removing the Markdown copies."""
-    names = set(summaries.all_names(""))
-    for night in filter(None, map(_SUMMARY.fullmatch, sorted(names))):
-        summary = summaries.read_json(night[0])
-        if spellings.without(summary) != summary:
-            if f"{night[1]}.md" in names:
-                summaries.remove(f"{night[1]}.md")
-            _rewrite_json(summaries, night[0], spellings)
+        if b'"text"' in new and spellings.is_named_alike(name):
+            other_names.append(name)
+        if new != data:
+            folder.remove(pages[name])
+            if new:
+                folder.write_bytes(name, new)
+            else:
+                folder.remove(name)
+    return other_names
 
 
 def note_dataset(store: OutputStore, uri: str) -> None:
@@ -453,67 +441,48 @@ def forget_voices(
     speakers = {(recording, speaker) for recording, speaker in speakers}  # JSON notes hold lists
     noted = sorted(speakers)
     with changing(store, FORGET_VOICES, at_the_end, speakers=noted, names=sorted(names)):
-        named_speakers = {
-            (recording, who) for recording, who in speakers if not SPEAKER_LABEL.fullmatch(who)
+        named_speakers = {pair for pair in speakers if not SPEAKER_LABEL.fullmatch(pair[1])}
+        ids = {recording for recording, _ in speakers - named_speakers}
+        turns = {
+            recording: [turn for turn in recording_turns if (recording, turn.speaker) in speakers]
+            for recording, recording_turns in (read_turns(store, ids) or {}).items()
         }
-        if voiced := {*speakers} - named_speakers:
-            _forget_voices(store, voiced)
+        rewrite_tables(
+            store, (SPEAKERS_FOLDER, VOICES_FOLDER), ids, partial(_without_voices, turns)
+        )
         rewrite_said_speakers(store, named_speakers)
         # Leftovers of killed writes may hold names.
         store.remove_temporary()
-        remove_names(store, lambda recording, who: (recording, who) in speakers)
+        remove_names(store, lambda _, recording, who: (recording, who) in speakers)
         store.note_tables()
 
 
-def _forget_voices(store: OutputStore, speakers: Collection[Speaker]) -> None:
-    recordings = {recording for recording, _ in speakers}
-    ids = pa.array(sorted(recordings), pa.string())
-    turns = {
-        recording: [turn for turn in recording_turns if (recording, turn.speaker) in speakers]
-        for recording, recording_turns in (read_turns(store, recordings) or {}).items()
-    }
-    gone = {
-        (recording, turn.speaker)
-        for recording, recording_turns in turns.items()
-        for turn in recording_turns
-    }
-    rewrite_commits(store, ids, partial(_without_windows, turns))
-    rewrite_table(store, SPEAKERS_FOLDER, ids, partial(_without_embeddings, gone))
-    rewrite_table(store, VOICES_FOLDER, ids, partial(_others, gone))
-    store.remove_leftovers()
+def _without_voices(turns: _Turns, rows: pa.Table) -> pa.Table:
+    """Return rows of any table without the voices in these turns."""
+    if "voice_spans" in rows.schema.names:
+        return _without_windows(turns, rows)
+    if "speaker" not in rows.schema.names:
+        return rows
+    gone = {(recording, turn.speaker) for recording, of_it in turns.items() for turn in of_it}
+    keys = zip(*(rows[name].to_pylist() for name in ("recording_id", "speaker")), strict=True)
+    is_gone = pa.array([key in gone for key in keys], pa.bool_())
+    if "embedding" not in rows.schema.names:
+        return rows.filter(pc.invert(is_gone))
+    none = pa.scalar(None, rows["embedding"].type)
+    return with_column(rows, "embedding", pc.if_else(is_gone, none, rows["embedding"]))
 
 
 def _without_windows(turns: _Turns, rows: pa.Table) -> pa.Table:
-    """Return outcomes without the voice windows in these turns; other rows unchanged."""
-    if "voice_spans" not in rows.schema.names:
-        return rows
+    """Return outcomes without the voice windows in these turns."""
+    columns = (rows[name].to_pylist() for name in ("recording_id", "channel"))
     spans, data = rows["voice_spans"].to_pylist(), rows["voices"].to_pylist()
-    keys = rows.select(["recording_id", "channel"]).to_pylist()
-    for at, key in enumerate(keys):
-        channel_turns = [turn for turn in turns.get(key["recording_id"], ())
-                         if turn.channel == key["channel"]]  # fmt: skip
-        if not channel_turns or not spans[at]:
-            continue
-        width = len(data[at]) // len(spans[at])
-        kept_numbers = [number for number, span in enumerate(spans[at])
-                        if not any(turn.start_s < span["end_s"] and turn.end_s > span["start_s"]
-                                   for turn in channel_turns)]  # fmt: skip
-        data[at] = b"".join(
-            data[at][number * width : (number + 1) * width] for number in kept_numbers
-        )
-        spans[at] = [spans[at][number] for number in kept_numbers]
+    for at, (recording, channel) in enumerate(zip(*columns, strict=True)):
+        gone = [turn for turn in turns.get(recording, ()) if turn.channel == channel]
+        if gone and spans[at]:
+            width = len(data[at]) // len(spans[at])
+            kept = [number for number, span in enumerate(spans[at])
+                    if not any(turn.start_s < span["end_s"] and turn.end_s > span["start_s"]
+                               for turn in gone)]  # fmt: skip
+            data[at] = b"".join(data[at][number * width :][:width] for number in kept)
+            spans[at] = [spans[at][number] for number in kept]
     return with_column(with_column(rows, "voice_spans", spans), "voices", data)
-
-
-def _without_embeddings(gone: Collection[Speaker], rows: pa.Table) -> pa.Table:
-    none = pa.scalar(None, rows["embedding"].type)
-    return with_column(rows, "embedding", pc.if_else(_is_of(gone, rows), none, rows["embedding"]))
-
-
-def _others(gone: Collection[Speaker], rows: pa.Table) -> pa.Table:
-    return rows.filter(pc.invert(_is_of(gone, rows)))
-
-
-def _is_of(speakers: Collection[Speaker], rows: pa.Table) -> pa.Array:
-    keys = zip(*(rows[name].to_pylist() for name in ("recording_id", "speaker")), strict=True)
-    return pa.array([key in speakers for key in keys], pa.bool_())

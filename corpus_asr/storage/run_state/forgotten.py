@@ -83,16 +83,16 @@ class Forgotten:
 
     def add(self, uri: str, recording_id: str, contents: Iterable[tuple[str, int]]) -> None:
         """Block a recording, and any other file with one of its contents: digest and bytes."""
-        entry = [self._of_uri(uri), self._of_id(recording_id)]
+        entry = [self._hash("uri", public(uri)), self._hash("id", recording_id)]
         for digest, size_bytes in contents:
-            entry += [self._of_content(digest), self._of_size(size_bytes)]
+            entry += [self._hash("content", digest), self._hash("size", size_bytes)]
         if not {*entry} <= self._hashes:
             self.entries.append(tuple(entry))
             self._hashes |= {*entry}
 
     def allow(self, uri: str) -> bool:
         """Unblock a recording and its sounds; return whether it was blocked."""
-        allowed = [entry for entry in self.entries if self._of_uri(uri) in entry]
+        allowed = [entry for entry in self.entries if self._hash("uri", public(uri)) in entry]
         sounds = {sound for entry in allowed for sound, _ in _contents_of(entry)}
         self.entries = [
             entry[:_WITHOUT_CONTENT]
@@ -117,10 +117,9 @@ class Forgotten:
         """
         if not self._hashes:
             return files
-        uris = files.column("uri").to_pylist()
+        uris, sizes = (files.column(name).to_pylist() for name in ("uri", "size_bytes"))
         stays = [not self._is_closed(uri) for uri in uris]
-        sizes = files.column("size_bytes").to_pylist()
-        of_forgotten = {size for size in {*sizes} if self._of_size(size) in self._hashes}
+        of_forgotten = {size for size in {*sizes} if self._hash("size", size) in self._hashes}
         doubtful = [
             at for at, size in enumerate(sizes)
             if stays[at] and (size in of_forgotten or self.has(uris[at]))
@@ -128,66 +127,45 @@ class Forgotten:
         if doubtful:
             rows = files.take(doubtful)
             tables.add("doubtful", rows.append_column("position", pa.array(doubtful)))
-            new = list[tuple[int, str, str | None, int | None]]()
-            for row in tables.rows(_NEW):
-                stays[row[0]] = not self._is_blocked(*row[1:])
-                if stays[row[0]]:
-                    new.append(row)
+            new = list[tuple[int, str, str | None, str, str]]()
+            for at, uri, etag, size_bytes in tables.rows(_NEW):
+                name = self._hash("uri", public(uri))
+                version = self._hash("version", f"{size_bytes} {etag}")
+                stays[at] = self.blocked_versions.get(name) != version
+                if stays[at]:
+                    new.append((at, uri, etag, name, version))
             digests = inspect(SOUND_DIGEST, [row[1:3] for row in new], options, None)
-            for (at, uri, etag, size_bytes), digest in zip(new, digests, strict=True):
+            for (at, uri, etag, name, version), digest in zip(new, digests, strict=True):
                 if digest is None:  # it may be the erased one
                     stays[at] = not self.has(uri)
                 elif self.has_content(digest):
                     stays[at] = False
-                    self._block(uri, etag, size_bytes)
+                    if etag is not None:
+                        self.blocked_versions[name], self.is_changed = version, True
         self.num_left_out += len(stays) - sum(stays)
         return files if all(stays) else files.filter(pa.array(stays, pa.bool_()))
 
     def has(self, uri: str) -> bool:
         """Return whether a recording is blocked, by its URI."""
-        return self._of_uri(uri) in self._hashes
+        return self._hash("uri", public(uri)) in self._hashes
 
     def _is_closed(self, uri: str) -> bool:
         """Return whether all files at a URI are blocked, as no sound is known of it."""
-        name = self._of_uri(uri)
+        name = self._hash("uri", public(uri))
         return name in self._hashes and any(
             name in entry and len(entry) == _WITHOUT_CONTENT for entry in self.entries
         )
 
     def has_content(self, digest: str) -> bool:
         """Return whether a sound is blocked."""
-        return self._of_content(digest) in self._hashes
-
-    def _is_blocked(self, uri: str, etag: str | None, size_bytes: int | None) -> bool:
-        version = self.blocked_versions.get(self._of_uri(uri))
-        return version is not None and version == self._of_version(etag, size_bytes)
-
-    def _block(self, uri: str, etag: str | None, size_bytes: int | None) -> None:
-        if etag is not None:
-            self.blocked_versions[self._of_uri(uri)] = self._of_version(etag, size_bytes)
-            self.is_changed = True
+        return self._hash("content", digest) in self._hashes
 
     def has_id(self, recording_id: str) -> bool:
         """Return whether a recording is blocked, by its ID."""
-        return self._of_id(recording_id) in self._hashes
+        return self._hash("id", recording_id) in self._hashes
 
-    def _of_id(self, recording_id: str) -> str:
-        return self._hash(f"id {recording_id}")
-
-    def _of_uri(self, uri: str) -> str:
-        return self._hash(f"uri {public(uri)}")
-
-    def _of_content(self, digest: str) -> str:
-        return self._hash(f"content {digest}")
-
-    def _of_size(self, size_bytes: int) -> str:
-        return self._hash(f"size {size_bytes}")
-
-    def _of_version(self, etag: str | None, size_bytes: int | None) -> str:
-        return self._hash(f"version {size_bytes} {etag}")
-
-    def _hash(self, text: str) -> str:
-        data = text.encode("utf-8", "surrogatepass")
+    def _hash(self, kind: str, value: object) -> str:
+        data = f"{kind} {value}".encode("utf-8", "surrogatepass")
         salt = bytes.fromhex(self.salt)
         return hashlib.blake2b(data, digest_size=_HASH_BYTES, salt=salt).hexdigest()
 

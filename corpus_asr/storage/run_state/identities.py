@@ -284,14 +284,6 @@ def version_of_identities(store: OutputStore) -> str | None:
         raise
 
 
-def forget_addresses(store: OutputStore, ids: Iterable[str]) -> None:
-    """Remove the URIs of recordings from the mapping of an output folder."""
-    rows = Identities.read(store).rows
-    is_gone = pc.is_in(rows["recording_id"], value_set=pa.array(ids, pa.string()))
-    if pc.any(is_gone).as_py():
-        Identities(rows.filter(pc.invert(is_gone)), is_changed=True).write(store)
-
-
 def former_address(uri: str, recording: str) -> str:
     """Return what stands for an address of a recording where another sound is now."""
     return f"{uri}#{recording}"

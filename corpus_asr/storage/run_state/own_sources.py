@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -95,20 +96,12 @@ def record_sources(
         event(_LOG, logging.INFO, "sources_not_recorded", why=str(error))
 
 
-def forget_sources(store: OutputStore, named: Callable[[str], bool]) -> None:
-    """Remove URIs from this user's record.
-
-    `named` returns whether a text contains one of the URIs.
-    """
+def forget_sources(store: OutputStore, without: Callable[[Any], Any]) -> None:
+    """Remove URIs from this user's record; `without` returns JSON without what names them."""
     record = read_own_sources(store)
-    if record is None:
-        return
-    uris = tuple(uri for uri in record.source.uri if not named(uri))
-    if uris or record.source.manifest:
-        source = record.source.model_copy(update={"uri": uris})
-        _record(store, source, {folder for folder in record.folders if not named(folder)})
-    else:  # the file was the only source
-        filesystem.remove(_record_path(store))
+    if record is not None:
+        source = SourceSettings.model_validate(without(record.source.model_dump(mode="json")))
+        _record(store, source, without(list(record.folders)))
 
 
 def _record(store: OutputStore, source: SourceSettings, folders: Collection[str]) -> None:

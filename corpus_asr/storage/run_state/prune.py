@@ -9,7 +9,6 @@ from typing import Final
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.storage.run_state.annotations import corrected_ids
 from corpus_asr.storage.run_state.finish import OutcomeCounts
-from corpus_asr.storage.run_state.identities import forget_addresses
 from corpus_asr.storage.run_state.lock import AtTheEnd, changing
 from corpus_asr.storage.run_state.plan import latest_plan, read_listing
 from corpus_asr.storage.run_state.rewriting import remove_recordings
@@ -99,8 +98,6 @@ def prune(
     ids = sorted(recording_ids)
     with changing(store, PRUNE, at_the_end, recording_ids=ids):
         remove_recordings(store, ids)
-        store.remove_leftovers()
-        forget_addresses(store, ids)
         recount(store)
 
 

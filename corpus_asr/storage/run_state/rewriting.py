@@ -1,173 +1,160 @@
-"""Removal of rows of recordings: objects that have some of them are rewritten.
+"""Removal of rows of recordings from every table below an output folder, whoever wrote it.
 
 In come the IDs of recordings; why they go, this does not know. Safe to be killed anywhere and
 to be repeated: a replacement is put before what it replaces is removed, under a name that says of
-what it is one. So for a while some rows are there twice, and a repetition removes the older ones.
+what it is one. All tables of runs are replaced in one step; others, which keep their names, before.
 """
 
 import csv
 import hashlib
 import io
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.config.run import CLASSIFY_AUDIO
-from corpus_asr.errors import ConfigError
-from corpus_asr.schemas import DUPLICATES, HOOKS, OUTCOMES, RECORDINGS, SPEAKERS, VOICES
+from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
+from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.run_state.annotations import NAMES_NAME, named_lines, remove_corrections
 from corpus_asr.storage.run_state.duplicates import without_losers
-from corpus_asr.storage.run_state.finish import write_empty_tables
 from corpus_asr.storage.run_state.identities import Identities, former_address
-from corpus_asr.storage.run_state.part_rows import kind_of, nested, part_rows
-from corpus_asr.storage.run_state.run_files import CONFIG_NAME
-from corpus_asr.storage.run_state.run_tables import REDO_NAME
+from corpus_asr.storage.run_state.part_rows import kind_of, part_rows
 from corpus_asr.storage.run_state.table_names import (
-    DUPLICATES_FOLDER,
-    HOOKS_FOLDER,
-    LABEL_ROWS,
+    DERIVED_FOLDERS,
+    OUTCOMES_FOLDER,
+    OWN_PREFIXES,
     RECORDINGS_FOLDER,
-    SEGMENT_ROWS,
-    SPEAKERS_FOLDER,
-    SUFFIX,
-    VOICES_FOLDER,
+    RUNS_PREFIXES,
     is_commit,
+    is_table,
     table_name,
     time_ns_of,
 )
-from corpus_asr.storage.run_state.tables import OutputStore, projected
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.filesystem import read_ahead
 from corpus_asr.storage.stores.uri import public, redact_uri
 
 logger = logging.getLogger(__name__)
 
 FAILING_NAME: Final = table_name("_run", "failing")
 """Recordings that nights have tried, with the number of tries."""
-_TABLES = {RECORDINGS_FOLDER: RECORDINGS, SPEAKERS_FOLDER: SPEAKERS, VOICES_FOLDER: VOICES,
-           DUPLICATES_FOLDER: DUPLICATES, HOOKS_FOLDER: HOOKS}  # fmt: skip
 _IDS = ("recording_id", "other_recording_id")
 # People save names meanwhile; more often than this in a row they do not.
 _ATTEMPTS = 8
+
+
+def remove_recordings(store: OutputStore, recording_ids: Collection[str]) -> list[str]:
+    """Remove the rows of recordings in every table, what people saved, and speakers' names.
+
+    Return the tables of others that do not say of which recordings their rows are.
+    """
+    recording_ids = {*recording_ids}
+    remove_corrections(store, recording_ids)
+    # By the addresses that a table names.
+    remove_names(store, lambda _, recording, who: recording in recording_ids)
+    folders = (RECORDINGS_FOLDER, *DERIVED_FOLDERS)
+    other_names = [name for name in walk(store)[0] if is_table(name)]
+    change = partial(_without, pa.array(recording_ids, pa.string()))
+    return rewrite_tables(store, folders, recording_ids, change, others=other_names)
+
+
+def walk(store: OutputStore) -> tuple[list[str], list[str]]:
+    """Return all objects below a folder but tables of runs, and those of output folders within."""
+    names = [name for name in store.all_names("") if not name.startswith(RUNS_PREFIXES)]
+    # Another run may hold the lock of such a folder.
+    within = tuple({f"{name.partition('/_run/')[0]}/" for name in names if "/_run/" in name})
+    own_names = [name for name in names if not name.startswith(within)]
+    return own_names, [name for name in names if name.startswith(within)]
+
+
+def rewrite_tables(
+    store: OutputStore,
+    folders: Iterable[str],
+    recording_ids: Collection[str],
+    change: Callable[[pa.Table], pa.Table],
+    *,
+    others: Iterable[str] = (),
+) -> list[str]:
+    """Rewrite commits, outcomes, tables of folders and others that have rows of recordings.
+
+    `change` is given rows of outcomes, and those of segments or labels, which go along. Return the
+    others that do not say whose rows they are.
+    """
+    store.remove_leftovers()
+    names = [*store.commit_names(), *(name for folder in folders for name in store.names(folder))]
+    # A killed command has put a replacement that counts already.
+    marks = {name.rpartition(".")[0].rpartition("-")[2] for name in names}
+    find = partial(_find, store, pa.array(recording_ids, pa.string()))
+    old, new, unknown = list[str](), list[str](), list[str]()
+    for name, has_rows in read_ahead([*names, *others], find):
+        if has_rows is None:
+            unknown.append(name)
+        elif has_rows and not name.startswith(RUNS_PREFIXES):
+            store.write_table(name, change(pa.Table.from_batches(store.batches(name))))
+        elif has_rows:
+            old.append(name)
+            mark = hashlib.sha256(name.encode()).hexdigest()[:12]
+            if mark not in marks:
+                stem = store.stem(time_ns_of(name), mark=mark)  # in its place among them
+                new += _rewrite(store, name, stem, change)
+    if old:
+        store.replace(old, new)
+        store.remove_all(old)
+        logger.info("rewritten objects=%d into=%d", len(old), len(new))
+    return unknown
+
+
+def _rewrite(
+    store: OutputStore, name: str, stem: str, change: Callable[[pa.Table], pa.Table]
+) -> list[str]:
+    folder = name.rpartition("/")[0]
+    if folder == OUTCOMES_FOLDER:
+        kind = kind_of(store, [name])
+        rows = (change(table) for _, table, _ in part_rows(store, [name], kind))
+        outcomes = change(store.read_table(name, OUTCOMES))
+        return store.write_tables(outcomes, rows, rows=kind, stem=stem)
+    table = change(pa.Table.from_batches(store.batches(name)))
+    if is_commit(name) and not table.num_rows:
+        return []
+    new = table_name(folder, stem)
+    store.write_table(new, table)
+    return [new]
+
+
+def _find(store: OutputStore, ids: pa.Array, name: str) -> Iterator[bool | None]:
+    """Yield whether a table has rows of recordings; None: it does not say so."""
+    has_rows: bool | None = False
+    try:
+        for batch in store.batches(name, columns=_IDS):
+            if not batch.num_columns:
+                has_rows = None
+            columns = (column.cast(pa.string()) for column in batch.columns)
+            if any(pc.any(pc.is_in(column, value_set=ids)).as_py() for column in columns):
+                has_rows = True
+                break
+    except CorpusAsrError as error:
+        if isinstance(error, FetchError) or name.startswith((*RUNS_PREFIXES, *OWN_PREFIXES)):
+            raise
+        logger.warning("passed over object=%s found=%s", redact_uri(store.address(name)), error)
+        has_rows = None
+    yield has_rows
 
 
 def _without(ids: pa.Array, rows: pa.Table) -> pa.Table:
     """Return rows without those of recordings, and without pairs that include one."""
     if _IDS[1] in rows.schema.names:
         rows = without_losers(rows, pc.invert(pc.is_in(rows[_IDS[1]], value_set=ids)))
-    return rows.filter(pc.invert(pc.is_in(rows["recording_id"], value_set=ids)))
+    return rows.filter(pc.invert(pc.is_in(rows[_IDS[0]].cast(pa.string()), value_set=ids)))
 
 
-def remove_recordings(store: OutputStore, recording_ids: Collection[str]) -> None:
-    """Remove the rows of recordings in every table, what people saved, and speakers' names."""
-    recording_ids = {*recording_ids}
-    if not recording_ids:
-        return
-    ids = pa.array(recording_ids, pa.string())
-    without = partial(_without, ids)
-    for folder in _TABLES:
-        rewrite_table(store, folder, ids, without)
-    for name in (FAILING_NAME, REDO_NAME):
-        if store.exists(name):
-            _remove_notes(store, name, ids)
-    remove_corrections(store, recording_ids)
-    remove_names(store, lambda recording, _: recording in recording_ids)
-    rewrite_commits(store, ids, without)
-    classified = (store.read_json(CONFIG_NAME) or {}).get("pipeline") == CLASSIFY_AUDIO
-    write_empty_tables(store, LABEL_ROWS if classified else SEGMENT_ROWS)
-
-
-def rewrite_commits(
-    store: OutputStore, ids: pa.Array, change: Callable[[pa.Table], pa.Table]
-) -> None:
-    """Rewrite the commits and tables that have parts of recordings.
-
-    `change` is given rows of outcomes, and those of segments or labels, which go along.
-    """
-    new = list[str]()
-    old = _concerned(store, store.commit_names(), OUTCOMES, ids)
-    for name in old:
-        outcomes = change(store.read_table(name, OUTCOMES))
-        if outcomes.num_rows:
-            kind = kind_of(store, [name])
-            rows = (change(table) for _, table, _ in part_rows(store, [name], kind))
-            stem = store.stem(time_ns_of(name))  # in its place among them
-            if is_commit(name):
-                rows_left = pa.concat_tables([kind.schema.empty_table(), *rows])
-                new.append(store.put_commit(nested(outcomes, rows_left, kind), stem=stem))
-            else:
-                new += store.write_tables(outcomes, rows, rows=kind, stem=stem)
-        logger.info("rewritten object=%s rows=%d", name, outcomes.num_rows)
-    if old:
-        store.replace(old, new)
-
-
-def rewrite_table(
-    store: OutputStore, folder: str, ids: pa.Array, change: Callable[[pa.Table], pa.Table]
-) -> None:
-    """Rewrite objects of a folder other than commits that hold rows of recordings."""
-    schema = _TABLES[folder]
-    names = store.names(folder)
-    replaced = _replaced(names)
-    for name in _concerned(store, names, schema, ids):
-        if name not in replaced:
-            # Hook tables have columns of their own.
-            rows = pa.Table.from_batches(store.batches(name)) if folder == HOOKS_FOLDER else (
-                store.read_table(name, schema)
-            )  # fmt: skip
-            stem = store.stem(time_ns_of(name), mark=_mark_of(name))
-            changed = f"{name.rpartition('/')[0]}/{stem}{SUFFIX}"
-            store.write_table(changed, change(rows))
-            if folder == RECORDINGS_FOLDER:
-                store.replace([name], [changed])
-        store.remove(name)
-
-
-def _mark_of(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:12]
-
-
-def _replaced(names: Collection[str]) -> set[str]:
-    """Return the objects that already have a replacement: a command was killed in between."""
-    marks = {name.removesuffix(SUFFIX).rpartition("-")[2] for name in names}
-    return {name for name in names if _mark_of(name) in marks}
-
-
-def _concerned(
-    store: OutputStore, names: Iterable[str], schema: pa.Schema, ids: pa.Array
-) -> list[str]:
-    named = tuple(name for name in _IDS if name in schema.names)
-    tables = store.read_tables(names, projected(schema, named))
-    return list(dict.fromkeys(name for name, rows in tables if _any_of(rows, ids)))
-
-
-def _any_of(rows: pa.Table, ids: pa.Array) -> bool:
-    return any(
-        pc.any(pc.is_in(rows[name], value_set=ids)).as_py()
-        for name in _IDS
-        if name in rows.schema.names
-    )
-
-
-def _remove_notes(store: OutputStore, name: str, ids: pa.Array) -> None:
-    batches = list(store.batches(name))
-    if batches:
-        rows = pa.Table.from_batches(batches)
-        if _any_of(rows, ids):
-            store.write_table(name, _without(ids, rows))
-
-
-def remove_names(store: OutputStore, is_gone: Callable[[str, str], bool]) -> None:
-    """Remove rows of the names file for which `is_gone` is true, by ID and speaker."""
-    identities = Identities.read(store)
-
-    def kept(uri: str, speaker: str) -> str | None:
-        return None if is_gone(identities.id_of(uri), speaker) else uri
-
-    rewrite_names(store, kept)
+def remove_names(store: OutputStore, is_gone: Callable[[str, str, str], bool]) -> None:
+    """Remove rows of the names file for which `is_gone` is true, by URI, ID and speaker."""
+    id_of = Identities.read(store).id_of
+    rewrite_names(store, lambda uri, who: None if is_gone(uri, id_of(uri), who) else uri)
 
 
 def write_identities(store: OutputStore, identities: Identities) -> None:
