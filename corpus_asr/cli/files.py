@@ -29,7 +29,7 @@ from corpus_asr.cli.options import (
 )
 from corpus_asr.config.decoding import ALL_TRACKS
 from corpus_asr.errors import ConfigError, FetchError, ItemError
-from corpus_asr.formats.options import CUE_LIMITS, JSON_LINES, CueRules, WordStyle
+from corpus_asr.formats.options import CUE_LIMITS, JSON_LINES, WordStyle
 from corpus_asr.runtime.shutdown import RunStoppedError
 from corpus_asr.units import counted
 
@@ -83,7 +83,10 @@ def transcribe(
                 keys["word_timestamps"] = wanted
         rules = rules_of(chosen.subtitle_preset, keys)
         check_keys(keys)
-        layout = layout_of(formats, chosen, rules)
+        from corpus_asr.cli.output_files import Layout
+
+        words = WordStyle.highlight if chosen.highlight_words else WordStyle.plain
+        layout = Layout(formats=formats, rules=rules, words=words)
         if chosen.text is None:
             inputs, texts = checked_inputs(files or [], layout, chosen), None
         else:
@@ -161,17 +164,6 @@ def formats_of(chosen: FileOptions) -> tuple[str, ...]:
             "standard output; name a folder with --output-dir, such as -o ."
         )
     return formats
-
-
-def layout_of(formats: tuple[str, ...], chosen: FileOptions, rules: CueRules) -> "Layout":
-    """Return the text layout of files."""
-    from corpus_asr.cli.output_files import Layout
-
-    return Layout(
-        formats=formats,
-        rules=rules,
-        words=WordStyle.highlight if chosen.highlight_words else WordStyle.plain,
-    )
 
 
 def checked_inputs(files: Sequence[str], layout: "Layout", chosen: FileOptions) -> "Inputs":
@@ -363,6 +355,9 @@ class FileResults:
                 if self._printer is not None:
                     self._printer.end_early()
                 raise self._interrupted(interrupt) from None
+            finally:
+                if self._output is not None:
+                    self._output.close()
         done = self._meter.num_finished - self.num_failed
         if done and (self._output is not None or is_terminal(sys.stderr)):
             self._tell(self._meter.summary(done))

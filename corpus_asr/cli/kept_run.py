@@ -4,12 +4,15 @@
 
 Each recording is a commit of its own, so that nothing is lost where a call ends early; once it is
 transcribed again its earlier commit is removed. Of two commits of a recording the earlier counts:
-so the record of its files names all that there may be, before they are there.
+so the record of its files names all that there may be, before they are there. Rows of `recordings/`
+follow for several commits at once: for one alone they take several times as long as its commit.
 """
 
 import datetime
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -17,8 +20,8 @@ import pyarrow as pa
 from corpus_asr.config.options import OPTION_NAMES, sections_from, translated
 from corpus_asr.config.run import ModelSettings, OutputSettings, RunConfig, SourceSettings
 from corpus_asr.formats.transcript import Transcript
-from corpus_asr.schemas import RESULTS, SEGMENT_FIELDS, SPEAKERS
-from corpus_asr.segments import Segment
+from corpus_asr.runtime.commit import COMMIT_EVERY_S, CommitBuffer
+from corpus_asr.schemas import RESULTS, SPEAKERS
 from corpus_asr.storage.parquet import BATCH_ROWS
 from corpus_asr.storage.run_state.lock import SUCCESS_NAME
 from corpus_asr.storage.run_state.own_sources import record_sources
@@ -38,6 +41,7 @@ from corpus_asr.storage.run_state.table_names import (
     COMMITS_FOLDER,
     RECORDINGS_FOLDER,
     SPEAKERS_FOLDER,
+    is_commit,
     table_name,
 )
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -48,7 +52,7 @@ Version = tuple[str | None, int | None]
 
 _RUN_ID = "transcribe"
 _FOLDERS = (COMMITS_FOLDER, SPEAKERS_FOLDER, RECORDINGS_FOLDER)
-_SEGMENT_NAMES = {each.name for each in SEGMENT_FIELDS} & {each.name for each in fields(Segment)}
+_COMMIT_OF = "select distinct recording_id, name from outcomes join objects using (object)"
 
 
 class KeptRun:
@@ -84,6 +88,14 @@ class KeptRun:
         self._store.write_json(FINGERPRINT_NAME, settings)
         record_sources(self._store, source, ())
         self._store.write_bytes(SUCCESS_NAME, b"")
+        self._commits = CommitBuffer(
+            self._write_recordings, max_bytes=math.inf, max_age_s=COMMIT_EVERY_S
+        )
+        recorded = set(map(_stem_of, self._store.all_names(RECORDINGS_FOLDER)))
+        commits = filter(is_commit, self._store.commit_names())
+        # Those of a killed call.
+        if names := [name for name in commits if _stem_of(name) not in recorded]:
+            self._write_recordings(names)
 
     def stem(self) -> str:
         """Return a new commit's stem, by which a later call finds it."""
@@ -91,11 +103,18 @@ class KeptRun:
 
     def keep(self, uri: str, version: Version, transcript: Transcript, *, stem: str) -> None:
         """Commit what a recording says, and who says it, under a stem."""
-        own = recording_id(public(uri))
+        own, (etag, size_bytes) = recording_id(public(uri)), version
         # Where channels were transcribed separately, each is a part.
         parts = transcript.channels or (transcript,)
+        of_recording = {
+            "recording_id": own, "uri": uri, "size_bytes": size_bytes, "etag": etag,
+            "attempts": 1, "part_start_s": 0.0, "part_end_s": transcript.duration_s,
+            "duration_s": transcript.duration_s, "audio_track": transcript.audio_track,
+            "audio_tracks": list(transcript.audio_tracks) or None,
+            "time_corrections": transcript.time_corrections,
+        }  # fmt: skip
         rows = [
-            _row(own, uri, version, transcript, part, number, last=number == len(parts) - 1)
+            of_recording | _part_columns(part, number, is_last=number == len(parts) - 1)
             for number, part in enumerate(parts)
         ]
         model = (transcript.model or self._model, self._revision)
@@ -103,44 +122,39 @@ class KeptRun:
         name = self._store.put_commit(commit_rows(results, run_id=_RUN_ID, model=model), stem=stem)
         if transcript.turns is not None:
             voices = RecordingVoices(recording_id=own, uri=public(uri), made_of=name)
-            rows = pa.Table.from_pylist(turn_rows(voices, transcript.turns), SPEAKERS)
-            put_rows(self._store, SPEAKERS_FOLDER, rows, stem=stem)
-        with RunTables(self._store, names=[name]) as tables:
-            now_utc = datetime.datetime.now(datetime.UTC)
-            for recording in tables.complete(now_utc, rows=BATCH_ROWS):
-                put_rows(self._store, RECORDINGS_FOLDER, recording, stem=stem)
+            turns = pa.Table.from_pylist(turn_rows(voices, transcript.turns), SPEAKERS)
+            put_rows(self._store, SPEAKERS_FOLDER, turns, stem=stem)
+        self._commits.add(name, 0)
 
     def forget(self, stems: Sequence[str]) -> None:
         """Remove earlier commits of a recording."""
         names = [table_name(folder, stem) for stem in stems for folder in _FOLDERS]
         self._store.remove_all(names)
 
+    def close(self) -> None:
+        """Write the rows of `recordings/` that are missing."""
+        self._commits.flush()
 
-def _row(
-    own: str,
-    uri: str,
-    version: Version,
-    whole: Transcript,
-    part: Transcript,
-    number: int,
-    *,
-    last: bool,
-) -> dict[str, Any]:
-    etag, size_bytes = version
+    def _write_recordings(self, names: list[str]) -> None:
+        with RunTables(self._store, names=names) as tables:
+            commit_of = dict(tables.rows(_COMMIT_OF))
+            now_utc = datetime.datetime.now(datetime.UTC)
+            for rows in tables.complete(now_utc, rows=BATCH_ROWS):
+                for number, name in enumerate(rows["recording_id"].to_pylist()):
+                    stem = _stem_of(commit_of[name])
+                    put_rows(self._store, RECORDINGS_FOLDER, rows.slice(number, 1), stem=stem)
+
+
+def _stem_of(name: str) -> str:
+    return PurePosixPath(name).stem
+
+
+def _part_columns(part: Transcript, number: int, *, is_last: bool) -> dict[str, Any]:
     return {
-        "recording_id": own, "uri": uri, "size_bytes": size_bytes, "etag": etag,
-        "part": number, "last_part": last, "channel": part.channel, "attempts": 1,
-        "part_start_s": 0.0, "part_end_s": whole.duration_s, "duration_s": whole.duration_s,
+        "part": number, "last_part": is_last, "channel": part.channel,
         "speech_s": part.speech_s, "speech_without_text_s": part.speech_without_text_s,
         "status": "ok" if part.segments else "no_speech",
-        "audio_track": whole.audio_track, "audio_tracks": list(whole.audio_tracks) or None,
-        "time_corrections": whole.time_corrections,
         "language": part.language, "language_probability": part.language_probability,
-        "segments": [_segment(at, segment) for at, segment in enumerate(part.segments)] or None,
+        "segments": [asdict(segment) | {"segment": index}
+                     for index, segment in enumerate(part.segments)] or None,
     }  # fmt: skip
-
-
-def _segment(number: int, segment: Segment) -> dict[str, Any]:
-    words = None if segment.words is None else [asdict(word) for word in segment.words]
-    values = {name: getattr(segment, name) for name in _SEGMENT_NAMES}
-    return values | {"segment": number, "words": words}

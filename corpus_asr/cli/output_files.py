@@ -32,7 +32,7 @@ from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions
 from corpus_asr.storage.stores.uri import (
     LOCAL,
-    normalize,
+    normalize_writable,
     public,
     recording_id,
     redact_uri,
@@ -174,18 +174,17 @@ class OutputFiles:
         }
         self._claim(output, contents)
         # What came through a pipe cannot be played, and may have had another content each time.
-        has_run = not output.recording.piped
-        earlier, stem = record.kept, self._run.stem() if has_run else ""
-        record.kept = [*earlier, stem] if has_run else earlier
+        stems = [] if output.recording.piped else [self._run.stem()]
+        earlier, record.kept = record.kept, [*record.kept, *stems]
         # What a file may hold is known before it does: a call that is cut short finds its own.
         for suffix, content in contents.items():
             hashes = record.files.get(suffix, {"hashes": []})["hashes"]
             record.files[suffix] = {"of": None, "hashes": [*hashes, _hash_of(content)]}
         self._note(output)
-        if has_run:
+        for stem in stems:
             self._run.keep(output.recording.uri, output.version, whole, stem=stem)
             self._run.forget(earlier)
-            record.kept = [stem]
+            record.kept = stems
         for suffix, content in contents.items():
             filesystem.write_atomic(within(self._root, record.name + suffix), content)
             record.files[suffix] = {"of": output.of, "hashes": [_hash_of(content)]}
@@ -193,6 +192,11 @@ class OutputFiles:
         if len(contents) == 1:
             return f"{self.folder}/{record.name}{next(iter(contents))}"
         return f"{self.folder}/{record.name}.* ({len(contents)} files)"
+
+    def close(self) -> None:
+        """Finish the run that `view` opens, if a recording was written."""
+        if "_run" in self.__dict__:
+            self._run.close()
 
     @cached_property
     def _run(self) -> "KeptRun":
@@ -309,12 +313,7 @@ def _hash_of(content: bytes) -> str:
 
 def _checked_folder(folder: str) -> str:
     # Before any work, which would be lost.
-    root = normalize(folder)
-    if scheme_of(root) in ("http", "https"):
-        raise ConfigError(
-            f"writing to {redact_uri(root)}: found an http URL, expected a writable folder or "
-            "object store; choose another --output-dir"
-        )
+    root = normalize_writable(folder, doing="writing to", choose="--output-dir")
     if scheme_of(root) == LOCAL:
         try:
             os.makedirs(root, exist_ok=True)

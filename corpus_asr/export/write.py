@@ -50,7 +50,7 @@ from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
-from corpus_asr.storage.stores.uri import normalize, redact_uri, scheme_of, within
+from corpus_asr.storage.stores.uri import normalize_writable, redact_uri, scheme_of, within
 from corpus_asr.transcription.joined_text import missing_words, words_of_lengths
 
 MAX_NAME_BYTES = 240  # file systems allow 255; the local store's temporary names add to it
@@ -191,12 +191,7 @@ def export(
     store: OutputStore, to: str, options: ExportOptions, selection: Selection
 ) -> ExportSummary:
     """Write recordings of a run, finished or not, to a folder, whose files are replaced."""
-    to = normalize(to).rstrip("/")
-    if scheme_of(to) in ("http", "https"):
-        raise ConfigError(
-            f"exporting to {redact_uri(to)}: found an http URL, expected a writable folder or "
-            "object store; choose another --to"
-        )
+    to = normalize_writable(to, doing="exporting to", choose="--to").rstrip("/")
     with open_selection(store, selection) as tables:
         [(failed, unfinished)] = tables.rows(_OMITTED)
         summary = ExportSummary(

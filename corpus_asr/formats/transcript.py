@@ -14,7 +14,7 @@ from corpus_asr.formats.subtitles import check_words
 from corpus_asr.formats.writers import file_contents, file_suffix, whisper_json
 from corpus_asr.segments import MissingWord, Segment, SpeakerTurn
 from corpus_asr.storage.stores import filesystem
-from corpus_asr.storage.stores.uri import normalize, scheme_of, within
+from corpus_asr.storage.stores.uri import normalize_writable, within
 from corpus_asr.units import shortened
 
 _AUDIO_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}$")
@@ -193,12 +193,7 @@ class Transcript:
             ConfigError: no such format, or options that do not fit.
             FetchError: a file cannot be written.
         """
-        target = normalize(fspath(place))
-        if scheme_of(target) in ("http", "https"):
-            raise ConfigError(
-                f"saving to {place}: found an http URL, expected a writable folder or store; "
-                "choose another place"
-            )
+        target = normalize_writable(fspath(place), doing="saving to", choose="place")
         if formats:
             wanted = tuple(
                 dict.fromkeys(_member("the format", name, ExportFormat) for name in formats)

@@ -30,7 +30,7 @@ from corpus_asr.view.request import Request
 from corpus_asr.view.sound import Sounds
 from tests.support.audio import tone, wav_bytes
 from tests.support.stores import life
-from tests.support.tables import rows_of, segment, stored_segments
+from tests.support.tables import plain_read, rows_of, segment, stored_segments
 from tests.view.conftest import answers_of
 
 NAME = "talk {1}[a].wav"
@@ -49,7 +49,12 @@ def written(transcript: Transcript, *, name: str = NAME, **values: Any) -> Outpu
     usual: dict[str, Any] = {"overwrite": False, "apart": "", "made_by": {"model": "m"}}
     output = OutputFiles("out", inputs, layout, **(usual | values))
     output.write(name, transcript, [transcript])
+    output.close()
     return open_run("out/")
+
+
+def stems(folder: str) -> set[str]:
+    return {path.stem for path in Path("out/.corpus-asr/run", folder).iterdir()}
 
 
 def shown(store: OutputStore) -> tuple[dict[str, Any], Sequence[dict[str, Any]], dict[str, Any]]:
@@ -161,9 +166,26 @@ def test_a_killed_call_leaves_one_commit_and_one_name_to_the_next() -> None:
         texts = [row["text"] for rows in stored_segments(store) for row in rows.to_pylist()]
         files = {path.name: path.read_text() for path in Path("out").glob("*.txt")}
         assert (texts, files) == ([" The last."], {f"{Path(NAME).stem}.txt": "The last.\n"}), moment
+        assert stems("recordings") == stems("_run/commits"), moment
         if not process.killed:
             break
     assert moment > 5
+
+
+def test_the_next_call_writes_the_rows_of_recordings_that_a_killed_one_left_out() -> None:
+    names = [f"{number}.wav" for number in range(3)]
+    for name in names:
+        shutil.copy(NAME, name)
+    layout = Layout(formats=("txt",), rules=CueRules(), words=WordStyle.plain)
+    output = OutputFiles("out", inputs_of(names).found, layout,
+                         overwrite=False, apart="", made_by={"model": "m"})  # fmt: skip
+    for name in names:
+        output.write(name, SAID, [SAID])
+    assert len(stems("recordings")) < len(stems("_run/commits")) == 3
+    written(SAID)
+    assert stems("recordings") == stems("_run/commits")
+    rows = plain_read(Path("out/.corpus-asr/run"), "recordings")
+    assert sorted(Path(row["uri"]).name for row in rows) == sorted([*names, NAME])
 
 
 @pytest.mark.long

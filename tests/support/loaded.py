@@ -5,16 +5,14 @@ from typing import Any
 
 import pytest
 
-from corpus_asr.runtime.transcriber import Transcriber
-
-_FIXED = ("device", "compute_type", "num_threads", "slots")
+from corpus_asr.runtime.transcriber import FIXED_OPTIONS, Transcriber
 
 
 class _Lent:
     """The loaded transcriber, with the options of one command; it stays open."""
 
     def __init__(self, loaded: Transcriber, arguments: dict[str, Any]) -> None:
-        options = {name: arguments[name] for name in arguments if name not in _FIXED}
+        options = {name: arguments[name] for name in arguments if name not in FIXED_OPTIONS}
         # Of clear speech five beams say the same, in three times as long.
         self.transcribe_many = partial(loaded.transcribe_many, **options | {"beam_size": 1})
         self.align_many = partial(loaded.align_many, **options)

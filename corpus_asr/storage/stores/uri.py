@@ -151,6 +151,21 @@ def within(folder: str, name: str) -> str:
     return address
 
 
+def normalize_writable(uri: str, *, doing: str, choose: str) -> str:
+    """Return the normalized URI of what is to be written; the rest is for the message.
+
+    Raises:
+        ConfigError: it is on the web.
+    """
+    address = normalize(uri)
+    if scheme_of(address) in ("http", "https"):
+        raise ConfigError(
+            f"{doing} {redact_uri(address)}: found an http URL, expected a writable folder or "
+            f"object store; choose another {choose}"
+        )
+    return address
+
+
 def parent(uri: str) -> str:
     """Return the URI of the folder that contains `uri`, without a trailing slash."""
     head, _, tail = uri.rpartition("/")
