@@ -13,11 +13,12 @@ from corpus_asr.schemas import DUPLICATES, HOOKS, SPEAKERS, VOICES
 from corpus_asr.storage.run_state.identities import IDENTITIES
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.table_names import (
+    DERIVED_FOLDERS,
+    FINISHED_FOLDERS,
     IDENTITIES_NAME,
     OUTCOMES_FOLDER,
     PART_ROWS_FOLDERS,
     TABLES_NAME,
-    TABLES_OF_RUNS,
     beside,
     table_name,
 )
@@ -79,7 +80,7 @@ def test_a_lost_table_is_named_until_what_the_message_advises_is_done(
 _OF_ALL_TABLES = ("report", "status", "run", "nightly")
 
 
-@pytest.mark.parametrize("folder", TABLES_OF_RUNS)
+@pytest.mark.parametrize("folder", [*FINISHED_FOLDERS, *DERIVED_FOLDERS])
 def test_a_lost_object_of_any_table_is_named(tmp_path: Path, folder: str) -> None:
     store = OutputStore(str(tmp_path))
     commit(store, results(part("a", 0, texts=["x"])))
@@ -92,7 +93,7 @@ def test_a_lost_object_of_any_table_is_named(tmp_path: Path, folder: str) -> Non
     store.replace((), [name])
     assert name in store.names(of_hook)
     Path(store.address(name)).unlink()
-    for read in (lambda: store.names(of_hook), store.check_tables, Lock(store, "next").__enter__):
+    for read in (store.commit_names, store.check_tables, Lock(store, "next").__enter__):
         with pytest.raises(CorpusAsrError, match=f"found no {name}, .*; restore it, or remove "):
             read()
 
