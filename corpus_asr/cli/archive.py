@@ -297,7 +297,7 @@ def _held(store: "OutputStore", *, steal: bool) -> "Iterator[OutputStore]":
 def _write_page(store: "OutputStore") -> None:
     """Write the report of what remains."""
     from corpus_asr.report.page import write_page_at_the_end
-    from corpus_asr.storage.run_state.run_files import RUN_NAME
+    from corpus_asr.storage.run_state.table_names import RUN_NAME
 
     run = store.read_json(RUN_NAME)
     if run is not None:

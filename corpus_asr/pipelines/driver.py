@@ -45,7 +45,6 @@ from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing, rea
 from corpus_asr.storage.run_state.recording_rows import LostPortion
 from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.run_files import (
-    RUN_NAME,
     RunRecord,
     begin_run,
     calibration_for,
@@ -55,7 +54,7 @@ from corpus_asr.storage.run_state.run_files import (
 )
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.source_listings import note_listing
-from corpus_asr.storage.run_state.table_names import DUPLICATES_FOLDER
+from corpus_asr.storage.run_state.table_names import DUPLICATES_FOLDER, RUN_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted, shortened

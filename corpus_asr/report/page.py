@@ -52,9 +52,9 @@ from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,
     EVALUATION_NAME,
     PAGE_NAME,
-    RUN_NAME,
     failures_name,
 )
+from corpus_asr.storage.run_state.table_names import RUN_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import (

@@ -27,7 +27,6 @@ from corpus_asr.storage.run_state.plan import latest_plan, read_listing
 from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,
     FINGERPRINT_NAME,
-    RUN_NAME,
     Snapshot,
     Speed,
     erased_of,
@@ -38,7 +37,7 @@ from corpus_asr.storage.run_state.run_files import (
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.source_listings import other_listings
 from corpus_asr.storage.run_state.speaker_turns import SPEAKING, speaking_times
-from corpus_asr.storage.run_state.table_names import LABEL_ROWS, SEGMENT_ROWS
+from corpus_asr.storage.run_state.table_names import LABEL_ROWS, RUN_NAME, SEGMENT_ROWS
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import READERS
 from corpus_asr.storage.stores.uri import redact_uri

@@ -16,7 +16,6 @@ from corpus_asr.report.text import duration, text_template
 from corpus_asr.storage.run_state.lock import SUCCESS_NAME, USUAL, Holder, read_holder
 from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,
-    RUN_NAME,
     RUNNING,
     TRANSCRIBED,
     Snapshot,
@@ -24,6 +23,7 @@ from corpus_asr.storage.run_state.run_files import (
     read_snapshot,
     speed_of,
 )
+from corpus_asr.storage.run_state.table_names import RUN_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted

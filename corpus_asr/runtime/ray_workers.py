@@ -1,12 +1,12 @@
 """Work submitted to workers on Ray one by one, and its results or errors when they end.
 
 Tasks for what needs nothing but a CPU; actors where a model has to be loaded first, and for the
-commits of a run, which are gathered by reference.
+commits of a run.
 
 Commits: in, RESULTS rows, which workers hand over every few seconds, since a block of Ray Data
-leaves a task only with its last row; out, counts, and the names of commits. A few actors on the
-driver's machine decide when what is committed together. The driver counts the rows by which tasks
-say what they handed over, exactly once each, and compares them with what was committed.
+leaves a task only with its last row; out, counts. A few actors on the driver's machine decide when
+what is committed together. The driver counts the rows by which tasks say what they handed over,
+exactly once each, and compares them with what was committed.
 """
 
 import math

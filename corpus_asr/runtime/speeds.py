@@ -7,12 +7,8 @@ from corpus_asr.activity import Estimate
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.runtime.checkpoints import model_name
-from corpus_asr.storage.run_state.run_files import (
-    FINGERPRINT_NAME,
-    RUN_NAME,
-    read_snapshot,
-    result_settings,
-)
+from corpus_asr.storage.run_state.run_files import FINGERPRINT_NAME, read_snapshot, result_settings
+from corpus_asr.storage.run_state.table_names import RUN_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 
 # Shorter runs are mostly startup.

@@ -577,6 +577,7 @@ def test_long_names_are_cut_and_stay_apart() -> None:
     assert all(len((name + ".srt").encode()) <= 255 for name in found.values())
 
 
+FOLDER = st.sampled_from(["s3://b/", "s3://b/c/", "/r/"])
 STEP: Any = st.text(
     st.sampled_from("aA.~/%\\:é\u0301\n ") | st.characters(codec="utf-8", exclude_characters="\0"),
     max_size=6,
@@ -585,9 +586,7 @@ SUFFIX = st.sampled_from([".wav", ".mp3", ".srt", "", ".srt/x.wav", "/../../e.wa
 
 
 @settings(max_examples=50, deadline=None)
-@given(
-    st.lists(st.tuples(st.sampled_from(["s3://b/", "s3://b/c/", "/r/"]), STEP, SUFFIX), min_size=1)
-)
+@given(st.lists(st.tuples(FOLDER, STEP, SUFFIX), min_size=1))
 def test_no_two_are_alike_and_none_leads_out(parts: list[tuple[str, str, str]]) -> None:
     found = names(*("".join(part) for part in parts), suffixes=(".srt", ".json"))
     files = {name + suffix for name in found.values() for suffix in (".srt", ".json")}

@@ -17,7 +17,7 @@ from corpus_asr.pipelines.nightly import run as run_night
 from corpus_asr.runtime.hooks import HookCounts
 from corpus_asr.storage.run_state.forget import find_recordings, forget
 from corpus_asr.storage.run_state.hook_rows import hooks_of
-from corpus_asr.storage.run_state.run_files import RUN_NAME
+from corpus_asr.storage.run_state.table_names import RUN_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.audio import noise, write_wavs
 from tests.support.tables import run_config, with_section

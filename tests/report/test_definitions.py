@@ -11,7 +11,7 @@ import pytest
 from corpus_asr.report.nightly import findings_of
 from corpus_asr.report.numbers import RunNumbers
 from corpus_asr.report.run import Report, load_report, output_numbers
-from corpus_asr.storage.run_state.run_files import RUN_NAME
+from corpus_asr.storage.run_state.table_names import RUN_NAME
 from tests.support.runs import ManualRun
 
 pytestmark = pytest.mark.long

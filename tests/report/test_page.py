@@ -21,10 +21,10 @@ from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,
     EVALUATION_NAME,
     PAGE_NAME,
-    RUN_NAME,
     STOPPED,
     write_snapshot,
 )
+from corpus_asr.storage.run_state.table_names import RUN_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.pages import Element, parsed
 from tests.support.runs import ManualRun

@@ -38,9 +38,9 @@ from corpus_asr.report.run import (
 from corpus_asr.report.text import duration
 from corpus_asr.schemas import FILES, OUTCOMES, RECORDINGS
 from corpus_asr.storage.run_state.current_rows import read_confidences
-from corpus_asr.storage.run_state.run_files import RUN_NAME, write_snapshot
+from corpus_asr.storage.run_state.run_files import write_snapshot
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.table_names import LABEL_ROWS, SEGMENT_ROWS, PartRows
+from corpus_asr.storage.run_state.table_names import LABEL_ROWS, RUN_NAME, SEGMENT_ROWS, PartRows
 from corpus_asr.storage.run_state.tables import OutputStore, projected
 from tests.support.nightly import past
 from tests.support.pages import parsed

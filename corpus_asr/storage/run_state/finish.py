@@ -26,7 +26,7 @@ from corpus_asr.storage.run_state.manifest_columns import join_noted
 from corpus_asr.storage.run_state.part_rows import nested, part_rows
 from corpus_asr.storage.run_state.plan import retire_plans
 from corpus_asr.storage.run_state.redo import forget_done
-from corpus_asr.storage.run_state.run_files import RUN_NAME, RunRecord, code_versions, safe_config
+from corpus_asr.storage.run_state.run_files import RunRecord, code_versions, safe_config
 from corpus_asr.storage.run_state.run_tables import NOTED, RowPlace, RunTables, in_utc
 from corpus_asr.storage.run_state.source_listings import other_listings
 from corpus_asr.storage.run_state.table_names import (
@@ -35,6 +35,7 @@ from corpus_asr.storage.run_state.table_names import (
     OUTCOMES_FOLDER,
     PART_ROWS_FOLDERS,
     RECORDINGS_FOLDER,
+    RUN_NAME,
     SEGMENT_ROWS,
     SUFFIX,
     PartRows,

@@ -37,12 +37,7 @@ from corpus_asr.storage.run_state.manifest_columns import other_texts
 from corpus_asr.storage.run_state.moved import UNLISTED, Arrivals, lost_folders
 from corpus_asr.storage.run_state.part_rows import without_credentials
 from corpus_asr.storage.run_state.redo import chosen
-from corpus_asr.storage.run_state.run_files import (
-    RUN_NAME,
-    FolderContents,
-    check_fingerprint,
-    fingerprint,
-)
+from corpus_asr.storage.run_state.run_files import FolderContents, check_fingerprint, fingerprint
 from corpus_asr.storage.run_state.run_tables import (
     PART_COLUMNS,
     REMAINING,
@@ -58,6 +53,7 @@ from corpus_asr.storage.run_state.source_listings import (
 from corpus_asr.storage.run_state.table_names import (
     LABEL_ROWS,
     PLANS_FOLDER,
+    RUN_NAME,
     SEGMENT_ROWS,
     table_name,
     time_ns_of,

@@ -12,10 +12,9 @@ from corpus_asr.storage.run_state.finish import OutcomeCounts
 from corpus_asr.storage.run_state.lock import AtTheEnd, changing
 from corpus_asr.storage.run_state.plan import latest_plan, read_listing
 from corpus_asr.storage.run_state.rewriting import remove_recordings
-from corpus_asr.storage.run_state.run_files import RUN_NAME
 from corpus_asr.storage.run_state.run_tables import NOTED, RunTables
 from corpus_asr.storage.run_state.source_listings import other_listings, read_roots
-from corpus_asr.storage.run_state.table_names import RECORDINGS_FOLDER
+from corpus_asr.storage.run_state.table_names import RECORDINGS_FOLDER, RUN_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted

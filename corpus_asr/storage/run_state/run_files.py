@@ -337,7 +337,6 @@ def code_versions() -> dict[str, str]:
 
 FINGERPRINT_NAME = "_run/fingerprint.json"
 CONFIG_NAME = "_run/config.json"
-RUN_NAME = "run.json"
 PAGE_NAME = "report.html"
 EVALUATION_NAME = "evaluation.json"
 SUMMARIES_FOLDER = "nights"

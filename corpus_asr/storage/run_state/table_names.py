@@ -69,9 +69,10 @@ DERIVED_FOLDERS = (SPEAKERS_FOLDER, VOICES_FOLDER, DUPLICATES_FOLDER, HOOKS_FOLD
 """
 TABLES_OF_RUNS = (COMMITS_FOLDER, *FINISHED_FOLDERS, *DERIVED_FOLDERS)
 OF_PARTS = (OUTCOMES_FOLDER, *PART_ROWS_FOLDERS)
+RUN_NAME: Final = "run.json"
 OWN_FOLDERS = ("_run", *FINISHED_FOLDERS)
-OWN_PREFIXES = tuple(f"{folder}/" for folder in OWN_FOLDERS)
 """Folders of which a command knows all objects while it holds the lock."""
+OWN_PREFIXES = tuple(f"{folder}/" for folder in OWN_FOLDERS)
 _REMOVE = "restore it, or remove it to count all tables of the folder"
 RUNS_PREFIXES = tuple(f"{folder}/" for folder in TABLES_OF_RUNS)
 _NOTED = {"tables", "merged", "closed_runs", "settled"}

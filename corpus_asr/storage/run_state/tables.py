@@ -23,7 +23,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol, Self, TypeVar, cast
+from typing import Any, Protocol, Self, cast
 
 import pyarrow as pa
 
@@ -49,6 +49,7 @@ from corpus_asr.storage.run_state.table_names import (
     OWN_PREFIXES,
     PART_ROWS_FOLDERS,
     RECORDINGS_FOLDER,
+    RUN_NAME,
     RUNS_PREFIXES,
     SEGMENT_ROWS,
     SUFFIX,
@@ -78,7 +79,6 @@ from corpus_asr.storage.stores.uri import (
 from corpus_asr.units import MEBIBYTE
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 # Of each object that is read ahead: a small commit as a whole, a merged one only at its beginning.
 READ_AHEAD_ROWS = 16_384
@@ -119,7 +119,7 @@ class _Held:
     def keep(self, name: str, content: bytes) -> None:
         """Keep an object's content, if small; others may write what lies elsewhere."""
         self.drop(name)
-        if len(content) <= KEPT_OBJECT_BYTES and name.startswith((*OWN_PREFIXES, "run.json")):
+        if len(content) <= KEPT_OBJECT_BYTES and name.startswith((*OWN_PREFIXES, RUN_NAME)):
             with self._lock:
                 self.contents[name] = content
                 self._kept_bytes += len(content)
