@@ -323,8 +323,9 @@ class AudioDecoder:
         """Add a packet to the digest; yield it if it is of the decoded track."""
         if self._digest is not None:
             self._digest.add(packet)
-        if packet.stream_index != self._stream.index:
+        if packet.stream_index != self._stream.index:  # the decoded track may be a short one
             self._packet_bytes += packet.size + _HEADER_BYTES
+            self._sample_bytes += packet.size + _HEADER_BYTES
         elif packet.size:  # empty packets would end the decoder's stream at any position
             yield cast("_Packet", packet)
 

@@ -21,7 +21,7 @@ from corpus_asr.report import page
 from corpus_asr.report.page import write_page_at_the_end
 from corpus_asr.report.run import load_report, render
 from corpus_asr.runtime.local import run_local
-from corpus_asr.storage.run_state.lock import LOCK_NAME, SUCCESS_NAME, Holder, ProcessName
+from corpus_asr.storage.run_state.lock import LOCK_NAME, SUCCESS_NAME, Holder, ProcessName, read_holder
 from corpus_asr.storage.run_state.run_files import PAGE_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.engines import EXTRACTOR, script, scripted_engine
@@ -48,11 +48,14 @@ def test_a_robbed_run_stops_committing_and_keeps_what_it_has(
     store = OutputStore(config.output.uri)
 
     def robbed(*args: Any, **kwargs: Any) -> None:
+        holder = read_holder(store)
+        assert holder is not None
         thief = Holder(
             token="t", run_id="thief", started_at="", heartbeat_at="",
             process=ProcessName(host="other", user="someone", pid=7),
         )  # fmt: skip
         store.write_bytes(LOCK_NAME, thief.encoded())
+        store.close_run(holder.run_id)
         run_local(*args, extractor=EXTRACTOR, **kwargs)
 
     monkeypatch.setattr(driver, "run_local", robbed)
