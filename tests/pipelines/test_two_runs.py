@@ -21,7 +21,13 @@ from corpus_asr.report import page
 from corpus_asr.report.page import write_page_at_the_end
 from corpus_asr.report.run import load_report, render
 from corpus_asr.runtime.local import run_local
-from corpus_asr.storage.run_state.lock import LOCK_NAME, SUCCESS_NAME, Holder, ProcessName, read_holder
+from corpus_asr.storage.run_state.lock import (
+    LOCK_NAME,
+    SUCCESS_NAME,
+    Holder,
+    ProcessName,
+    read_holder,
+)
 from corpus_asr.storage.run_state.run_files import PAGE_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.engines import EXTRACTOR, script, scripted_engine
