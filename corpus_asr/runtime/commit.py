@@ -82,21 +82,28 @@ def tally_of(results: pa.Table) -> Tally:
     )
 
 
-def parts_of(results: pa.Table) -> int:
-    """Return how many parts the recordings have whose last part is among RESULTS rows."""
-    ends = results.filter(results.column("last_part"))
-    return sum(part + 1 for part in ends.column("part").to_pylist())
-
-
 def digest_parts(results: pa.Table) -> int:
     """Return a sum over RESULTS rows that is the same for the same parts alone, in any order."""
     parts = zip(results["recording_id"].to_pylist(), results["part"].to_pylist(), strict=True)
-    digests = (blake2b(f"{name} {part}".encode(), digest_size=8).digest() for name, part in parts)
-    return sum(map(int.from_bytes, digests))
+    return sum(_digest(recording_id, part) for recording_id, part in parts)
 
 
+def digest_wholes(results: pa.Table) -> int:
+    """Return what `digest_parts` is of all parts of recordings whose last one is among the rows."""
+    ends = results.filter(results["last_part"])
+    parts = zip(ends["recording_id"].to_pylist(), ends["part"].to_pylist(), strict=True)
+    return sum(_digest(name, part) for name, last in parts for part in range(last + 1))
+
+
+def _digest(recording_id: str, part: int) -> int:
+    name = f"{recording_id} {part}".encode()
+    return int.from_bytes(blake2b(name, digest_size=8).digest())
+
+
+IDS = ["recording_id", "part", "last_part"]
+"""Columns of RESULTS that tell which parts these are."""
 _FAILURE = ["error_stage", "error_kind", "retryable", "uri", "error_message"]
-COUNTED = ["recording_id", "part", "last_part", "status", "duration_s", "attempts", *_FAILURE]
+COUNTED = [*IDS, "status", "duration_s", "attempts", *_FAILURE]
 """Columns of RESULTS that counts of them are made of."""
 
 

@@ -1,9 +1,9 @@
-"""Shared state of the workers of a run on Ray: counts, stop requests, usable workers.
+"""Shared state of the workers of a run on Ray: activity, stop requests, usable workers.
 
 One actor per run adds up what workers did since they last said so: a report costs the same whatever
 the number of workers, and they report so seldom that all together stay below a bound. It holds
-nothing that a run needs: it may die at any time, the driver keeps what it had counted and tells its
-successor whether to stop, workers tell it how they are, and without its answer work goes on.
+nothing that a run needs: it may die at any time, its successor learns from the driver whether to
+stop, and activity of before is not counted. Without its answer work goes on.
 """
 
 import contextlib
@@ -15,9 +15,8 @@ import sys
 import tempfile
 import threading
 import time
-import uuid
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
@@ -27,16 +26,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from corpus_asr.activity import Activity
 from corpus_asr.errors import CorpusAsrError, EngineError
 from corpus_asr.logs import event
-from corpus_asr.runtime.commit import Tally
 from corpus_asr.storage.run_state.lock import ProcessName
 
 _LOG = logging.getLogger(__name__)
 
-# Interval at which a busy worker checks whether to stop.
-ASK_EVERY_S = 1.0
-# Interval of reports between the ends of a worker's calls; shorter at first, so that
-# it is soon known how long its recordings are.
-REPORT_EVERY_S = 5.0
+# Interval of reports between the ends of a worker's calls, whose answers tell whether to stop;
+# shorter at first, so that it is soon known how long its recordings are.
+REPORT_EVERY_S = 2.0
 FIRST_REPORT_S = 0.5
 # All workers together report no more often: each takes Ray some 0.3 ms of the coordinator's CPU.
 MOST_REPORTS_PER_S = 300
@@ -44,8 +40,7 @@ MOST_REPORTS_PER_S = 300
 # of their own.
 SILENT_S = 300.0
 # An answer that takes so long is not worth waiting for; work goes on without.
-ANSWER_S = 60.0
-NOTHING = Activity()
+ANSWER_S = 10.0
 _EXIT_CODE = 70  # EX_SOFTWARE; any but 0, which Ray takes for a wish to end
 
 
@@ -61,28 +56,32 @@ class Device:
         return f"GPU {', '.join(self.gpus)} of {self.host}" if self.gpus else f"CPUs of {self.host}"
 
 
+class Worker(NamedTuple):
+    """A process of an actor that works."""
+
+    stage: str
+    actor: str
+    device: Device
+    process: ProcessName
+
+    @classmethod
+    def this(cls, stage: str) -> "Worker":
+        """Return this process."""
+        context = ray.get_runtime_context()
+        gpus = tuple(map(str, context.get_accelerator_ids().get("GPU", [])))
+        device = Device(node_id=context.get_node_id(), host=socket.gethostname(), gpus=gpus)
+        return cls(stage, str(context.get_actor_id()), device, ProcessName.mine())
+
+
 class TakenOut(NamedTuple):
     """A worker that gets no more work: all processes of one actor."""
 
     stage: str
-    worker: str
     device: Device
     why: str
 
-
-def this_device() -> Device:
-    """Return the device of this worker."""
-    context = ray.get_runtime_context()
-    gpus = context.get_accelerator_ids().get("GPU", [])
-    return Device(
-        node_id=context.get_node_id(), host=socket.gethostname(), gpus=tuple(map(str, gpus))
-    )
-
-
-def this_worker() -> tuple[str, bool]:
-    """Return the name of this actor, and whether it was restarted."""
-    context = ray.get_runtime_context()
-    return str(context.get_actor_id()), bool(context.was_current_actor_reconstructed)
+    def __str__(self) -> str:
+        return f"{self.device}: {self.why}"
 
 
 def end_for_good() -> None:
@@ -92,47 +91,34 @@ def end_for_good() -> None:
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _end_frozen(process: ProcessName) -> bool:
-    """Kill a local process, so that Ray starts another; return whether it existed."""
-    if process.machine != ProcessName.mine().machine or process.is_surely_dead():
-        return False
-    os.kill(process.pid, signal.SIGKILL)
-    return True
-
-
-class Report(NamedTuple):
-    """Periodic report of a worker's process."""
-
-    worker: str
-    activity: Activity
-    """Activity since its last report."""
-    node_id: str
-    process: ProcessName
+def _end_frozen(process: ProcessName, silent_s: float, coordinator: Any) -> None:
+    """Kill a process of this machine, so that Ray starts another, unless it has ended before."""
+    if process.machine == ProcessName.mine().machine and not process.is_surely_dead():
+        os.kill(process.pid, signal.SIGKILL)
+        coordinator.replace.remote(
+            f"process {process.pid} on {process.host} reported nothing for {silent_s:g} s: it was "
+            "frozen, and was killed"
+        )
 
 
 class ReportReply(NamedTuple):
     """Reply to a report."""
 
-    stopping: bool = False
+    is_stopping: bool = False
     """Whether nothing new is to be started."""
     pause_s: float = 0.0
     """It reports no more often than that."""
-    over: bool = False
-    """Whether all that workers have together is done."""
 
 
 class RunStatus(NamedTuple):
     """Status of a run as the driver polls it each second."""
 
-    life: str
-    """Random ID of the coordinator; a new one counts from 0."""
-    tally: Tally
     activity: Activity
     """Activity of all workers, including dead ones."""
     replaced: list[str]
     """Reasons why workers were replaced since the last poll."""
-    out: list[TakenOut]
-    """Workers that were taken out of work."""
+    out: dict[str, TakenOut]
+    """Workers that were taken out of work, by actor."""
     failure: CorpusAsrError | None
     """Error of a worker that every recording would meet."""
 
@@ -141,95 +127,65 @@ class RunCoordinator:
     """The actor."""
 
     def __init__(self, _: None = None, *, silent_s: float = SILENT_S) -> None:
-        self._life = uuid.uuid4().hex
-        self._tally = Tally()
         self._silent_s = silent_s
-        self._stopping = self._over = False
+        self._stopping: Collection[str] = ()
         self._replaced: list[str] = []
-        self._sum = Activity()
-        # By the time of the last report, the earliest first.
-        self._heard: dict[str, tuple[float, Report]] = {}
+        self._activity = Activity()
+        self._num_polls = 0
+        # Each worker's process, with the number of polls before its last report.
+        self._heard: dict[str, tuple[int, Worker]] = {}
         self._out: dict[str, TakenOut] = {}
         self._failure: CorpusAsrError | None = None
-        self._looked_s = time.monotonic()
-        self._ending: list[Any] = []
 
-    def add(self, tally: Tally, spent: Activity = NOTHING) -> None:
-        """Count committed results, and what committing them took."""
-        self._tally += tally
-        self._sum += spent
-
-    def report(self, report: Report) -> ReportReply:
-        """Add what a process did since its last report."""
-        self._sum += report.activity
-        self._heard.pop(report.worker, None)
-        self._heard[report.worker] = time.monotonic(), report._replace(activity=NOTHING)
-        return ReportReply(self._stopping, len(self._heard) / MOST_REPORTS_PER_S, self._over)
+    def report(self, worker: Worker, activity: Activity) -> ReportReply:
+        """Add the activity of a process since its last report."""
+        self._activity += activity
+        self._heard[worker.actor] = self._num_polls, worker
+        return ReportReply(worker.stage in self._stopping, len(self._heard) / MOST_REPORTS_PER_S)
 
     def num_heard(self) -> int:
         """Return the number of workers that reported recently."""
         return len(self._heard)
 
-    def take_out(self, worker: TakenOut) -> None:
+    def take_out(self, worker: Worker, why: str) -> None:
         """Note that a worker is taken out of work."""
-        self._out[worker.worker] = worker
+        self._out[worker.actor] = TakenOut(worker.stage, worker.device, why)
 
     def fail(self, failure: CorpusAsrError) -> None:
         """Note what every recording would meet."""
         self._failure = self._failure or failure
 
-    def look(self, *, stop: bool = False, over: bool = False) -> RunStatus:
-        """Return all that the driver shows and acts upon; for calls a second apart.
-
-        A coordinator that took the place of another learns from it whether to stop.
-        """
-        self._stopping |= stop
-        self._over |= over
-        replaced = self._take_replaced()
-        out = list(self._out.values())
-        return RunStatus(self._life, self._tally, self._sum, replaced, out, self._failure)
-
     def replace(self, why: str) -> None:
         """Record that a worker is unusable and will be replaced by another process."""
         self._replaced.append(why)
-        self._sum += Activity(workers_replaced=1)
+        self._activity += Activity(workers_replaced=1)
 
-    def _take_replaced(self) -> list[str]:
-        for silent in self._silent(time.monotonic()):
-            on_node = NodeAffinitySchedulingStrategy(silent.node_id, soft=False)
-            ended = _end_frozen.options(scheduling_strategy=on_node).remote(silent.process)
-            self._ending.append((silent.process, ended))
-        self._note_ended()
+    def poll(self, stopping: Collection[str]) -> RunStatus:
+        """Return all that the driver shows and acts upon; for calls a second apart.
+
+        Workers of the stages `stopping` start nothing new.
+        """
+        self._stopping = stopping
+        for silent in self.take_silent():
+            on_node = NodeAffinitySchedulingStrategy(silent.device.node_id, soft=False)
+            me = ray.get_runtime_context().current_actor
+            end = _end_frozen.options(scheduling_strategy=on_node)
+            end.remote(silent.process, self._silent_s, me)
         replaced, self._replaced = self._replaced, []
-        return replaced
+        return RunStatus(self._activity, replaced, self._out, self._failure)
 
-    def _silent(self, now_s: float) -> list[Report]:
-        # After a pause of its own, what workers sent meanwhile is still to be read.
-        if now_s - self._looked_s > self._silent_s / 2:
-            self._heard = {worker: (now_s, last) for worker, (_, last) in self._heard.items()}
-        self._looked_s = now_s
-        silent: list[Report] = []
-        while self._heard and now_s - next(iter(self._heard.values()))[0] > self._silent_s:
-            worker, (_, last) = next(iter(self._heard.items()))
-            del self._heard[worker]
-            silent.append(last)
+    def take_silent(self) -> list[Worker]:
+        """Count a poll; return workers of which nothing was heard for too many, each once.
+
+        Polls are counted, not time: after a pause of the coordinator or its machine, what workers
+        sent meanwhile is still to be read.
+        """
+        self._num_polls += 1
+        heard = [*self._heard.values()]
+        silent = [worker for polls, worker in heard if self._num_polls - polls > self._silent_s]
+        for worker in silent:
+            del self._heard[worker.actor]
         return silent
-
-    def _note_ended(self) -> None:
-        for process, ended in [
-            ending for ending in self._ending if ray.wait([ending[1]], timeout=0)[0]
-        ]:
-            self._ending.remove((process, ended))
-            try:
-                if not ray.get(ended):  # it had died, and was replaced, before
-                    continue
-            except ray.exceptions.RayError:  # its machine is gone
-                continue
-            self._replaced.append(
-                f"process {process.pid} on {process.host} reported nothing for "
-                f"{self._silent_s:g} s: it was frozen, and was killed"
-            )
-            self._sum += Activity(workers_replaced=1)
 
 
 def on_this_machine() -> NodeAffinitySchedulingStrategy:
@@ -287,90 +243,72 @@ class CoordinatorClient(threading.Thread):
     def __init__(
         self,
         coordinator: Any,
+        stage: str,
         read: Callable[[], Activity],
         *,
         after: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(name="report-activity", daemon=True)
-        self._coordinator, self._read = coordinator, read
-        self._after = after
-        self._worker, self._process = uuid.uuid4().hex, ProcessName.mine()
-        self._node_id = ray.get_runtime_context().get_node_id()
+        self._coordinator, self._read, self._after = coordinator, read, after
+        self.worker = Worker.this(stage)
         self._sending, self._leaving = threading.Lock(), threading.Lock()
         self._before, self._sent_s = Activity(), float("-inf")
-        self._reply: Any = None
-        self._answer = ReportReply()
-        self._asked_s = float("-inf")
+        self._pending: Any = None
+        self._reply = ReportReply()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether no new work may be started, as far as the last reply said."""
+        return self._reply.is_stopping
 
     def run(self) -> None:
         """Report until the process exits."""
         pause_s = FIRST_REPORT_S
         while True:
-            time.sleep(max(pause_s, self._answer.pause_s))
-            self.send()
+            time.sleep(max(pause_s, self._reply.pause_s))
+            self.report()
             self._after()
             pause_s = min(2 * pause_s, REPORT_EVERY_S)
+
+    def report(self) -> None:
+        """Report now, and read the reply."""
+        self.send()
+        self._reply = self._get(self._pending) or self._reply
 
     def send(self) -> None:
         """Report now, unless that is too often; nobody waits for it: only a count is late."""
         with self._sending:
-            if time.monotonic() - self._sent_s < self._answer.pause_s:
-                return
-            self._sent_s = time.monotonic()
-            activity = self._read()
-            did, self._before = activity.since(self._before), activity
-            report = Report(self._worker, did, self._node_id, self._process)
-            reply, self._reply = self._reply, self._coordinator.report.remote(report)
-        if reply is not None and ray.wait([reply], timeout=0)[0]:
-            self._take(reply)
+            if time.monotonic() - self._sent_s >= self._reply.pause_s:
+                self._sent_s = time.monotonic()
+                before, self._before = self._before, self._read()
+                activity = self._before.since(before)
+                self._pending = self._coordinator.report.remote(self.worker, activity)
 
-    def stopping(self) -> bool:
-        """Return whether no new work may be started; asks at most once a second."""
-        every_s = max(ASK_EVERY_S, self._answer.pause_s)
-        if not self._answer.stopping and time.monotonic() - self._asked_s >= every_s:
-            self._asked_s = time.monotonic()
-            self.send()
-            self._take(self._reply)
-        return self._answer.stopping
-
-    @property
-    def over(self) -> bool:
-        """Whether all that workers have together is done."""
-        return self._answer.over
-
-    def _take(self, reply: Any) -> None:
-        answer = self._answer_to("report", reply)
-        if answer is not None:
-            self._answer = answer
-
-    def take_out(self, worker: TakenOut) -> None:
+    def take_out(self, why: str) -> None:
         """Say that this worker is taken out of work."""
-        self._ask("take_out", worker)
+        self._get(self._coordinator.take_out.remote(self.worker, why))
 
     def fail(self, error: Exception) -> None:
         """Say what every recording would meet: the run is to end with it."""
         ours = isinstance(error, CorpusAsrError)
         words = f"running the pipeline on Ray: {type(error).__name__}: {error}"
         event(_LOG, logging.ERROR, "worker_failed", exc_info=error)
-        self._ask("fail", error if ours else EngineError(words))
+        self._get(self._coordinator.fail.remote(error if ours else EngineError(words)))
 
     def leave(self, why: str) -> NoReturn:
         """Exit this process, so that Ray starts another."""
         # Every call in flight may end here with the same error, but it is one worker.
         with self._leaving:
             self.send()
-            self._ask("replace", why)
+            self._get(self._coordinator.replace.remote(f"{self.worker.device}: {why}"))
             event(_LOG, logging.ERROR, "worker_unusable", error=why)
             logging.shutdown()
             os._exit(_EXIT_CODE)
 
-    def _ask(self, method: str, *arguments: Any) -> Any:
-        return self._answer_to(method, getattr(self._coordinator, method).remote(*arguments))
-
-    def _answer_to(self, method: str, question: Any) -> Any:
+    def _get(self, answer: Any) -> Any:
         try:
-            return ray.get(question, timeout=ANSWER_S)
+            return ray.get(answer, timeout=ANSWER_S)
         except ray.exceptions.RayError as error:
             # Only counts and the display are delayed.
-            event(_LOG, logging.WARNING, "board_lost", method=method, error=repr(error))
+            event(_LOG, logging.WARNING, "coordinator_silent", error=repr(error))
             return None

@@ -24,7 +24,7 @@ from corpus_asr.activity import Activity
 from corpus_asr.config.run import DEFAULT_OPTIONS, RunConfig, RunOptions
 from corpus_asr.errors import CorpusAsrError, EngineError
 from corpus_asr.logs import LogSettings, event
-from corpus_asr.runtime.commit import Committer, Tally
+from corpus_asr.runtime.commit import Committer
 from corpus_asr.runtime.coordinator import RunStatus, TakenOut, start_coordinator
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.ray_cluster import RayWatch
@@ -33,6 +33,7 @@ from corpus_asr.runtime.resources import STORE_SHARE_AHEAD, Resources
 from corpus_asr.runtime.second_try import RetriedRecording, each_alone, recordings_left
 from corpus_asr.runtime.shutdown import Stop, stoppable
 from corpus_asr.runtime.workers import (
+    ALONE,
     EXTRACT,
     TRANSCRIBE,
     ExtractWorker,
@@ -52,10 +53,8 @@ _LOG = logging.getLogger(__name__)
 MAX_ACTOR_INIT_DEATHS = 3
 # Delay of the progress line, and of signals to workers.
 POLL_S = 1.0
-# Unanswered requests, of two seconds each, after which the coordinator counts as frozen.
-MOST_UNANSWERED = 60
-# Looks, a second each, at a run that seems futile: what workers decode is known seconds later.
-FUTILE_LOOKS = 10
+# Polls of a run that seems futile: what workers decode is known seconds later.
+FUTILE_POLLS = 10
 # For Ray Data to take its things down when Ray has died.
 LEAVE_S = 15.0
 _STOPPED_BY_FAILURE = 3
@@ -72,6 +71,7 @@ _RETRIES = 1
 # Second tries of what is missing, where machines go that had results of the one before.
 _MOST_SECOND_TRIES = 3
 _PACKS_AT_ONCE = 1_024  # looked at for what is missing
+_STAGES: tuple[str, ...] = (EXTRACT, TRANSCRIBE)
 # Counts of which one grows as long as a worker of a stage lives, or does a stage after it.
 _SIGNS_OF_LIFE = {
     EXTRACT: attrgetter("extract_alive_s", "windows", "steps", "parts_transcribed"),
@@ -107,7 +107,7 @@ def run_on_ray(
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
         progress.read_left_s = lambda: stop.left_s
         workers = resources.transcribe_workers
-        commits = Commits(committer, config.output, coordinator, num_workers=workers)
+        commits = Commits(committer, config.output, num_workers=workers)
         num_files = progress.files_left
         spec = EngineSpec(
             config=config,
@@ -141,7 +141,7 @@ def run_on_ray(
             stopping=lambda: stop.requested,
             replaced=coordinator.replace.remote,
         )
-        with _CoordinatorPoll(coordinator, progress, stop, resources) as poll:
+        with _Poll(coordinator, commits, progress, stop, resources) as poll:
             try:
                 _commit_all(dataset, commits, poll.check_ray)
                 poll.end_watch()
@@ -149,20 +149,18 @@ def run_on_ray(
                     _try_again(commits, stop, read_uncommitted, workers_alone, most_workers=workers)
             except Exception as error:
                 raise own_error(error) from error
-        # The coordinator's count is of what it has seen: it may have died meanwhile.
-        progress.set(commits.tally)
 
 
 def _commit_all(dataset: Dataset, commits: Commits, check_ray: Callable[[], object]) -> None:
-    """Run a dataset, count what it yields and commit; `check_ray` raises if Ray has died."""
+    """Run a dataset, and commit what its workers found; `check_ray` raises if Ray has died."""
     results = dataset.iter_internal_ref_bundles()
     try:
         for bundle in results:
             for block in bundle.blocks:
                 if block.metadata.num_rows:
-                    # Lost with a machine, they are not counted, and looked for afterwards.
+                    # Lost with a machine, they are looked for afterwards.
                     with suppress(ray.exceptions.ObjectLostError):
-                        commits.count(ray.get(block.ref))
+                        commits.expect(ray.get(block.ref))
     except ray.exceptions.RayActorError as error:
         # Too many workers ended while they began: what is missing finds out which can work. Where
         # it was Ray itself that died, another call of it would end this process.
@@ -259,7 +257,7 @@ def build(
     extracting: Mapping[str, Any],
     transcribing: Mapping[str, Any],
 ) -> Dataset:
-    """Return the lazy dataset of COUNTED rows; the current `DataContext` is baked into it.
+    """Return the lazy dataset of IDS rows; the current `DataContext` is baked into it.
 
     `extracting` and `transcribing` are what the constructors of workers take.
     """
@@ -299,33 +297,29 @@ def build(
     )
 
 
-class _CoordinatorPoll(threading.Thread):
-    """Copies counts from the coordinator and requests to stop to it.
+class _Poll(threading.Thread):
+    """Counts what is committed, passes requests to stop to workers, and takes their errors.
 
-    A coordinator that died is followed by one that knows nothing: it is told each time, and what
-    its predecessor had counted is kept.
+    A coordinator that died is followed by one that knows nothing: it is told each time.
     """
 
     def __init__(
         self,
         coordinator: Any,
+        commits: Commits,
         progress: Progress,
         stop: Stop,
         resources: Resources,
     ) -> None:
-        super().__init__(name="poll-coordinator", daemon=True)
-        self._coordinator = coordinator
-        self._progress = progress
-        self._stop_asked = stop
+        super().__init__(name="poll", daemon=True)
+        self._coordinator, self._commits = coordinator, commits
+        self._progress, self._stop_request = progress, stop
         self._watch = RayWatch()
-        self._unanswered = 0
-        self._futile = 0
+        self._answer: Any = None
+        self._num_futile = 0
         self._finished = threading.Event()
-        self._look: RunStatus | None = None
-        # Counts of coordinators that died.
-        self._before, self._did = Tally(), Activity()
         # Workers that each stage needs.
-        self._wanted = {
+        self._num_needed = {
             EXTRACT: resources.extract_workers, TRANSCRIBE: resources.transcribe_workers
         }  # fmt: skip
         self._files_planned = progress.files_left
@@ -335,8 +329,8 @@ class _CoordinatorPoll(threading.Thread):
         self._failure: CorpusAsrError | None = None
 
     def end_watch(self) -> None:
-        """Expect nothing more of the workers so far: all they had to do is done."""
-        self._wanted = {}
+        """Expect nothing more of the workers of Ray Data: all they had to do is done."""
+        self._num_needed = {}
 
     def check_ray(self) -> None:
         """Raise the `EngineError` to end a run with if Ray has died."""
@@ -354,80 +348,79 @@ class _CoordinatorPoll(threading.Thread):
 
     def run(self) -> None:
         while not self._finished.wait(POLL_S):
-            self._stop_asked.failure = self._watch.lost() or self._failure
-            if self._stop_asked.failure is None:
-                self._copy()
-            if self._stop_asked.failure or self._stop_asked.expired:
+            self._stop_request.failure = self._watch.lost() or self._failure
+            if self._stop_request.failure is None:
+                self._poll()
+            if self._stop_request.failure or self._stop_request.expired:
                 # Only a signal gets the main thread out of Ray; jobs of cron's shell ignore SIGINT.
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
                 break
         else:
-            self._copy()
-        if self._stop_asked.failure and not self._finished.wait(LEAVE_S):
+            self._poll()
+        if self._stop_request.failure and not self._finished.wait(LEAVE_S):
             # It waits for what is gone. The lock of a dead process is free.
-            os.write(2, f"corpus-asr: {self._stop_asked.failure}\n".encode())
+            os.write(2, f"corpus-asr: {self._stop_request.failure}\n".encode())
             os._exit(_STOPPED_BY_FAILURE)
 
-    def _copy(self) -> None:
+    def _poll(self) -> None:
         try:
-            stop = self._stop_asked.requested
-            looking = self._coordinator.look.remote(stop=stop, over=not self._wanted)
-            self._show(ray.get(looking, timeout=POLL_S))
-            self._unanswered = 0
-        except ray.exceptions.RayError:
-            # Only the line is late; if Ray is gone, the run itself says so.
-            event(_LOG, logging.DEBUG, "board_not_read", exc_info=True)
-            self._unanswered += 1
-        if self._unanswered == MOST_UNANSWERED:
-            self._unanswered = 0
-            event(_LOG, logging.WARNING, "worker_replaced", why="the coordinator does not answer")
-            ray.kill(self._coordinator, no_restart=False)
+            self._commits.poll()
+        except Exception as error:
+            self._failure = own_error(error)
+        self._progress.set(self._commits.tally)
+        stopped = () if self._num_needed else _STAGES
+        if self._stop_request.requested:
+            stopped = (*_STAGES, ALONE)
+        # One that does not answer is not asked again.
+        self._answer = self._answer or self._coordinator.poll.remote(stopped)
+        if ray.wait([self._answer], timeout=POLL_S)[0]:
+            answer, self._answer = self._answer, None
+            try:
+                self._show(ray.get(answer))
+            except ray.exceptions.RayError:
+                # Only activity is late; if Ray is gone, the run itself says so.
+                event(_LOG, logging.DEBUG, "coordinator_silent", exc_info=True)
 
-    def _show(self, look: RunStatus) -> None:
-        if self._look is not None and look.life != self._look.life:
-            # Keep the counts of its predecessor.
-            self._before += self._look.tally
-            self._did += self._look.activity
-        self._look = look
-        self._progress.set(self._before + look.tally)
-        activity = self._did + look.activity
+    def _show(self, status: RunStatus) -> None:
+        activity = status.activity + self._commits.activity
         self._progress.read_activity = lambda: activity
-        futile = self._progress.is_futile(self._progress.tally)
-        self._futile = self._futile + 1 if futile else 0
-        if self._futile == FUTILE_LOOKS:
-            self._stop_asked.give_up()
-        for why in look.replaced:
+        is_futile = self._progress.is_futile(self._progress.tally)
+        self._num_futile = self._num_futile + 1 if is_futile else 0
+        if self._num_futile == FUTILE_POLLS:
+            self._stop_request.give_up()
+        for why in status.replaced:
             event(_LOG, logging.WARNING, "worker_replaced", why=why)
-        if activity.files_extracted >= self._files_planned:
-            self._wanted.pop(EXTRACT, None)
-        self._take_out(look, {stage: self._quiet_s(stage, activity) for stage in _SIGNS_OF_LIFE})
+        for worker in (out for actor, out in status.out.items() if actor not in self._out):
+            event(
+                _LOG, logging.ERROR, "worker_taken_out", stage=worker.stage,
+                device=str(worker.device), node=worker.device.node_id, error=worker.why,
+            )  # fmt: skip
+            self._progress.taken_out += (str(worker),)
+        self._out |= status.out
+        self._failure = status.failure or self._failure or self._no_worker(activity)
 
-    def _quiet_s(self, stage: str, activity: Activity) -> float:
+    def _no_worker(self, activity: Activity) -> EngineError | None:
+        """Return the error of a stage of which no worker can be expected to work."""
+        if activity.files_extracted >= self._files_planned:
+            self._num_needed.pop(EXTRACT, None)
+        out = self._out.values()
+        num_out = Counter(worker.stage for worker in out)
+        idle_s = {stage: self._idle_s(stage, activity) for stage in _SIGNS_OF_LIFE}
+        without = [
+            stage
+            for stage, number in self._num_needed.items()
+            if is_hopeless(num_out[stage], number, idle_s[stage])
+        ]
+        if not without:
+            return None
+        whys = dict.fromkeys(str(worker) for worker in out if worker.stage in without)
+        return EngineError(
+            f"no {' and no '.join(without)} worker can work, expected at least one: "
+            f"{'; '.join(whys)}; run again to continue from the last commit"
+        )
+
+    def _idle_s(self, stage: str, activity: Activity) -> float:
         life, now_s = _SIGNS_OF_LIFE[stage](activity), time.monotonic()
         if self._lives.get(stage, (None, 0.0))[0] != life:
             self._lives[stage] = life, now_s
         return now_s - self._lives[stage][1]
-
-    def _take_out(self, look: RunStatus, quiet_s: Mapping[str, float]) -> None:
-        for worker in look.out:
-            if worker.worker not in self._out:
-                self._out[worker.worker] = worker
-                event(
-                    _LOG, logging.ERROR, "worker_taken_out", stage=worker.stage,
-                    device=str(worker.device), node=worker.device.node_id, error=worker.why,
-                )  # fmt: skip
-                self._progress.taken_out += (f"{worker.device}: {worker.why}",)
-        out = self._out.values()
-        num_out = Counter(worker.stage for worker in out)
-        without = [
-            stage
-            for stage, number in self._wanted.items()
-            if is_hopeless(num_out[stage], number, quiet_s[stage])
-        ]
-        if without:
-            whys = dict.fromkeys(f"{w.device}: {w.why}" for w in out if w.stage in without)
-            self._failure = EngineError(
-                f"no {' and no '.join(without)} worker can work, expected at least one: "
-                f"{'; '.join(whys)}; run again to continue from the last commit"
-            )
-        self._failure = look.failure or self._failure

@@ -4,9 +4,9 @@ Tasks for what needs nothing but a CPU; actors where a model has to be loaded fi
 commits of a run.
 
 Commits: in, RESULTS rows, which workers hand over every few seconds, since a block of Ray Data
-leaves a task only with its last row; out, counts. A few actors on the driver's machine decide when
-what is committed together. The driver counts the rows by which tasks say what they handed over,
-exactly once each, and compares them with what was committed.
+leaves a task only with its last row; out, counts of what was committed. A few actors on the
+driver's machine decide what is committed together. That nothing is missing, the driver sees by the
+names of parts that come out of the tasks, exactly once each.
 """
 
 import math
@@ -19,12 +19,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
 
+from corpus_asr.activity import Activity
 from corpus_asr.config.run import OutputSettings
 from corpus_asr.errors import CorpusAsrError, EngineError
 from corpus_asr.logs import LogSettings, configure
@@ -33,9 +35,7 @@ from corpus_asr.runtime.commit import (
     Committed,
     Committer,
     Tally,
-    digest_parts,
-    parts_of,
-    tally_of,
+    digest_wholes,
 )
 from corpus_asr.runtime.coordinator import Device, on_this_machine
 from corpus_asr.runtime.resources import WORKERS_PER_ACTOR
@@ -305,11 +305,9 @@ def _is_alive(node_id: str) -> bool:
 class CommitActor:
     """Commits what workers hand to it, together, once that is due."""
 
-    def __init__(
-        self, committer: Committer, output: OutputSettings, coordinator: Any, logs: LogSettings
-    ) -> None:
+    def __init__(self, committer: Committer, output: OutputSettings, logs: LogSettings) -> None:
         configure(logs, redact=without_secrets)
-        self._committer, self._coordinator = committer, coordinator
+        self._committer = committer
         self._buffer = CommitBuffer[pa.Table].of(output, self._begin)
         # While a store takes its time, the results of the next commit are gathered.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
@@ -325,16 +323,20 @@ class CommitActor:
                 self._buffer.flush()
         wait(self._commits[-1 - MOST_PENDING : -MOST_PENDING])
 
-    def settle(self) -> list[Committed]:
-        """Commit everything, wait for completion, and return the commits since the last call.
+    def collect(self, *, everything: bool = False) -> list[Committed]:
+        """Return the commits since the last call; first commit `everything`, and wait for it.
 
         Raises:
             Exception: of a failed commit.
         """
+        if everything:
+            with self._turn:
+                self._buffer.flush()
+            wait(self._commits)
         with self._turn:
-            self._buffer.flush()
-            commits, self._commits = self._commits, []
-        return [commit.result() for commit in commits]
+            done = [*takewhile(Future.done, self._commits)]
+            del self._commits[: len(done)]
+        return [commit.result() for commit in done]
 
     def _poll(self) -> None:
         while True:
@@ -346,14 +348,7 @@ class CommitActor:
         self._commits.append(self._thread.submit(self._commit, results))
 
     def _commit(self, results: list[pa.Table]) -> Committed:
-        try:
-            done = self._committer(pa.concat_tables(results).combine_chunks())
-        except Exception as error:
-            self._coordinator.fail.remote(own_error(error))
-            raise
-        # Fire and forget: only progress would be lost.
-        self._coordinator.add.remote(done.tally, done.spent)
-        return done
+        return self._committer(pa.concat_tables(results).combine_chunks())
 
 
 class CommitClient:
@@ -394,52 +389,68 @@ class CommitClient:
 
 
 class Commits:
-    """The commit actors of a run, and counts of what they were given and have committed."""
+    """The commit actors of a run, and counts of what they have committed."""
 
-    def __init__(
-        self,
-        committer: Committer,
-        output: OutputSettings,
-        coordinator: Any,
-        *,
-        num_workers: int,
-    ) -> None:
+    def __init__(self, committer: Committer, output: OutputSettings, *, num_workers: int) -> None:
         # Committing waits for the store; a CPU reserved for it could be what a stage waits for.
         actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(CommitActor)
         actor = actor.options(scheduling_strategy=on_this_machine())
         logs = LogSettings.from_environment()
         self.actors: list[Any] = [
-            actor.remote(committer, output, coordinator, logs)
+            actor.remote(committer, output, logs)
             for _ in range(math.ceil(num_workers / WORKERS_PER_ACTOR))
         ]
-        self.tally = Tally()
-        """Counts of results."""
-        self._num_parts = self._uncommitted = 0
+        self.tally, self.activity = Tally(), Activity()
+        """Counts of what was committed, and what that took."""
+        self._answers: list[Any] = []
+        self._turn = threading.Lock()
+        self._uncommitted = 0
 
     def has_all_of(self, num_files: int) -> bool:
         """Return whether all parts of so many recordings were committed, each exactly once.
 
         A worker that begins again commits parts a second time; an actor that does loses some.
         """
-        counts = (self.tally.files, self.tally.parts, self._uncommitted)
-        return counts == (num_files, self._num_parts, 0)
+        return (self.tally.files, self._uncommitted) == (num_files, 0)
 
-    def count(self, results: pa.Table) -> None:
-        """Count results that an actor was given; of their columns, COUNTED is enough."""
-        self.tally += tally_of(results)
-        self._num_parts += parts_of(results)
-        self._uncommitted += digest_parts(results)
+    def expect(self, results: pa.Table) -> None:
+        """Expect all parts of recordings whose last one is among rows of IDS."""
+        self._uncommitted += digest_wholes(results)
 
     def add(self, results: pa.Table) -> None:
-        """Give results to an actor, and count them."""
+        """Give results to an actor."""
         ray.get(self.actors[0].add.remote(results))
-        self.count(results)
 
-    def settle(self) -> None:
-        """Commit everything, and wait for completion.
+    def poll(self) -> None:
+        """Count what was committed since the last call; for calls a second apart.
 
         Raises:
             Exception: of a failed commit.
         """
-        for commits in ray.get([actor.settle.remote() for actor in self.actors]):
-            self._uncommitted -= sum(commit.digest for commit in commits)
+        if self._turn.acquire(blocking=False):  # else it is being settled
+            try:
+                self._answers = self._answers or [actor.collect.remote() for actor in self.actors]
+                ready, self._answers = ray.wait(
+                    self._answers, num_returns=len(self._answers), timeout=0
+                )
+                self.add_up(chain.from_iterable(ray.get(ready)))
+            finally:
+                self._turn.release()
+
+    def settle(self) -> None:
+        """Commit everything, wait for completion, and count it.
+
+        Raises:
+            Exception: of a failed commit.
+        """
+        with self._turn:
+            last = [actor.collect.remote(everything=True) for actor in self.actors]
+            answers, self._answers = self._answers + last, []
+            self.add_up(chain.from_iterable(ray.get(answers)))
+
+    def add_up(self, commits: Iterable[Committed]) -> None:
+        """Count commits."""
+        for commit in commits:
+            self.tally += commit.tally
+            self.activity += commit.spent
+            self._uncommitted -= commit.digest

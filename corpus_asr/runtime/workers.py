@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 
 from corpus_asr.activity import Activity
 from corpus_asr.config.run import RunConfig
@@ -23,16 +24,13 @@ from corpus_asr.errors import EngineError
 from corpus_asr.failure_kinds import NOT_A_NUMBER
 from corpus_asr.families.registry import part_features, resolve, users_family
 from corpus_asr.logs import LogSettings, configure
-from corpus_asr.runtime.commit import COUNTED
+from corpus_asr.runtime.commit import IDS
 from corpus_asr.runtime.coordinator import (
     REPORT_EVERY_S,
     SILENT_S,
     CoordinatorClient,
     Device,
-    TakenOut,
     end_for_good,
-    this_device,
-    this_worker,
 )
 from corpus_asr.runtime.ray_workers import CommitClient
 from corpus_asr.schemas import PARTS, RESULTS
@@ -48,23 +46,21 @@ STUCK_LOOKS = round(SILENT_S / REPORT_EVERY_S)
 # An engine that does not load, or fails its test: a process that ends may still have the memory.
 LOADS = 3
 LOAD_PAUSE_S = 5.0
-# Stages of a run, as the coordinator counts their workers.
-EXTRACT, TRANSCRIBE = "extract", "transcribe"
+# Stages of a run, as the coordinator stops their workers; the last one is the second try.
+EXTRACT, TRANSCRIBE, ALONE = "extract", "transcribe", "alone"
 
 
 class _Worker:
-    """Base of all workers: device, reports to the coordinator, and activity."""
+    """Base of all workers: reports to the coordinator, and activity."""
 
-    _has_company = True
+    _stage_name: str
 
-    def __init__(
-        self, stage: str, config: RunConfig, *, coordinator: Any, logs: LogSettings
-    ) -> None:
+    def __init__(self, *, coordinator: Any, logs: LogSettings) -> None:
         configure(logs, redact=without_secrets)
-        self._device = this_device()
-        self._worker, self._restarted = this_worker()
-        self._stage_name = stage
-        self._coordinator = CoordinatorClient(coordinator, self.activity, after=self._look_after)
+        self._coordinator = CoordinatorClient(
+            coordinator, self._stage_name, self.activity, after=self._look_after
+        )
+        self._device = self._coordinator.worker.device
         self._coordinator.start()
 
     def activity(self) -> Activity:
@@ -73,18 +69,6 @@ class _Worker:
 
     def _look_after(self) -> None:
         """Act upon what happens meanwhile; called after each report."""
-        if self._has_company and self._coordinator.over:
-            end_for_good()  # whoever tries something again needs this device
-
-    def _leave(self, error: EngineError) -> None:
-        """End this process, so that another takes its place."""
-        self._coordinator.leave(f"{self._device}: {error}")
-
-    def _take_out(self, error: EngineError) -> None:
-        """Say that this worker is out of work."""
-        self._coordinator.take_out(
-            TakenOut(self._stage_name, self._worker, self._device, str(error))
-        )
 
     @contextmanager
     def _ending_the_run(self) -> Iterator[None]:
@@ -101,12 +85,14 @@ class _Worker:
 class ExtractWorker(_Worker):
     """The extract stage of one actor, which begins nothing new once the run is to stop."""
 
+    _stage_name = EXTRACT
+
     def __init__(
         self, config: RunConfig, *, coordinator: Any, logs: LogSettings, extractor: str
     ) -> None:
         self._stage: ExtractStage | None = None
         self._files_extracted = 0
-        super().__init__(EXTRACT, config, coordinator=coordinator, logs=logs)
+        super().__init__(coordinator=coordinator, logs=logs)
         with self._ending_the_run():
             self._stage = ExtractStage(config, extractor=extractor)
 
@@ -118,12 +104,12 @@ class ExtractWorker(_Worker):
     def __call__(self, packs: pa.Table) -> Iterator[pa.Table]:
         """Yield PARTS tables; not all of a run that stops."""
         try:
-            if not self._coordinator.stopping():
+            if not self._coordinator.is_stopping:
                 with self._ending_the_run():
                     yield from self._parts_of(packs)
         except EngineError as error:
             # It tried a few times to start a child: nobody here extracts anything.
-            self._take_out(error)
+            self._coordinator.take_out(str(error))
             end_for_good()
         finally:
             self._files_extracted += pc.list_value_length(packs["files"]).to_pylist()[0]
@@ -133,7 +119,7 @@ class ExtractWorker(_Worker):
         assert self._stage is not None, "made by the constructor"
         for parts in self._stage(packs):
             yield parts
-            if self._coordinator.stopping():
+            if self._coordinator.is_stopping:
                 return
 
 
@@ -195,14 +181,13 @@ class _EngineWorker(_Worker):
         self._spent = Activity()  # by engines that failed
         self._testing = threading.Lock()
         self._watch = StuckWatch()
-        super().__init__(TRANSCRIBE, spec.config, coordinator=coordinator, logs=logs)
+        super().__init__(coordinator=coordinator, logs=logs)
 
     def activity(self) -> Activity:
         """Return what this process did so far."""
         return self._spent if self._stage is None else self._spent + self._stage.activity
 
     def _look_after(self) -> None:
-        super()._look_after()
         activity = self.activity()
         if self._device.gpus and self._watch.is_stuck(activity, proving=self._testing.locked()):
             self._leave(
@@ -212,6 +197,10 @@ class _EngineWorker(_Worker):
                     "seconds; check dmesg (Xid) for a stuck kernel"
                 )
             )
+
+    def _leave(self, error: EngineError) -> None:
+        """End this process, so that another takes its place."""
+        self._coordinator.leave(str(error))
 
     def _load(self, *, test: bool) -> None:
         """Load the engine, and have it transcribe silence, so that no part is blamed for it.
@@ -254,29 +243,32 @@ class TranscribeWorker(_EngineWorker):
     returns to Ray Data leaves it only with the last row of its block, which may take hours.
     """
 
+    _stage_name = TRANSCRIBE
+
     def __init__(self, spec: EngineSpec, *, commit_actors: Sequence[Any], **options: Any) -> None:
         self._commits = CommitClient(commit_actors)
+        was_restarted = ray.get_runtime_context().was_current_actor_reconstructed
         super().__init__(spec, **options)
         try:
             with self._ending_the_run():
-                self._load(test=bool(self._device.gpus) or self._restarted)
+                self._load(test=bool(self._device.gpus) or was_restarted)
         except EngineError as error:
             # Ray gives no calls to a worker that is starting, and starts none in its place.
-            while not self._coordinator.stopping():
-                self._take_out(error)
-                if self._restarted:  # for what it was given it is not waited any longer
+            while not self._coordinator.is_stopping:
+                self._coordinator.take_out(str(error))
+                if was_restarted:  # for what it was given it is not waited any longer
                     end_for_good()
                 time.sleep(REPORT_EVERY_S)
 
     def __call__(self, parts: pa.Table) -> pa.Table:
-        """Have one RESULTS row per part committed, none of a run that stops; return their counts.
+        """Have one RESULTS row per part committed, none of a run that stops.
 
-        Waits while the commit actor does.
+        Waits while the commit actor does. Returns their IDS, for the driver to miss what is lost.
         """
         results = RESULTS.empty_table()
         self._commits.begin()
         try:
-            if not self._coordinator.stopping():
+            if not self._coordinator.is_stopping:
                 with self._ending_the_run():
                     results = self._transcribed(parts)
         except EngineError as error:
@@ -284,13 +276,13 @@ class TranscribeWorker(_EngineWorker):
             raise
         finally:
             self._coordinator.send()
-            self._commits.end(results, hurry=self._coordinator.stopping())
+            self._commits.end(results, hurry=self._coordinator.is_stopping)
         self._commits.wait()
-        return results.select(COUNTED)
+        return results.select(IDS)
 
     def _look_after(self) -> None:
         super()._look_after()
-        self._commits.send(hurry=self._coordinator.stopping())
+        self._commits.send(hurry=self._coordinator.is_stopping)
 
     def _leave(self, error: EngineError) -> None:
         self._commits.send(hurry=False)
@@ -300,7 +292,7 @@ class TranscribeWorker(_EngineWorker):
 class RecordingWorker(_EngineWorker):
     """Both stages in one actor, for one recording at a time, a part after the other."""
 
-    _has_company = False
+    _stage_name = ALONE
 
     def __init__(self, spec: EngineSpec, *, extractor: str, **options: Any) -> None:
         self._extract_stage = ExtractStage(spec.config, extractor=extractor)
@@ -332,5 +324,5 @@ class RecordingWorker(_EngineWorker):
             results = self._transcribed(parts)
             attempts = pa.array([attempt] * results.num_rows, pa.int32())
             yield results.set_column(at, RESULTS.field(at), attempts)
-            if self._coordinator.stopping():
+            if self._coordinator.is_stopping:
                 return

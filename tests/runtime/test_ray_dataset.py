@@ -16,11 +16,8 @@ from corpus_asr.activity import Activity
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import EngineError, FetchError
 from corpus_asr.runtime import ray_dataset
-from corpus_asr.runtime.commit import COUNTED, Committer, Tally, digest_parts
-from corpus_asr.runtime.coordinator import (
-    CoordinatorClient,
-    start_coordinator,
-)
+from corpus_asr.runtime.commit import IDS, Committed, Committer, Tally, digest_parts, tally_of
+from corpus_asr.runtime.coordinator import CoordinatorClient, start_coordinator
 from corpus_asr.runtime.progress import ENOUGH_ALIKE, Progress
 from corpus_asr.runtime.ray_cluster import Cluster
 from corpus_asr.runtime.ray_dataset import run_on_ray
@@ -125,7 +122,7 @@ def test_a_part_is_committed_while_others_of_its_block_are_transcribed(
     config = scripted_job(tmp_path)
     tally = run(ray_session, config, packs_of("a/parts=4"), engine=unhurried_engine)
     assert tally.parts == 4
-    # Workers report every 5 s, and all but the first two are done 6 s after the first.
+    # Workers report every 2 s, and all but the first two are done 6 s after the first.
     assert len(OutputStore(config.output.uri).commit_names()) > 1
 
 
@@ -167,19 +164,20 @@ def test_a_signal_lets_workers_end_what_they_began(ray_session: Cluster, tmp_pat
 def ask_until_dead(coordinator: Any) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:  # one that was killed answers for a moment yet
-        ray.get(coordinator.look.remote(), timeout=60)
+        ray.get(coordinator.poll.remote(()), timeout=60)
 
 
 @pytest.mark.ray
 def test_workers_go_on_without_a_coordinator(ray_session: Cluster):
     coordinator = start_coordinator()
-    client = CoordinatorClient(coordinator, Activity)
-    assert not client.stopping()
+    client = CoordinatorClient(coordinator, "transcribe", Activity)
+    client.report()
+    assert not client.is_stopping
     ray.kill(coordinator)
     with pytest.raises(ray.exceptions.RayActorError):
         ask_until_dead(coordinator)
-    client._asked_s = float("-inf")
-    assert not client.stopping()
+    client.report()
+    assert not client.is_stopping
 
 
 @pytest.mark.slow
@@ -196,7 +194,7 @@ def test_the_extract_actor_has_no_torch(ray_session: Cluster, tmp_path: Path):
 def test_a_run_in_which_all_fails_alike_starts_nothing_more(
     ray_session: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(ray_dataset, "FUTILE_LOOKS", 2)
+    monkeypatch.setattr(ray_dataset, "FUTILE_POLLS", 2)
     config = scripted_job(tmp_path)
     packs = [packs_of(f"a{number}/denied=0") for number in range(2000)]
     tally = run(ray_session, config, *packs, files=2000)
@@ -251,9 +249,11 @@ def test_what_the_plan_has_and_the_commits_have_not_is_noticed_without_reading_e
     handed_over: list[tuple[str, int, bool]], committed: list[int], is_complete: bool
 ) -> None:
     commits = object.__new__(Commits)
-    commits.tally, commits._num_parts, commits._uncommitted = Tally(), 0, 0
+    commits.tally, commits.activity, commits._uncommitted = Tally(), Activity(), 0
     for name, number, is_last in handed_over:
-        commits.count(results(part(name, number, texts=["x"], last=is_last)).select(COUNTED))
-    for name, number, _ in map(PARTS.__getitem__, committed):
-        commits._uncommitted -= digest_parts(results(part(name, number, texts=["x"])))
+        commits.expect(results(part(name, number, texts=["x"], last=is_last)).select(IDS))
+    for name, number, is_last in map(PARTS.__getitem__, committed):
+        rows = results(part(name, number, texts=["x"], last=is_last))
+        commits.add_up([Committed(tally_of(rows), Activity(commits=1), digest_parts(rows))])
     assert commits.has_all_of(3) is is_complete
+    assert commits.activity.commits == commits.tally.parts == len(committed)

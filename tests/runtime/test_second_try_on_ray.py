@@ -112,7 +112,7 @@ def strike_coordinator(monkeypatch: pytest.MonkeyPatch, strike: Callable[[Any], 
 
     def started() -> Any:
         coordinator = start()
-        ray.get(coordinator.look.remote())
+        ray.get(coordinator.poll.remote(()))
 
         def later() -> None:
             time.sleep(LATER_S)
@@ -256,18 +256,17 @@ def test_a_run_whose_model_works_long_after_its_extraction_ends_well(
 
 def test_a_coordinator_is_started_again_long_after_it_was_made(cluster: Cluster) -> None:
     coordinator = coordinating.start_coordinator()
-    client = coordinating.CoordinatorClient(coordinator, Activity)
-    assert not client.stopping()
-    life = ray.get(coordinator.look.remote(stop=True)).life
+    client = coordinating.CoordinatorClient(coordinator, "alone", lambda: Activity(tokens=3))
+    client.report()
+    assert ray.get(coordinator.poll.remote(["alone"])).activity.tokens == 3
     time.sleep(LATER_S)
     ray.kill(coordinator, no_restart=False)
     deadline = time.monotonic() + 60
-    while ray.get(coordinator.look.remote(), timeout=60).life == life:
+    # The driver says so each time that it looks.
+    while ray.get(coordinator.poll.remote(["alone"]), timeout=60).activity.tokens:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert not client.stopping()
-    # The driver says so each time that it looks.
-    ray.get(coordinator.look.remote(stop=True))
-    while not client.stopping():
+    while not client.is_stopping:
+        client.report()
         assert time.monotonic() < deadline
         time.sleep(0.1)
