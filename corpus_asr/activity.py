@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, Self
 from zlib import crc32
 
+from corpus_asr.failure_kinds import Origin, failure_kind
+
 EngineStage = Literal["encode_s", "fill_s", "prefill_s", "step_s", "wait_s"]
 
 # Per kind of failure; all failed recordings are in the recordings table.
@@ -322,6 +324,40 @@ def merged(counts: Iterable[FailureCount]) -> tuple[FailureCount, ...]:
             examples=tuple(dict.fromkeys((*previous.examples, *failures.examples)))[:EXAMPLES],
         )
     return tuple(sorted(sums.values(), key=lambda total: (-total.count, total.stage, total.kind)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """Counts of committed results; adds up."""
+
+    parts: int = 0
+    files: int = 0
+    """Recordings whose last part was committed."""
+    failed: int = 0
+    """Recordings with a failed part; one that fails twice counts twice until the finish."""
+    audio_s: float = 0.0
+    parts_retried: int = 0
+    """Parts that were tried more than once."""
+    failures: tuple[FailureCount, ...] = ()
+
+    @property
+    def alike(self) -> FailureCount | None:
+        """The environment failure shared by all recordings so far, if any; else None."""
+        kinds = {failure.kind for failure in self.failures}
+        if len(kinds) != 1 or self.failed < self.parts:
+            return None
+        first = self.failures[0]
+        if failure_kind(first.kind).origin is not Origin.environment:
+            return None
+        return replace(first, count=self.files)
+
+    def __add__(self, other: "Tally") -> "Tally":
+        sums = {name: value + getattr(other, name) for name, value in self.by_name().items()}
+        return Tally(**sums | {"failures": merged(sums["failures"])})
+
+    def by_name(self) -> dict[str, Any]:
+        """Return all fields by name; of more than counts, if it is of a subclass."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 # Headers of this many recordings predict a corpus's hours to about 10 %.

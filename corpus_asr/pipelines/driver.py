@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
 
-from corpus_asr.activity import Activity, Strata, rtfx
+from corpus_asr.activity import Activity, Strata, Tally, rtfx
 from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel
 from corpus_asr.config.run import CLASSIFY_AUDIO, DEFAULT_OPTIONS, RunConfig, RunOptions
 from corpus_asr.errors import EngineError
@@ -21,7 +21,7 @@ from corpus_asr.runtime.checkpoints import (
     fetch_checkpoints,
     model_name,
 )
-from corpus_asr.runtime.commit import Committer, Tally
+from corpus_asr.runtime.commit import Committer
 from corpus_asr.runtime.estimate import surveying
 from corpus_asr.runtime.local import run_local
 from corpus_asr.runtime.progress import ENOUGH_ALIKE, Progress, ProgressWriter

@@ -6,18 +6,18 @@ Committing the same part twice is harmless: the finish keeps one.
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.activity import Activity, FailureCount, merged
+from corpus_asr.activity import Activity, FailureCount, Tally, merged
 from corpus_asr.confidence import ConfidenceModel
 from corpus_asr.config.run import OutputSettings
 from corpus_asr.errors import FetchError
-from corpus_asr.failure_kinds import NO_SPACE, Origin, failure_kind
+from corpus_asr.failure_kinds import NO_SPACE, failure_kind
 from corpus_asr.logs import event
 from corpus_asr.stages.parts import FAILED
 from corpus_asr.storage.run_state.part_rows import ModelName, commit_rows
@@ -37,37 +37,6 @@ COMMIT_EVERY_S = 30.0
 TRY_AGAIN_S = 10.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tally:
-    """Counts of committed results; adds up."""
-
-    parts: int = 0
-    files: int = 0
-    """Recordings whose last part was committed."""
-    failed: int = 0
-    """Recordings with a failed part; one that fails twice counts twice until the finish."""
-    audio_s: float = 0.0
-    retried: int = 0
-    """Parts that were tried more than once."""
-    failures: tuple[FailureCount, ...] = ()
-
-    @property
-    def alike(self) -> FailureCount | None:
-        """The environment failure shared by all recordings so far, if any; else None."""
-        kinds = {failure.kind for failure in self.failures}
-        if len(kinds) != 1 or self.failed < self.parts:
-            return None
-        first = self.failures[0]
-        if failure_kind(first.kind).origin is not Origin.environment:
-            return None
-        return replace(first, count=self.files)
-
-    def __add__(self, other: "Tally") -> "Tally":
-        names = (field.name for field in fields(self))
-        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
-        return Tally(**sums | {"failures": merged(sums["failures"])})
-
-
 def tally_of(results: pa.Table) -> Tally:
     """Count RESULTS rows."""
     last = results.filter(results.column("last_part"))
@@ -77,7 +46,7 @@ def tally_of(results: pa.Table) -> Tally:
         files=last.num_rows,
         failed=failed.num_rows,
         audio_s=pc.sum(results.column("duration_s")).as_py() or 0.0,
-        retried=pc.sum(pc.greater(results.column("attempts"), 1)).as_py() or 0,
+        parts_retried=pc.sum(pc.greater(results.column("attempts"), 1)).as_py() or 0,
         failures=merged(_failure_of(row) for row in failed.select(_FAILURE).to_pylist()),
     )
 

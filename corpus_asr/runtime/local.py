@@ -14,9 +14,9 @@ from typing import Self
 
 import pyarrow as pa
 
-from corpus_asr.activity import Activity
+from corpus_asr.activity import Activity, Tally
 from corpus_asr.config.run import DEFAULT_OPTIONS, RunConfig, RunOptions
-from corpus_asr.runtime.commit import CommitBuffer, Committer, Tally, tally_of
+from corpus_asr.runtime.commit import CommitBuffer, Committer, tally_of
 from corpus_asr.runtime.feed import Feed
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.resources import Resources

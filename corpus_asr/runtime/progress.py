@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, fields, replace
+from dataclasses import astuple, replace
 from typing import Self, TextIO
 
 from rich.console import Group
@@ -17,10 +17,9 @@ from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from corpus_asr.activity import Activity, Estimate, Strata, clock_time, rtfx
+from corpus_asr.activity import Activity, Estimate, Strata, Tally, clock_time, rtfx
 from corpus_asr.errors import EngineError, FetchError
 from corpus_asr.logs import event
-from corpus_asr.runtime.commit import Tally
 from corpus_asr.runtime.estimate import estimate_audio, rest_s
 from corpus_asr.runtime.resources import Resources
 from corpus_asr.runtime.terminal import Display, repeated
@@ -69,7 +68,6 @@ class Progress:
         self._stream = stream
         self._clock = clock
         self._started_s = clock() if started_s is None else started_s
-        self._lock = threading.Lock()
         self._stages = StageWatch()
         self.tally = Tally()
         """Counts of committed results; written by one thread."""
@@ -116,10 +114,7 @@ class Progress:
 
     def standing(self) -> RunProgress:
         """Return the present progress; thread-safe."""
-        with self._lock:
-            return self._standing(self.tally, self.read_activity(), self.elapsed_s)
-
-    def _standing(self, tally: Tally, activity: Activity, elapsed_s: float) -> RunProgress:
+        tally, activity, elapsed_s = self.tally, self.read_activity(), self.elapsed_s
         if self.is_over:  # what workers reported last may be older
             all_parts = activity.parts_extracted
             activity = replace(activity, parts_started=all_parts, parts_transcribed=all_parts)
@@ -133,11 +128,9 @@ class Progress:
         all_open = sum(sums.files for sums in activity.durations.values()) >= self._total_files
         extract, transcribe = self._stages.words(activity, elapsed_s, all_open=all_open)
         return RunProgress(
+            **tally.by_name() | {"files": files},
             elapsed_s=elapsed_s,
             planned=self._total_files,
-            files=files,
-            failed=tally.failed,
-            audio_s=tally.audio_s,
             rtfx=rtfx(tally.audio_s, elapsed_s),
             audio_done_s=done_s,
             audio_expected_s=None if audio is None else audio.value,
@@ -212,18 +205,18 @@ class StageWatch:
     """Recent state of each stage, in plain words."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._seen: deque[tuple[float, Activity]] = deque()
 
     def words(self, now: Activity, at_s: float, *, all_open: bool) -> tuple[str, str]:
         """Return the states of extraction and of the engines; call in time order."""
-        while len(self._seen) > 1 and at_s - self._seen[1][0] >= _WATCHED_S:
-            self._seen.popleft()
-        oldest_activity = self._seen[0][1] if self._seen else Activity()
-        if not self._seen or at_s - self._seen[-1][0] >= 1.0:
-            self._seen.append((at_s, now))
-        return _extract_words(oldest_activity, now, all_open=all_open), _transcribe_words(
-            oldest_activity, now
-        )
+        with self._lock:
+            while len(self._seen) > 1 and at_s - self._seen[1][0] >= _WATCHED_S:
+                self._seen.popleft()
+            before = self._seen[0][1] if self._seen else Activity()
+            if not self._seen or at_s - self._seen[-1][0] >= 1.0:
+                self._seen.append((at_s, now))
+        return _extract_words(before, now, all_open=all_open), _transcribe_words(before, now)
 
 
 def _extract_words(before: Activity, now: Activity, *, all_open: bool) -> str:
@@ -268,13 +261,9 @@ class ProgressWriter:
     def snapshot(self, state: str) -> Snapshot:
         """Return the present snapshot."""
         progress, plan = self._progress, self._plan
-        activity, standing = progress.read_activity(), progress.standing()
-        tally, committed_at = progress.tally, progress.committed_at
+        committed_at = progress.committed_at
         return Snapshot(
-            **{
-                standing_field.name: getattr(standing, standing_field.name)
-                for standing_field in fields(RunProgress)
-            },
+            **progress.standing().by_name(),
             run_id=self._run_id,
             state=state,
             started_at=self._started_at,
@@ -284,14 +273,11 @@ class ProgressWriter:
             listed=plan.num_files,
             done_before=plan.num_done,
             planned_bytes=plan.num_remaining_bytes,
-            parts=tally.parts,
-            parts_retried=tally.retried,
             last_commit_at=None if committed_at is None else _iso(committed_at),
             extract_workers=self._resources.extract_workers,
             transcribe_workers=self._resources.transcribe_workers,
-            failures=tally.failures,
             workers_out=progress.taken_out,
-            activity=activity,
+            activity=progress.read_activity(),
         )
 
     @contextmanager

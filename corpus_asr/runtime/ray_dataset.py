@@ -364,7 +364,7 @@ class _Poll(threading.Thread):
 
     def _poll(self) -> None:
         try:
-            self._commits.poll()
+            self._commits.poll(hurry=self._stop_request.requested)
         except Exception as error:
             self._failure = own_error(error)
         self._progress.set(self._commits.tally)

@@ -3,20 +3,19 @@
 Tasks for what needs nothing but a CPU; actors where a model has to be loaded first, and for the
 commits of a run.
 
-Commits: in, RESULTS rows, which workers hand over every few seconds, since a block of Ray Data
-leaves a task only with its last row; out, counts of what was committed. A few actors on the
+Commits: in, RESULTS rows, which workers hand over with each call, since a block of Ray Data leaves
+a task only with its last row; out, counts of what was committed. A few actors on the
 driver's machine decide what is committed together. That nothing is missing, the driver sees by the
 names of parts that come out of the tasks, exactly once each.
 """
 
 import math
-import random
 import shutil
 import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import chain, takewhile
@@ -26,7 +25,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import ray
 
-from corpus_asr.activity import Activity
+from corpus_asr.activity import Activity, Tally
 from corpus_asr.config.run import OutputSettings
 from corpus_asr.errors import CorpusAsrError, EngineError
 from corpus_asr.logs import LogSettings, configure
@@ -34,7 +33,6 @@ from corpus_asr.runtime.commit import (
     CommitBuffer,
     Committed,
     Committer,
-    Tally,
     digest_wholes,
 )
 from corpus_asr.runtime.coordinator import Device, on_this_machine
@@ -312,80 +310,41 @@ class CommitActor:
         # While a store takes its time, the results of the next commit are gathered.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._commits: list[Future[Committed]] = []
-        self._turn = threading.Lock()
-        threading.Thread(target=self._poll, name="poll", daemon=True).start()
 
-    def add(self, results: pa.Table, *, hurry: bool = False) -> None:
-        """Take RESULTS rows, and commit all if `hurry`; wait while too many commits are pending."""
-        with self._turn:
-            self._buffer.add(results, results.nbytes)
-            if hurry:
-                self._buffer.flush()
+    def add(self, results: pa.Table) -> None:
+        """Take RESULTS rows; wait while too many commits are pending."""
+        self._buffer.add(results, results.nbytes)
         wait(self._commits[-1 - MOST_PENDING : -MOST_PENDING])
 
-    def collect(self, *, everything: bool = False) -> list[Committed]:
-        """Return the commits since the last call; first commit `everything`, and wait for it.
+    def collect(self, *, hurry: bool = False) -> list[Committed]:
+        """Commit what is due, or all if `hurry`; return the commits that ended since the last call.
 
         Raises:
             Exception: of a failed commit.
         """
-        if everything:
-            with self._turn:
-                self._buffer.flush()
-            wait(self._commits)
-        with self._turn:
-            done = [*takewhile(Future.done, self._commits)]
-            del self._commits[: len(done)]
-        return [commit.result() for commit in done]
+        if hurry:
+            self._buffer.flush()
+        else:
+            self._buffer.poll()
+        ended = [*takewhile(Future.done, self._commits)]
+        del self._commits[: len(ended)]
+        return [commit.result() for commit in ended]
 
-    def _poll(self) -> None:
-        while True:
-            time.sleep(POLL_S)
-            with self._turn:
-                self._buffer.poll()
+    def settle(self) -> list[Committed]:
+        """Commit everything, wait for completion, and return the commits since the last call.
+
+        Raises:
+            Exception: of a failed commit.
+        """
+        self._buffer.flush()
+        wait(self._commits)
+        return self.collect()
 
     def _begin(self, results: list[pa.Table]) -> None:
         self._commits.append(self._thread.submit(self._commit, results))
 
     def _commit(self, results: list[pa.Table]) -> Committed:
         return self._committer(pa.concat_tables(results).combine_chunks())
-
-
-class CommitClient:
-    """Results of a worker on their way to a commit actor; called from several threads."""
-
-    def __init__(self, actors: Sequence[Any]) -> None:
-        self._actor = random.choice(actors)
-        self._turn = threading.Lock()
-        self._num_calls = 0
-        self._results: list[pa.Table] = []
-        self._accepted: Any = None
-        """Answer to the last results that were sent."""
-
-    def begin(self) -> None:
-        """Note a call that will have results."""
-        with self._turn:
-            self._num_calls += 1
-
-    def end(self, results: pa.Table, *, hurry: bool) -> None:
-        """Keep the RESULTS rows of a call; send all if no other call is going on."""
-        with self._turn:
-            self._num_calls -= 1
-            self._results.append(results)
-        if not self._num_calls:
-            self.send(hurry=hurry)
-
-    def send(self, *, hurry: bool) -> None:
-        """Send what is kept; `hurry` has it committed at once."""
-        with self._turn:
-            results, self._results = self._results, []
-            if any(table.num_rows for table in results):
-                self._accepted = self._actor.add.remote(pa.concat_tables(results), hurry=hurry)
-
-    def wait(self) -> None:
-        """Wait until the actor has taken what was sent."""
-        if self._accepted is not None:
-            ray.get(self._accepted)
 
 
 class Commits:
@@ -421,19 +380,20 @@ class Commits:
         """Give results to an actor."""
         ray.get(self.actors[0].add.remote(results))
 
-    def poll(self) -> None:
-        """Count what was committed since the last call; for calls a second apart.
+    def poll(self, *, hurry: bool) -> None:
+        """Have committed what is due, or all if `hurry`; count what was. For calls a second apart.
 
         Raises:
             Exception: of a failed commit.
         """
         if self._turn.acquire(blocking=False):  # else it is being settled
             try:
-                self._answers = self._answers or [actor.collect.remote() for actor in self.actors]
-                ready, self._answers = ray.wait(
+                if not self._answers:
+                    self._answers = [actor.collect.remote(hurry=hurry) for actor in self.actors]
+                ended, self._answers = ray.wait(
                     self._answers, num_returns=len(self._answers), timeout=0
                 )
-                self.add_up(chain.from_iterable(ray.get(ready)))
+                self.add_up(chain.from_iterable(ray.get(ended)))
             finally:
                 self._turn.release()
 
@@ -444,8 +404,8 @@ class Commits:
             Exception: of a failed commit.
         """
         with self._turn:
-            last = [actor.collect.remote(everything=True) for actor in self.actors]
-            answers, self._answers = self._answers + last, []
+            answers = self._answers + [actor.settle.remote() for actor in self.actors]
+            self._answers = []
             self.add_up(chain.from_iterable(ray.get(answers)))
 
     def add_up(self, commits: Iterable[Committed]) -> None:

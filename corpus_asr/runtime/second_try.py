@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from corpus_asr.activity import Tally
 from corpus_asr.config.run import DEFAULT_OPTIONS, RunOptions
 from corpus_asr.errors import ItemError
-from corpus_asr.runtime.commit import COUNTED, Tally, tally_of
+from corpus_asr.runtime.commit import COUNTED, tally_of
 from corpus_asr.schemas import FILES, PACK_FILE, PACKS, RESULTS
 from corpus_asr.stages.parts import NOTHING_SAID, failure_fields
 from corpus_asr.storage.run_state.recording_rows import LostPortion

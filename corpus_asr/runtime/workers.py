@@ -5,6 +5,7 @@ ends it: Ray starts another, and what it had in work is tried again. One that fa
 fails again, is taken out of work.
 """
 
+import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,6 @@ from corpus_asr.runtime.coordinator import (
     Device,
     end_for_good,
 )
-from corpus_asr.runtime.ray_workers import CommitClient
 from corpus_asr.schemas import PARTS, RESULTS
 from corpus_asr.stages.extract import ExtractStage, further_features_of
 from corpus_asr.stages.parts import OK, further_columns, one_row
@@ -239,14 +239,14 @@ class _EngineWorker(_Worker):
 class TranscribeWorker(_EngineWorker):
     """The transcribe stage of one actor; called from several threads.
 
-    Its results go to a commit actor with each report, or once nothing is in work: what a task
-    returns to Ray Data leaves it only with the last row of its block, which may take hours.
+    Its results go to a commit actor: what a task returns to Ray Data leaves it only with the last
+    row of its block, which may take hours.
     """
 
     _stage_name = TRANSCRIBE
 
     def __init__(self, spec: EngineSpec, *, commit_actors: Sequence[Any], **options: Any) -> None:
-        self._commits = CommitClient(commit_actors)
+        self._commit_actor = random.choice(commit_actors)
         was_restarted = ray.get_runtime_context().was_current_actor_reconstructed
         super().__init__(spec, **options)
         try:
@@ -266,27 +266,17 @@ class TranscribeWorker(_EngineWorker):
         Waits while the commit actor does. Returns their IDS, for the driver to miss what is lost.
         """
         results = RESULTS.empty_table()
-        self._commits.begin()
         try:
             if not self._coordinator.is_stopping:
                 with self._ending_the_run():
                     results = self._transcribed(parts)
+                ray.get(self._commit_actor.add.remote(results))
         except EngineError as error:
             self._leave(error)
             raise
         finally:
             self._coordinator.send()
-            self._commits.end(results, hurry=self._coordinator.is_stopping)
-        self._commits.wait()
         return results.select(IDS)
-
-    def _look_after(self) -> None:
-        super()._look_after()
-        self._commits.send(hurry=self._coordinator.is_stopping)
-
-    def _leave(self, error: EngineError) -> None:
-        self._commits.send(hurry=False)
-        super()._leave(error)
 
 
 class RecordingWorker(_EngineWorker):

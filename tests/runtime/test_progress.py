@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from corpus_asr.activity import Activity, FailureCount, FileSums
+from corpus_asr.activity import Activity, FailureCount, FileSums, Tally
 from corpus_asr.errors import FetchError
 from corpus_asr.runtime import progress as recording
-from corpus_asr.runtime.commit import Tally, tally_of
+from corpus_asr.runtime.commit import tally_of
 from corpus_asr.runtime.progress import (
     Progress,
     ProgressWriter,
@@ -44,10 +44,12 @@ def test_a_recording_counts_when_its_last_part_is_committed():
             part("", 0, texts=None, **FAILED),
         )
     )
-    assert tally == Tally(parts=3, files=2, failed=1, audio_s=20.0, retried=1, failures=(FAILURE,))
+    assert tally == Tally(
+        parts=3, files=2, failed=1, audio_s=20.0, parts_retried=1, failures=(FAILURE,)
+    )
     twice = replace(FAILURE, count=2)
     assert tally + tally == Tally(
-        parts=6, files=4, failed=2, audio_s=40.0, retried=2, failures=(twice,)
+        parts=6, files=4, failed=2, audio_s=40.0, parts_retried=2, failures=(twice,)
     )
 
 

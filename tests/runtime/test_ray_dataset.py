@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from corpus_asr.activity import Activity
+from corpus_asr.activity import Activity, Tally
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import EngineError, FetchError
 from corpus_asr.runtime import ray_dataset
-from corpus_asr.runtime.commit import IDS, Committed, Committer, Tally, digest_parts, tally_of
+from corpus_asr.runtime.commit import IDS, Committed, Committer, digest_parts, tally_of
 from corpus_asr.runtime.coordinator import CoordinatorClient, start_coordinator
 from corpus_asr.runtime.progress import ENOUGH_ALIKE, Progress
 from corpus_asr.runtime.ray_cluster import Cluster

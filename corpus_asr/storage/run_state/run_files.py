@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from corpus_asr.activity import Activity, Estimate, FailureCount, clock_time, in_hours, rtfx
+from corpus_asr.activity import Activity, Estimate, Tally, clock_time, in_hours, rtfx
 from corpus_asr.confidence import FEATURES, ConfidenceModel
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig, SourceSettings
 from corpus_asr.errors import ConfigError
@@ -42,17 +42,13 @@ RUNNING, TRANSCRIBED, STOPPED = "running", "transcribed", "stopped"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunProgress:
-    """Progress of a run; `_s` are seconds, other counts are recordings that were pending."""
+class RunProgress(Tally):
+    """Progress of a run: counts of what is committed, time and estimates; `_s` are seconds."""
 
     elapsed_s: float
     """Wall time since the run started, including listing and the start of Ray."""
     planned: int
-    files: int
-    """Planned recordings whose last part is committed."""
-    failed: int
-    audio_s: float
-    """Committed audio."""
+    """Recordings that were pending."""
     rtfx: float
     """Audio seconds committed per second of `elapsed_s`."""
     audio_done_s: float = 0.0
@@ -127,14 +123,9 @@ class Snapshot(RunProgress):
     done_before: int
     """Listed recordings that earlier runs had committed."""
     planned_bytes: int
-    parts: int
-    """Committed parts."""
-    parts_retried: int
-    """Parts retried because a worker died."""
     last_commit_at: str | None
     extract_workers: int
     transcribe_workers: int
-    failures: tuple[FailureCount, ...]
     activity: Activity
     workers_out: tuple[str, ...] = ()
     """Disabled workers: device, machine and error of each."""
