@@ -236,7 +236,7 @@ class Archive:
         from corpus_asr.pipelines.driver import run
 
         summary = run(self.config, local=True, progress=None)
-        assert (summary.done, summary.processed_files) == (self.count, 0)
+        assert (summary.done, summary.processed) == (self.count, 0)
 
     def view(self) -> None:
         """Read an output folder as the viewer does, search it, and look for a recording."""

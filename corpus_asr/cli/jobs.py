@@ -232,7 +232,7 @@ def print_summary(config: "RunConfig", summary: "RunSummary") -> None:
     allowed = config.output.max_failed_fraction
     if summary.failed_fraction > allowed:
         say(
-            f"{summary.processed_failed:,} of {counted(summary.processed_files, 'recording')} of "
+            f"{summary.processed_failed:,} of {counted(summary.processed, 'recording')} of "
             f"this run failed ({summary.failed_fraction:.1%}), more than "
             f"output.max_failed_fraction allows ({allowed:.1%}){_mostly(config)}; see corpus-asr "
             f"report {summary.output_uri}"
@@ -267,18 +267,18 @@ def summary_words(summary: "RunSummary") -> str:
     from corpus_asr.units import counted
 
     this_run = (
-        f"this run: {counted(summary.processed_files, 'recording')}, "
-        f"{duration(summary.processed_audio_s)} of audio in {duration(summary.wall_s)} "
-        f"(RTFx {summary.rtfx:.1f})"
+        f"this run: {counted(summary.processed, 'recording')}, "
+        f"{duration(summary.speed.audio_s)} of audio in {duration(summary.speed.wall_s)} "
+        f"(RTFx {summary.speed.rtfx:.1f})"
     )
-    if not summary.planned_files:
+    if not summary.planned:
         this_run = "this run: nothing to do"
     made = counted(summary.segments, summary.made.removesuffix("s"))
     earlier = ""
     if summary.earlier:
         earlier = f" ({summary.earlier:,} not done keep the text of an earlier version)"
     return (
-        f"{summary.output_uri}: {counted(summary.files, 'recording')}, {summary.done:,} done "
+        f"{summary.output_uri}: {counted(summary.listed, 'recording')}, {summary.done:,} done "
         f"({summary.no_speech:,} without speech), {summary.failed:,} failed{earlier}; "
         f"{made} from {duration(summary.audio_s)} of audio\n{this_run}"
         + (f", {summary.moved:,} moved" if summary.moved else "")

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
 
-from corpus_asr.activity import Activity, Strata, Tally, rtfx
+from corpus_asr.activity import Activity, Strata, Tally
 from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel
 from corpus_asr.config.run import CLASSIFY_AUDIO, DEFAULT_OPTIONS, RunConfig, RunOptions
 from corpus_asr.errors import EngineError
@@ -46,6 +46,7 @@ from corpus_asr.storage.run_state.recording_rows import LostPortion
 from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.run_files import (
     RunRecord,
+    Speed,
     begin_run,
     calibration_for,
     fingerprint,
@@ -78,35 +79,14 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunSummary:
+class RunSummary(OutcomeCounts):
     """One run over the output folder's recordings, earlier runs of the same folder included."""
 
     output_uri: str
     run_id: str
-    files: int
-    """Recordings listed now."""
-    done: int
-    """Number of these with segments or without speech."""
-    failed: int
-    no_speech: int
-    remaining: int
-    """Neither done nor failed: the run's time was over. 0 for a run without such a limit."""
-    segments: int
-    """Or labels, of a classification."""
-    audio_s: float
-    """Audio decoded over all runs of the folder."""
-    planned_files: int
+    planned: int
     """Recordings that this run had left to do."""
-    processed_files: int
-    """Number of these that this run completed or failed."""
-    processed_failed: int
-    processed_audio_s: float
-    """Audio this run committed."""
-    wall_s: float
-    earlier: int = 0
-    """Failed or remaining recordings whose text is kept: that of an earlier version."""
-    gone: int = 0
-    """Recordings that are not listed any more, whose rows are kept."""
+    speed: Speed
     moved: int = 0
     """Recordings whose results followed them to another address."""
     erased: int = 0
@@ -116,14 +96,14 @@ class RunSummary:
     """Counts of recordings passed to hooks, by name of the hook."""
 
     @property
-    def failed_fraction(self) -> float:
-        """Fraction of failures among recordings processed by this run; 0 if there are none."""
-        return self.processed_failed / self.processed_files if self.processed_files else 0.0
+    def done(self) -> int:
+        """Number of listed recordings with segments or without speech."""
+        return self.ok + self.no_speech
 
     @property
-    def rtfx(self) -> float:
-        """Seconds of audio committed by this run per second of its wall time."""
-        return rtfx(self.processed_audio_s, self.wall_s)
+    def failed_fraction(self) -> float:
+        """Fraction of failures among recordings processed by this run; 0 if there are none."""
+        return self.processed_failed / self.processed if self.processed else 0.0
 
 
 def check_places(config: RunConfig) -> None:
@@ -402,22 +382,11 @@ class CorpusRun:
                 "neither done nor failed, expected none; run again to process them"
             )
         return RunSummary(
+            **asdict(counts),
             output_uri=store.uri,
             run_id=self._begun.run_id,
-            files=counts.listed,
-            done=counts.ok + counts.no_speech,
-            failed=counts.failed,
-            no_speech=counts.no_speech,
-            remaining=counts.remaining,
-            segments=counts.segments,
-            audio_s=counts.audio_s,
-            planned_files=plan.num_remaining,
-            processed_files=counts.processed,
-            processed_failed=counts.processed_failed,
-            processed_audio_s=speed.audio_s,
-            wall_s=speed.wall_s,
-            earlier=counts.earlier,
-            gone=counts.gone,
+            planned=plan.num_remaining,
+            speed=speed,
             moved=plan.num_moved,
             erased=plan.num_forgotten,
             made="labels" if self.config.pipeline == CLASSIFY_AUDIO else "segments",

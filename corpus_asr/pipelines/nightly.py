@@ -184,7 +184,7 @@ class _NightlyRun:
         """Return the known numbers without reading anything."""
         plan, summary = self.plan, self.summary
         wall_s = time.monotonic() - self.begun_s
-        audio_s = summary.processed_audio_s if summary else 0.0
+        audio_s = summary.speed.audio_s if summary else 0.0
         num_remaining = summary.remaining if summary else plan.num_remaining if plan else 0
         kinds: dict[str, Any] = {
             name: getattr(plan, f"num_{name}") if plan else 0 for name in _PLANNED

@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, NoReturn
 
 import ray
@@ -110,16 +110,17 @@ class ReportReply(NamedTuple):
     """It reports no more often than that."""
 
 
-class RunStatus(NamedTuple):
+@dataclass(slots=True, kw_only=True)
+class RunStatus:
     """Status of a run as the driver polls it each second."""
 
-    activity: Activity
+    activity: Activity = field(default_factory=Activity)
     """Activity of all workers, including dead ones."""
-    replaced: list[str]
+    replaced: list[str] = field(default_factory=list)
     """Reasons why workers were replaced since the last poll."""
-    out: dict[str, TakenOut]
+    out: dict[str, TakenOut] = field(default_factory=dict)
     """Workers that were taken out of work, by actor."""
-    failure: CorpusAsrError | None
+    failure: CorpusAsrError | None = None
     """Error of a worker that every recording would meet."""
 
 
@@ -129,36 +130,29 @@ class RunCoordinator:
     def __init__(self, _: None = None, *, silent_s: float = SILENT_S) -> None:
         self._silent_s = silent_s
         self._stopping: Collection[str] = ()
-        self._replaced: list[str] = []
-        self._activity = Activity()
+        self._status = RunStatus()
         self._num_polls = 0
         # Each worker's process, with the number of polls before its last report.
         self._heard: dict[str, tuple[int, Worker]] = {}
-        self._out: dict[str, TakenOut] = {}
-        self._failure: CorpusAsrError | None = None
 
     def report(self, worker: Worker, activity: Activity) -> ReportReply:
         """Add the activity of a process since its last report."""
-        self._activity += activity
+        self._status.activity += activity
         self._heard[worker.actor] = self._num_polls, worker
         return ReportReply(worker.stage in self._stopping, len(self._heard) / MOST_REPORTS_PER_S)
 
-    def num_heard(self) -> int:
-        """Return the number of workers that reported recently."""
-        return len(self._heard)
-
     def take_out(self, worker: Worker, why: str) -> None:
         """Note that a worker is taken out of work."""
-        self._out[worker.actor] = TakenOut(worker.stage, worker.device, why)
+        self._status.out[worker.actor] = TakenOut(worker.stage, worker.device, why)
 
     def fail(self, failure: CorpusAsrError) -> None:
         """Note what every recording would meet."""
-        self._failure = self._failure or failure
+        self._status.failure = self._status.failure or failure
 
     def replace(self, why: str) -> None:
         """Record that a worker is unusable and will be replaced by another process."""
-        self._replaced.append(why)
-        self._activity += Activity(workers_replaced=1)
+        self._status.replaced.append(why)
+        self._status.activity += Activity(workers_replaced=1)
 
     def poll(self, stopping: Collection[str]) -> RunStatus:
         """Return all that the driver shows and acts upon; for calls a second apart.
@@ -171,8 +165,8 @@ class RunCoordinator:
             me = ray.get_runtime_context().current_actor
             end = _end_frozen.options(scheduling_strategy=on_node)
             end.remote(silent.process, self._silent_s, me)
-        replaced, self._replaced = self._replaced, []
-        return RunStatus(self._activity, replaced, self._out, self._failure)
+        status, self._status = self._status, replace(self._status, replaced=[])
+        return status
 
     def take_silent(self) -> list[Worker]:
         """Count a poll; return workers of which nothing was heard for too many, each once.

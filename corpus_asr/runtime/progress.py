@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, replace
+from dataclasses import KW_ONLY, astuple, dataclass, field, replace
 from typing import Self, TextIO
 
 from rich.console import Group
@@ -43,56 +43,50 @@ _LOG = logging.getLogger(__name__)
 ENOUGH_ALIKE = 20
 
 
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+
+
+@dataclass(slots=True, kw_only=True)
 class Progress:
-    """Progress of a run, and its display.
+    """Progress of a run, and its display."""
 
-    Args:
-        total_files: number of pending recordings.
-        planned: sums of these, by type and size.
-        workers: planned number of engines.
-        stream: output for lines; None: no output.
-        started_s: start of the run, by `clock`; default: now.
-    """
-
-    def __init__(
-        self,
-        *,
-        total_files: int,
-        planned: Strata | None = None,
-        workers: int = 1,
-        stream: TextIO | None,
-        started_s: float | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._total_files, self._planned, self._workers = total_files, planned or {}, workers
-        self._stream = stream
-        self._clock = clock
-        self._started_s = clock() if started_s is None else started_s
-        self._stages = StageWatch()
-        self.tally = Tally()
-        """Counts of committed results; written by one thread."""
-        self.committed_at: datetime.datetime | None = None
-        """Time of the last commit."""
-        self.read_activity: Callable[[], Activity] = Activity
-        """Returns the workers' activity so far; fast and thread-safe."""
-        self.read_left_s: Callable[[], float | None] = lambda: None
-        """Returns the seconds left for work in progress while the run is stopping; else None."""
-        self.taken_out: tuple[str, ...] = ()
-        """Disabled workers: device, machine and error of each."""
-        self.sampled: Strata = {}
-        """Durations of randomly sampled recordings, once their headers are read."""
-        self.is_over = False
-        """Whether no part is in work any more."""
+    total_files: int
+    """Number of pending recordings."""
+    planned: Strata = field(default_factory=dict)
+    """Sums of these, by type and size."""
+    workers: int = 1
+    """Planned number of engines."""
+    stream: TextIO | None
+    """Output for lines; None: no output."""
+    clock: Callable[[], float] = time.monotonic
+    started_s: float = field(default_factory=time.monotonic)
+    """Start of the run, by the clock."""
+    tally: Tally = field(default_factory=Tally)
+    """Counts of committed results; written by one thread."""
+    committed_at: str | None = None
+    """Time of the last commit."""
+    read_activity: Callable[[], Activity] = Activity
+    """Returns the workers' activity so far; fast and thread-safe."""
+    read_left_s: Callable[[], float | None] = lambda: None
+    """Returns the seconds left for work in progress while the run is stopping; else None."""
+    taken_out: tuple[str, ...] = ()
+    """Disabled workers: device, machine and error of each."""
+    sampled: Strata = field(default_factory=dict)
+    """Durations of randomly sampled recordings, once their headers are read."""
+    is_over: bool = False
+    """Whether no part is in work any more."""
+    _stages: "StageWatch" = field(default_factory=lambda: StageWatch())
 
     @property
     def files_left(self) -> int:
         """Number of recordings without a committed last part."""
-        return max(0, self._total_files - self.tally.files)
+        return max(0, self.total_files - self.tally.files)
 
     def set(self, tally: Tally) -> None:
         """Replace the counts of committed results."""
         if tally.parts != self.tally.parts:
-            self.committed_at = datetime.datetime.now(datetime.UTC)
+            self.committed_at = _now()
         self.tally = tally
 
     def is_futile(self, tally: Tally) -> bool:
@@ -110,7 +104,7 @@ class Progress:
     @property
     def elapsed_s(self) -> float:
         """Wall time in seconds since the run started."""
-        return self._clock() - self._started_s
+        return self.clock() - self.started_s
 
     def standing(self) -> RunProgress:
         """Return the present progress; thread-safe."""
@@ -123,14 +117,14 @@ class Progress:
         files = tally.files
         # The last part of a recording may be committed before others.
         if activity.parts_ready or activity.parts_in_engines:
-            files = min(files, self._total_files - 1)
+            files = min(files, self.total_files - 1)
         audio, rest = self._estimates(done_s, files, activity)
-        all_open = sum(sums.files for sums in activity.durations.values()) >= self._total_files
+        all_open = sum(sums.files for sums in activity.durations.values()) >= self.total_files
         extract, transcribe = self._stages.words(activity, elapsed_s, all_open=all_open)
         return RunProgress(
             **tally.by_name() | {"files": files},
             elapsed_s=elapsed_s,
-            planned=self._total_files,
+            planned=self.total_files,
             rtfx=rtfx(tally.audio_s, elapsed_s),
             audio_done_s=done_s,
             audio_expected_s=None if audio is None else audio.value,
@@ -145,13 +139,13 @@ class Progress:
         self, done_s: float, files: int, activity: Activity
     ) -> tuple[Estimate | None, Estimate | None]:
         """Return estimates of the run's audio and of the remaining time, in seconds."""
-        files_left = max(0, self._total_files - files)
+        files_left = max(0, self.total_files - files)
         if not files_left:
             return Estimate(done_s, done_s, done_s), Estimate(0.0, 0.0, 0.0)
-        audio = estimate_audio(self._planned, activity.durations, self.sampled)
+        audio = estimate_audio(self.planned, activity.durations, self.sampled)
         if audio is not None:
             audio = Estimate(*(max(done_s, seconds) for seconds in astuple(audio)))
-        working_s = activity.transcribe_alive_s / self._workers
+        working_s = activity.transcribe_alive_s / self.workers
         num_done = files - self.tally.failed
         return audio, rest_s(
             audio, done_s=done_s, working_s=working_s, done=num_done, files=files_left
@@ -161,7 +155,7 @@ class Progress:
     def shown(self) -> Iterator[Self]:
         """Keep the display up to date while the context is open."""
         with Display(
-            self._stream,
+            self.stream,
             line=lambda: "; ".join(filter(None, (line_of(self.standing()), self._ending()))),
             drawn=lambda: _panel(self.standing(), self._ending()),
             stays=True,
@@ -240,42 +234,36 @@ def _transcribe_words(before: Activity, now: Activity) -> str:
     return "waiting for extraction" if not now.parts_ready else "starting"
 
 
+@dataclass(slots=True)
 class ProgressWriter:
     """Writes snapshots of a run to its output folder."""
 
-    def __init__(
-        self,
-        store: OutputStore,
-        progress: Progress,
-        *,
-        run_id: str,
-        plan: Plan,
-        resources: Resources,
-        every_s: float = EVERY_S,
-    ) -> None:
-        self._store, self._progress = store, progress
-        self._run_id, self._plan, self._resources = run_id, plan, resources
-        self._every_s = every_s
-        self._started_at = _iso(datetime.datetime.now(datetime.UTC))
+    store: OutputStore
+    progress: Progress
+    _: KW_ONLY
+    run_id: str
+    plan: Plan
+    resources: Resources
+    every_s: float = EVERY_S
+    started_at: str = field(default_factory=_now)
 
     def snapshot(self, state: str) -> Snapshot:
         """Return the present snapshot."""
-        progress, plan = self._progress, self._plan
-        committed_at = progress.committed_at
+        progress, plan = self.progress, self.plan
         return Snapshot(
             **progress.standing().by_name(),
-            run_id=self._run_id,
+            run_id=self.run_id,
             state=state,
-            started_at=self._started_at,
-            written_at=_iso(datetime.datetime.now(datetime.UTC)),
+            started_at=self.started_at,
+            written_at=_now(),
             host=socket.gethostname(),
             pid=os.getpid(),
             listed=plan.num_files,
             done_before=plan.num_done,
             planned_bytes=plan.num_remaining_bytes,
-            last_commit_at=None if committed_at is None else _iso(committed_at),
-            extract_workers=self._resources.extract_workers,
-            transcribe_workers=self._resources.transcribe_workers,
+            last_commit_at=progress.committed_at,
+            extract_workers=self.resources.extract_workers,
+            transcribe_workers=self.resources.transcribe_workers,
             workers_out=progress.taken_out,
             activity=progress.read_activity(),
         )
@@ -285,7 +273,7 @@ class ProgressWriter:
         """Write snapshots while the context is open, first at entry and last at exit."""
         state = STOPPED
         try:
-            with repeated(self._write, every_s=self._every_s, name="snapshots"):
+            with repeated(self._write, every_s=self.every_s, name="snapshots"):
                 yield
             state = TRANSCRIBED
         finally:
@@ -301,11 +289,7 @@ class ProgressWriter:
             eta_s=seen.eta_s, eta_range_s=seen.eta_range_s,
         )  # fmt: skip
         try:
-            write_snapshot(self._store, seen)
+            write_snapshot(self.store, seen)
         except (FetchError, EngineError) as failure:  # the store failed, or the lock was lost
             # Only `status` and the report are outdated; the next write may succeed.
             event(_LOG, logging.WARNING, "snapshot_not_written", error=str(failure))
-
-
-def _iso(when: datetime.datetime) -> str:
-    return when.isoformat(timespec="milliseconds")

@@ -27,6 +27,7 @@ from corpus_asr.errors import (
     FetchError,
 )
 from corpus_asr.pipelines.driver import RunSummary
+from corpus_asr.storage.run_state.run_files import Speed
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.tables import commit, part, results
 
@@ -36,9 +37,8 @@ REPOSITORY = Path(__file__).parents[2]
 NAMED = ("--set", "model.checkpoint=lab/model")
 
 SUMMARY = RunSummary(
-    output_uri="out", run_id="1", files=100, done=99, failed=1, no_speech=4, remaining=0,
-    segments=1234, audio_s=7200.0, planned_files=50, processed_files=50, processed_failed=0,
-    processed_audio_s=3600.0, wall_s=60.0,
+    output_uri="out", run_id="1", listed=100, ok=95, no_speech=4, failed=1, segments=1234,
+    audio_s=7200.0, planned=50, processed=50, speed=Speed(3600.0, 60.0),
 )  # fmt: skip
 
 
@@ -106,9 +106,7 @@ def test_run_hands_the_job_over_and_tells_what_came_of_it(pipeline: FakePipeline
 
 
 def test_a_run_with_nothing_to_do_succeeds_whatever_failed_before(pipeline: FakePipeline) -> None:
-    pipeline.outcome = replace(
-        SUMMARY, failed=90, planned_files=0, processed_files=0, processed_failed=0
-    )
+    pipeline.outcome = replace(SUMMARY, failed=90, planned=0, processed=0)
     idle = call("run", DEMO, "--set", "output.max_failed_fraction=0")
     assert (idle.exit_code, idle.stderr.count("failed")) == (0, 0)
     assert "90 failed" in idle.stdout

@@ -139,7 +139,7 @@ def test_a_job_has_words_of_a_model_that_times_none(
     for name, (row,) in segments_of(config).items():
         assert [word["word"] for word in row["words"]] == [f" {name}", " s"]
         assert row["words"][0]["probability"] > 0
-    assert run(config, local=True, progress=None).processed_files == 0
+    assert run(config, local=True, progress=None).processed == 0
     kept = json.loads((Path(config.output.uri) / "_run" / "fingerprint.json").read_text())
     assert kept["fingerprint"].endswith(f",align={model_revision(models['CTC'])}")
     with pytest.raises(ConfigError, match=r"align.model: was .*, now null"):

@@ -127,7 +127,7 @@ def test_a_calibration_of_one_family_is_not_used_for_another(
     write_calibration(OutputStore(across.output.uri), fitted, fitted={})
     for name in (ENGLISH, GERMAN):
         redo(across, name)
-    assert run(across, local=True, progress=None).processed_files == 2
+    assert run(across, local=True, progress=None).processed == 2
     after = said_in(across, "confidence", "calibration")
     assert {row[-1] for row in after[ENGLISH]} == {"fitted"}
     assert [row[:-1] for row in after[GERMAN]] == before[GERMAN]

@@ -100,7 +100,7 @@ def test_what_is_done_again_says_the_same(finished: RunConfig, tmp_path: Path) -
     again = with_section(finished, "output", uri=str(tmp_path / "output"))
     shutil.copytree(finished.output.uri, again.output.uri)
     redo(again, "longer.mp3", 1)
-    assert run(again, local=True, progress=None).processed_files == 1
+    assert run(again, local=True, progress=None).processed == 1
     check_same(again, finished)
 
 

@@ -61,7 +61,7 @@ def test_a_hook_that_is_added_later_is_given_all_that_is_there(recordings: Path)
     do(job(recordings))
     config = job(recordings, REDACT)
     summary = do(config)
-    assert summary.processed_files == 0
+    assert summary.processed == 0
     assert summary.hooks == {"redact": HookCounts(recordings=3)}
     assert redacted(config) == {"2.wav": "# s", "3.wav": "# s", "4.wav": "# s"}
     store = OutputStore(config.output.uri)

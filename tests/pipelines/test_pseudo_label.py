@@ -25,7 +25,7 @@ from corpus_asr.pipelines.driver import RunSummary
 from corpus_asr.pipelines.pseudo_label import label, run
 from corpus_asr.stages.messages import CutRequest
 from corpus_asr.storage.manifest import read_manifest
-from corpus_asr.storage.run_state.run_files import CONFIG_NAME, KEPT_RUN_FOLDER
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, KEPT_RUN_FOLDER, Speed
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import recording_id
@@ -507,9 +507,8 @@ def test_one_command_transcribes_and_then_selects(
     decoded: Transcribed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = RunSummary(
-        output_uri=str(tmp_path / "late"), run_id="run", files=1, done=1, failed=0, no_speech=0,
-        remaining=0, segments=1, audio_s=4.0, planned_files=1, processed_files=1,
-        processed_failed=0, processed_audio_s=4.0, wall_s=1.0,
+        output_uri=str(tmp_path / "late"), run_id="run", listed=1, ok=1, segments=1, audio_s=4.0,
+        planned=1, processed=1, speed=Speed(4.0, 1.0),
     )  # fmt: skip
 
     def transcribe(config: Any, **options: Any) -> RunSummary:

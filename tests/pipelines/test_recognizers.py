@@ -63,8 +63,8 @@ def test_a_job_writes_the_tables_of_any_model(recordings: Path) -> None:
     store = OutputStore(config.output.uri)
     (found,) = {row["model"] for row in rows_of(stored_segments(store))}
     assert found == "tests.support.recognizers:Untimed my/weights"
-    assert summary.files == 4
-    assert run(config, local=True, progress=None).processed_files == 0
+    assert summary.listed == 4
+    assert run(config, local=True, progress=None).processed == 0
 
 
 @pytest.mark.long

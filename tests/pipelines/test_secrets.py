@@ -107,7 +107,7 @@ def test_no_output_of_a_run_holds_a_credential(
     messages = io.StringIO()
     with caplog.at_level(logging.DEBUG, logger="corpus_asr"):
         summary = run(config, local=True, progress=messages)
-    assert summary.files == 14
+    assert summary.listed == 14
     rows = rows_of(OutputStore(config.output.uri).outcomes())
     kinds = Counter(row["error_kind"] for row in rows if row["status"] == "failed")
     assert kinds.pop("not_audio") == kinds.pop("not_found") == 3

@@ -94,7 +94,7 @@ def test_a_run_accounts_for_every_recording(
 ) -> None:
     config = config_of(corpus, writing_one, tmp_path / "output", language="en")
     summary = run(config, local=True, progress=None)
-    assert (summary.files, summary.done, summary.failed) == (5, 4, 1)
+    assert (summary.listed, summary.done, summary.failed) == (5, 4, 1)
     outcomes = outcomes_in(tmp_path / "output")
     assert outcomes["silence.flac", 0]["status"] == "no_speech"
     assert outcomes["broken.mp3", 0]["status"] == "failed"
@@ -110,7 +110,7 @@ def test_a_run_accounts_for_every_recording(
         assert 0 <= row["confidence"] <= 1
         assert "".join(word["word"] for word in row["words"]) == row["text"]
     # Nothing is left to do, and another target or window would be other results.
-    assert run(config, local=True, progress=None).processed_files == 0
+    assert run(config, local=True, progress=None).processed == 0
     other = config_of(corpus, writing_one, tmp_path / "output", language="en", window_s=5)
     with pytest.raises(ConfigError, match=r"decoding\.window_s"):
         run(other, local=True, progress=None)

@@ -50,7 +50,7 @@ def test_a_run_reads_its_manifest_and_lists_its_folder_once(
         for number in range(new):
             write_tones(tmp_path / f"in/{len(numbers)}-{number}.wav", seconds=2)
         requests.counts.clear()
-        assert driver.run(config, local=True).planned_files == new
+        assert driver.run(config, local=True).planned == new
         numbers.append(requests.counts.total())
         assert requests.counts["read_range /_run/tables.json"] == 1
         assert requests.counts["pages /_run/"] == 1

@@ -86,7 +86,7 @@ def test_a_finished_job_does_nothing_again_and_loads_neither_ray_nor_torch(
         "from corpus_asr.pipelines.driver import run; "
         "summary = run(RunConfig.model_validate_json(sys.argv[1]), local=False, progress=None); "
         "assert not {'ray', 'torch'} & set(sys.modules); "
-        "print(summary.files, summary.done, summary.failed, summary.processed_files)"
+        "print(summary.listed, summary.done, summary.failed, summary.processed)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, config.model_dump_json()],

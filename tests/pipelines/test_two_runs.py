@@ -157,7 +157,7 @@ def test_two_jobs_over_halves_of_a_manifest_are_read_with_one_glob(
         arguments = shlex.split(command)
         assert arguments[:3] == ["corpus-asr", "run", job.name]
         summary = driver.run(load_config(job, arguments[4::2]), local=True)
-        assert summary.files == FILES // 2
+        assert summary.listed == FILES // 2
     driver.run(whole, local=True)
     [query] = re.findall(r"^```sql\n(.*?)^```$", recipe, re.M | re.S)
     halves = duckdb.execute(query).fetchall()

@@ -72,8 +72,9 @@ def at_work(**values: Any) -> Activity:
 
 
 def standing_at(elapsed_s: float, tally: Tally, activity: Activity) -> RunProgress:
-    now_s = iter([0.0, *[elapsed_s] * 9])
-    progress = Progress(total_files=4, planned=PLANNED, stream=None, clock=lambda: next(now_s))
+    progress = Progress(
+        total_files=4, planned=PLANNED, stream=None, clock=lambda: elapsed_s, started_s=0.0
+    )
     progress.read_activity = lambda: activity
     progress.set(tally)
     return progress.standing()

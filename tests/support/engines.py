@@ -18,12 +18,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from corpus_asr.activity import Activity
+from corpus_asr.activity import Activity, Tally
 from corpus_asr.config.run import RunConfig, RunOptions
 from corpus_asr.errors import EngineError, ItemError
 from corpus_asr.pipelines import driver
 from corpus_asr.runtime import checkpoints
-from corpus_asr.runtime.commit import Committer, Tally
+from corpus_asr.runtime.commit import Committer
 from corpus_asr.runtime.local import run_local
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.resources import resolve_resources, this_machine

@@ -62,7 +62,7 @@ CHUNK_BYTES = 32 * MEBIBYTE  # of segments, in memory, before they go to the scr
 _Places = Mapping[str, np.ndarray]
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutcomeCounts:
     """Counts of a finished run: `listed == ok + no_speech + failed + remaining`."""
 
