@@ -24,7 +24,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from corpus_asr.activity import Activity
-from corpus_asr.errors import CorpusAsrError, EngineError
+from corpus_asr.errors import CorpusAsrError
 from corpus_asr.logs import event
 from corpus_asr.storage.run_state.lock import ProcessName
 
@@ -282,12 +282,10 @@ class CoordinatorClient(threading.Thread):
         """Say that this worker is taken out of work."""
         self._get(self._coordinator.take_out.remote(self.worker, why))
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: CorpusAsrError) -> None:
         """Say what every recording would meet: the run is to end with it."""
-        ours = isinstance(error, CorpusAsrError)
-        words = f"running the pipeline on Ray: {type(error).__name__}: {error}"
-        event(_LOG, logging.ERROR, "worker_failed", exc_info=error)
-        self._get(self._coordinator.fail.remote(error if ours else EngineError(words)))
+        event(_LOG, logging.ERROR, "worker_failed", exc_info=True)
+        self._get(self._coordinator.fail.remote(error))
 
     def leave(self, why: str) -> NoReturn:
         """Exit this process, so that Ray starts another."""

@@ -33,6 +33,7 @@ from corpus_asr.runtime.coordinator import (
     Device,
     end_for_good,
 )
+from corpus_asr.runtime.ray_workers import own_error
 from corpus_asr.schemas import PARTS, RESULTS
 from corpus_asr.stages.extract import ExtractStage, further_features_of
 from corpus_asr.stages.parts import OK, further_columns, one_row
@@ -78,7 +79,7 @@ class _Worker:
         except EngineError:
             raise  # of this worker
         except Exception as error:
-            self._coordinator.fail(error)
+            self._coordinator.fail(own_error(error))
             raise
 
 

@@ -150,11 +150,9 @@ def test_a_recording_that_kills_model_workers_is_one_failure_and_costs_no_other(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("coordinator", STRIKES)
 def test_a_recording_that_kills_extract_workers_is_one_failure_and_costs_no_other(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coordinator: str
+    cluster: Cluster, tmp_path: Path
 ) -> None:
-    strike_coordinator(monkeypatch, STRIKES[coordinator])
     shared = packs_of("a/parts=2", "killparent/parts=3", "b/parts=2")
     done = work(cluster, tmp_path, *numbered(4), shared, extractor=KILLING_EXTRACTOR)
     (((recording, _), row),) = done.failed.items()

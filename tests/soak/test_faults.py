@@ -146,7 +146,6 @@ def hits(victim: str, number: signal.Signals) -> Callable[[Driver], None]:
         ("gcs", signal.SIGKILL, 3, "GCS on the head node has died"),
         ("extract", signal.SIGSTOP, 0, "reported nothing for 20 s"),
         ("transcribe", signal.SIGSTOP, 0, "reported nothing for 20 s"),
-        ("board", signal.SIGSTOP, 0, "the coordinator does not answer"),
     ],
 )
 def test_a_process_of_ray_that_dies_or_freezes(
