@@ -63,6 +63,8 @@ class Worker(NamedTuple):
     actor: str
     device: Device
     process: ProcessName
+    was_restarted: bool = False
+    """Whether it took the place of another process."""
 
     @classmethod
     def this(cls, stage: str) -> "Worker":
@@ -70,7 +72,9 @@ class Worker(NamedTuple):
         context = ray.get_runtime_context()
         gpus = tuple(map(str, context.get_accelerator_ids().get("GPU", [])))
         device = Device(node_id=context.get_node_id(), host=socket.gethostname(), gpus=gpus)
-        return cls(stage, str(context.get_actor_id()), device, ProcessName.mine())
+        actor = context.get_actor_id()  # None in a driver
+        was_restarted = bool(actor and context.was_current_actor_reconstructed)
+        return cls(stage, str(actor), device, ProcessName.mine(), was_restarted)
 
 
 class TakenOut(NamedTuple):

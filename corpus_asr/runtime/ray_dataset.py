@@ -28,7 +28,13 @@ from corpus_asr.runtime.commit import Committer
 from corpus_asr.runtime.coordinator import RunStatus, TakenOut, start_coordinator
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.ray_cluster import RayWatch
-from corpus_asr.runtime.ray_workers import Commits, RecordingWorkers, is_hopeless, own_error
+from corpus_asr.runtime.ray_workers import (
+    Commits,
+    RecordingWorkers,
+    hand_over,
+    is_hopeless,
+    own_error,
+)
 from corpus_asr.runtime.resources import STORE_SHARE_AHEAD, Resources
 from corpus_asr.runtime.second_try import RetriedRecording, each_alone, recordings_left
 from corpus_asr.runtime.shutdown import Stop, stoppable
@@ -187,7 +193,8 @@ def _try_again(
         with closing(start(num_workers=min(most_workers, len(recordings)))) as workers:
             for outcome in each_alone(workers, recordings):
                 is_lost = isinstance(outcome, LostPortion)
-                commits.add(outcome.portion.poison() if is_lost else outcome)
+                results = outcome.portion.poison() if is_lost else outcome
+                hand_over(results, commits.actors[0])
             commits.settle()
     if not stop.requested and (recordings := read_uncommitted()):
         raise EngineError(

@@ -347,6 +347,11 @@ class CommitActor:
         return self._committer(pa.concat_tables(results).combine_chunks())
 
 
+def hand_over(results: pa.Table, actor: Any) -> None:
+    """Give RESULTS rows to a commit actor; wait until it takes them."""
+    ray.get(actor.add.remote(results))
+
+
 class Commits:
     """The commit actors of a run, and counts of what they have committed."""
 
@@ -375,10 +380,6 @@ class Commits:
     def expect(self, results: pa.Table) -> None:
         """Expect all parts of recordings whose last one is among rows of IDS."""
         self._uncommitted += digest_wholes(results)
-
-    def add(self, results: pa.Table) -> None:
-        """Give results to an actor."""
-        ray.get(self.actors[0].add.remote(results))
 
     def poll(self, *, hurry: bool) -> None:
         """Have committed what is due, or all if `hurry`; count what was. For calls a second apart.

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 
 from corpus_asr.activity import Activity
 from corpus_asr.config.run import RunConfig
@@ -33,7 +32,7 @@ from corpus_asr.runtime.coordinator import (
     Device,
     end_for_good,
 )
-from corpus_asr.runtime.ray_workers import own_error
+from corpus_asr.runtime.ray_workers import hand_over, own_error
 from corpus_asr.schemas import PARTS, RESULTS
 from corpus_asr.stages.extract import ExtractStage, further_features_of
 from corpus_asr.stages.parts import OK, further_columns, one_row
@@ -248,8 +247,8 @@ class TranscribeWorker(_EngineWorker):
 
     def __init__(self, spec: EngineSpec, *, commit_actors: Sequence[Any], **options: Any) -> None:
         self._commit_actor = random.choice(commit_actors)
-        was_restarted = ray.get_runtime_context().was_current_actor_reconstructed
         super().__init__(spec, **options)
+        was_restarted = self._coordinator.worker.was_restarted
         try:
             with self._ending_the_run():
                 self._load(test=bool(self._device.gpus) or was_restarted)
@@ -271,7 +270,7 @@ class TranscribeWorker(_EngineWorker):
             if not self._coordinator.is_stopping:
                 with self._ending_the_run():
                     results = self._transcribed(parts)
-                ray.get(self._commit_actor.add.remote(results))
+                hand_over(results, self._commit_actor)
         except EngineError as error:
             self._leave(error)
             raise
