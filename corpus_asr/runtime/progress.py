@@ -114,7 +114,7 @@ class Progress:
             activity = replace(activity, parts_started=all_parts, parts_transcribed=all_parts)
         # Parts of a dead worker are decoded and transcribed twice.
         done_s = max(tally.audio_s, min(activity.decoded_s, activity.transcribed_s))
-        files = tally.files
+        files = min(tally.files, self.total_files)  # parts of a dead worker, too
         # The last part of a recording may be committed before others.
         if activity.parts_ready or activity.parts_in_engines:
             files = min(files, self.total_files - 1)

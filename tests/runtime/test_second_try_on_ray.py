@@ -95,7 +95,7 @@ def work(
         extractor=extractor,
         options=RunOptions(stop_at=stop_at),
     )
-    return Done(folder, outcomes_by_part(config), progress)
+    return Done(folder, outcomes_by_part(config, may_repeat=True), progress)
 
 
 def num_files(pack: pa.Table) -> int:
