@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
@@ -22,7 +22,7 @@ from corpus_asr.errors import ClosedError, CorpusAsrError, check_same_process
 from corpus_asr.runtime.feed import Feed
 from corpus_asr.segments import PartTranscript, Segment
 from corpus_asr.stages.isolation import IsolatedGenerator
-from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
+from corpus_asr.stages.parts import FEATURE_COLUMNS, OK, ExtractRequest, PartRow
 from corpus_asr.stages.transcribe import part_request
 from corpus_asr.storage.manifest import AlignedText
 from corpus_asr.transcription.windows import Listener
@@ -153,10 +153,8 @@ class TranscriptionProgress:
 class PartInFlight:
     """An extracted part."""
 
-    extracted: ExtractedPart
-    """The part without its features."""
-    speech_s: float | None
-    """Detected speech; None without detection."""
+    row: PartRow
+    """Its columns without features."""
     transcript: Future[PartTranscript] | None = None
     """Result of the engine; None for a part without speech."""
     segments: list[Segment] = field(default_factory=list)
@@ -166,7 +164,7 @@ class PartInFlight:
     @property
     def duration_s(self) -> float:
         """Duration of its audio in seconds."""
-        return self.extracted.num_samples / SAMPLE_RATE_HZ
+        return float(self.row["num_samples"] / SAMPLE_RATE_HZ)
 
     @property
     def transcribed_s(self) -> float:
@@ -199,18 +197,18 @@ class RecordingInFlight:
     """Segments taken of the part after the `parts_taken`."""
 
     @property
-    def last(self) -> ExtractedPart | None:
-        """The last extracted part, which describes the file."""
-        return self.parts[-1].extracted if self.parts else None
+    def last(self) -> PartRow:
+        """The last extracted part, which describes the file; empty before the first."""
+        return self.parts[-1].row if self.parts else {}
 
     @property
     def num_rows(self) -> int:
         """Number of channels or tracks that are transcribed separately."""
         last = self.last
-        if last is not None and self.extract.channels == "each":
-            return last.channels
-        if last is not None and self.extract.track == ALL_TRACKS:
-            return max(1, len(last.audio_tracks or ()))
+        if self.extract.channels == "each":
+            return int(last.get("channels", 1))
+        if self.extract.track == ALL_TRACKS:
+            return max(1, len(last.get("audio_tracks") or ()))
         return 1
 
     @property
@@ -230,7 +228,7 @@ class RecordingInFlight:
         is_extracted = self.extracted
         transcribed_s = sum(part.transcribed_s for part in [*self.parts]) / self.num_rows
         decoded_s, last = self.decoded_s, self.last
-        duration_s = decoded_s if is_extracted or last is None else last.header_duration_s
+        duration_s = last.get("header_duration_s") if last and not is_extracted else decoded_s
         return TranscriptionProgress(
             uri=self.audio.name,
             decoded_s=decoded_s,
@@ -451,7 +449,7 @@ class CallInFlight:
             speakers=self._settings.speakers,
             languages=expected_languages(self._settings.decoding),
         )
-        held: ExtractedPart | None = None
+        held: PartRow | None = None
         child = self._pool.take(lambda: not self._feed.closed)
         if child is None:
             return
@@ -461,6 +459,8 @@ class CallInFlight:
             # Closing it in the middle of a recording ends the child.
             with closing(child.run(request)) as parts:
                 for part in parts:
+                    if not isinstance(part, dict):
+                        continue
                     # Alignment needs to know the last part, which shows only with the next one.
                     ready = part if recording.text is None else held
                     held = part
@@ -480,29 +480,20 @@ class CallInFlight:
             child.close()  # may be idle but about to exit
         self._pool.give_back(child)
 
-    def _take(
-        self, recording: RecordingInFlight, part: ExtractedPart, *, is_last: bool = False
-    ) -> None:
+    def _take(self, recording: RecordingInFlight, row: PartRow, *, is_last: bool = False) -> None:
         """Submit a part once there is room."""
         name, text = recording.audio.name, recording.text
-        row = part.columns() | {"recording_id": name, "uri": name, "last_part": is_last}
-        added = PartInFlight(
-            extracted=replace(part, features=None, language_features=None, further={}),
-            speech_s=row["speech_s"],
-        )
-        if part.features is not None:
+        row |= {"recording_id": name, "uri": name, "last_part": is_last}
+        added = PartInFlight(row={**row, **dict.fromkeys(FEATURE_COLUMNS)})
+        if row["status"] == OK:
             if not self._feed.take(1):
                 return
             request = part_request(
                 row,
-                part.features,
-                part.language_features,
-                further=part.further,
+                None if text is None else AlignedText(text=text),
                 listener=self._listener(added),
-                text=None if text is None else AlignedText(text=text),
-            )
-            request = replace(
-                request, decoding=self._settings.decoding, detect_only=self._detect_only
+                decoding=self._settings.decoding,
+                detect_only=self._detect_only,
             )
             added.transcript = self._engine.submit(request)
             self._waiting = [future for future in self._waiting if not future.done()]

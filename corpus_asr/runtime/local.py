@@ -21,7 +21,7 @@ from corpus_asr.runtime.feed import Feed
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.resources import Resources
 from corpus_asr.runtime.shutdown import Stop, stoppable
-from corpus_asr.stages.extract import REPORTING_EXTRACTOR, ExtractStage
+from corpus_asr.stages.extract import EXTRACTOR, ExtractStage
 from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, TranscribeStage, load_engine
 
 # Polling interval for signals and for due commits while no results arrive, in seconds.
@@ -39,7 +39,7 @@ def run_local(
     resources: Resources,
     progress: Progress,
     engine_factory: EngineFactory = load_engine,
-    extractor: str = REPORTING_EXTRACTOR,
+    extractor: str = EXTRACTOR,
     options: RunOptions = DEFAULT_OPTIONS,
 ) -> None:
     """Transcribe the recordings of `packs` in this process and commit all results."""

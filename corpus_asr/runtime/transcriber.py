@@ -100,7 +100,7 @@ class Transcriber:
             family: for `word_timestamps`, and for texts to align.
         calibration: output folder or .json file of `corpus-asr evaluate --calibrate`, used for
             `confidence`; None: the default.
-        item_timeout_s: seconds without a new part after which a recording fails.
+        item_timeout_s: seconds without progress after which a recording fails.
         allow_hosts: the only hosts to which URLs may redirect, in addition to their own: names,
             *.wildcards or networks; None: public hosts.
         **options: defaults of every call; see `TranscriptionOptions`.
