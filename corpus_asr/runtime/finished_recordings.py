@@ -68,17 +68,20 @@ def transcript_of(
         raise recording.error
     parts, last = recording.parts, recording.last
     name = redact_uri(recording.audio.name)
-    if any(part.transcript and part.transcript.result().other_language for part in parts):
+    if any(part.transcript.result().other_language for part in parts):
         _LOG.warning("%s", other_language_notice(name))
     turns = None
     if speakers.wanted:
-        windows = ((part.row["channel"], _voices(part.row)) for part in parts)
-        voices = ((channel, voices) for channel, voices in windows if voices is not None)
+        voices = (
+            (part.row["channel"], windows)
+            for part in parts
+            if (windows := _voices(part.row)) is not None
+        )
         turns = diarize_parts(voices, speakers, name=name).turns
 
     def joined(channel: int | None) -> Transcript:
         chosen = [part for part in parts if channel in (None, part.row["channel"])]
-        results = [part.transcript.result() for part in chosen if part.transcript is not None]
+        results = [part.transcript.result() for part in chosen]
         segments: Sequence[Segment] = [segment for result in results for segment in result.segments]
         language, probability = _language(results, segments)
         missing = extra_words = None
