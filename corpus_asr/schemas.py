@@ -135,9 +135,9 @@ _MEASURED = pa.struct(
 _FURTHER_KIND = pa.struct(
     [
         pa.field("kind", pa.string()),
-        pa.field("num_frames", pa.int32()),
         pa.field("num_mel_bins", pa.int32()),
         pa.field("pad_value", pa.float32()),
+        pa.field("features", pa.list_(pa.float16())),
     ]
 )
 
@@ -157,10 +157,8 @@ PARTS = _schema(
     _field("language_features", pa.list_(pa.float16()),
            "whole windows (frame, mel) of the recording's first speech, for language detection; "
            "null when that window lies in this part's own features"),
-    _field("further_kinds", pa.list_(_FURTHER_KIND),
-           "kinds of features besides, for models that take others; null: none"),
-    _field("further_features", pa.list_(pa.float16()),
-           "those features (frame, mel) flattened, one kind after the other"),
+    _field("further", pa.list_(_FURTHER_KIND),
+           "features (frame, mel) of other kinds, flattened, for models that take them"),
     _field("language_window_start_s", pa.float64(), "start of the first language window",
            unit="second"),
     _field("decode_s", pa.float64(), "time spent extracting this part", unit="second"),

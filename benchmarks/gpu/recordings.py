@@ -71,23 +71,15 @@ def extract_parts(recordings: Path, names: Iterable[str] = RECORDINGS) -> list[P
     """Extract the parts as a run does."""
     from corpus_asr.config.extraction import ExtractSettings
     from corpus_asr.stages.extraction import PartExtractor
-    from corpus_asr.stages.parts import ExtractRequest
-    from corpus_asr.units import SAMPLE_RATE_HZ
+    from corpus_asr.stages.parts import OK, ExtractRequest
+    from corpus_asr.stages.transcribe import part_request
 
     extract = PartExtractor(folder=str(MODEL), settings=ExtractSettings(part_s=_PART_S))
     return [
-        PartRequest(
-            recording_id=name,
-            part=part.part,
-            features=part.features,
-            num_samples=part.num_samples,
-            pad_value=part.pad_value,
-            start_s=part.start_sample / SAMPLE_RATE_HZ,
-            speech=tuple(SpeechSpan(start_s=start, end_s=end) for start, end in part.speech or ()),
-        )
+        part_request(row | {"recording_id": name})
         for name in names
-        for part in list(extract(ExtractRequest(uri=str(recordings / name))))[: RECORDINGS[name]]
-        if part.features is not None and part.pad_value is not None
+        for row in extract(ExtractRequest(uri=str(recordings / name)))
+        if isinstance(row, dict) and row["part"] < RECORDINGS[name] and row["status"] == OK
     ]
 
 

@@ -18,8 +18,14 @@ from dataclasses import astuple, dataclass
 from corpus_asr.activity import Estimate, FileSums, SampledFile, Strata, added, sums_of
 from corpus_asr.config.decoding import expected_languages
 from corpus_asr.config.run import RunConfig
-from corpus_asr.errors import CorpusAsrError
+from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.logs import event
+from corpus_asr.stages.inspection import (
+    HEADER_BLOCK_BYTES,
+    INSPECTOR,
+    READ_DURATION,
+    InspectionRequest,
+)
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.messages import Header
 from corpus_asr.storage.run_state.plan import Plan
@@ -126,7 +132,6 @@ def rest_s(
 
 _LOG = logging.getLogger(__name__)
 
-READER = "corpus_asr.stages.headers:HeaderReader"
 # Timeout for headers: if the store stalls, there is no estimate.
 SILENCE_S = 20.0
 TIME_S = 60.0
@@ -166,25 +171,25 @@ def survey(
     sample: Sequence[SampledFile],
     config: RunConfig,
     *,
-    reader: str = READER,
+    inspector: str = INSPECTOR,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Survey:
     """Read the headers of a sample; failures are counted, never raised."""
-    headers: dict[int, Header] = {}
+    headers: dict[int, Header | FetchError] = {}
     ends_s = time.monotonic() + TIME_S
-    child = IsolatedGenerator(
-        reader,
-        init_kwargs={
-            "settings": config.extract,
-            "store": StoreOptions.of(config.source),
-            "languages": expected_languages(config.decoding),
-        },
-        timeout_s=SILENCE_S,
+    child = IsolatedGenerator(inspector, init_kwargs={}, timeout_s=SILENCE_S)
+    request = InspectionRequest(
+        READ_DURATION,
+        StoreOptions.of(config.source),
+        HEADER_BLOCK_BYTES,
+        {index: (file.uri, None) for index, file in enumerate(sample)},
+        {"settings": config.extract, "languages": expected_languages(config.decoding)},
     )
-    with closing(child), closing(child.run([file.uri for file in sample])) as answers:
+    with closing(child), closing(child.run(request)) as answers:
         try:
-            for header in answers:
-                headers[header.index] = header
+            for index, answer in answers:
+                if answer is not None:
+                    headers[index] = answer
                 if stopped() or time.monotonic() > ends_s:
                     break
         except CorpusAsrError as error:  # no child, one that ended, or a stalled store
@@ -192,21 +197,25 @@ def survey(
     return _found(sample, headers)
 
 
-def _found(sample: Sequence[SampledFile], headers: dict[int, Header]) -> Survey:
+def _found(sample: Sequence[SampledFile], answers: dict[int, Header | FetchError]) -> Survey:
+    headers = {
+        index: answer for index, answer in answers.items() if not isinstance(answer, FetchError)
+    }
+    failures = Counter(
+        answer.kind if isinstance(answer, FetchError) else answer.failure
+        for answer in answers.values()
+    )
     lengths = [
         (sample[index].uri, sample[index].size_bytes, header.audio_s or 0.0)
         for index, header in headers.items()
-        if header.is_known and (header.failure is not None or header.audio_s is not None)
+        if header.failure is not None or header.audio_s is not None
     ]
-    failures = Counter(header.failure for header in headers.values() if header.failure is not None)
     return Survey(
         asked=len(sample),
         read=sum(header.audio_s is not None for header in headers.values()),
         sums=sums_of(lengths),
-        without_duration=sum(
-            header.failure is None and header.audio_s is None for header in headers.values()
-        ),
-        failures=dict(failures.most_common()),
+        without_duration=len(headers) - len(lengths),
+        failures={kind: count for kind, count in failures.most_common() if kind},
         tracks={
             sample[index].uri: header.tracks
             for index, header in headers.items()

@@ -14,10 +14,9 @@ from corpus_asr.runtime.in_flight import RecordingInFlight
 from corpus_asr.segments import PartTranscript, Segment
 from corpus_asr.speakers.turns import SpeechWindows, diarize_parts, with_speakers
 from corpus_asr.stages.measures import measured_columns
-from corpus_asr.stages.parts import ExtractedPart
+from corpus_asr.stages.parts import PartRow
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.transcription.joined_text import joined_parts
-from corpus_asr.units import SAMPLE_RATE_HZ
 
 _LOG = logging.getLogger(__name__)
 
@@ -69,17 +68,20 @@ def transcript_of(
         raise recording.error
     parts, last = recording.parts, recording.last
     name = redact_uri(recording.audio.name)
-    if any(part.transcript and part.transcript.result().other_language for part in parts):
+    if any(part.transcript.result().other_language for part in parts):
         _LOG.warning("%s", other_language_notice(name))
     turns = None
     if speakers.wanted:
-        windows = ((part.extracted.channel, _voices(part.extracted)) for part in parts)
-        voices = ((channel, voices) for channel, voices in windows if voices is not None)
+        voices = (
+            (part.row["channel"], windows)
+            for part in parts
+            if (windows := _voices(part.row)) is not None
+        )
         turns = diarize_parts(voices, speakers, name=name).turns
 
     def joined(channel: int | None) -> Transcript:
-        chosen = [part for part in parts if channel in (None, part.extracted.channel)]
-        results = [part.transcript.result() for part in chosen if part.transcript is not None]
+        chosen = [part for part in parts if channel in (None, part.row["channel"])]
+        results = [part.transcript.result() for part in chosen]
         segments: Sequence[Segment] = [segment for result in results for segment in result.segments]
         language, probability = _language(results, segments)
         missing = extra_words = None
@@ -87,7 +89,7 @@ def transcript_of(
             segments, missing = joined_parts(results, text=recording.text, name=name)
             extra_words = sum(part.placed.extra_words for part in results if part.placed)
         segments = [calibrated(segment) for segment in segments]
-        speech = [part.speech_s for part in chosen]
+        speech = [part.row["speech_s"] for part in chosen]
         # Unknown for the whole if unknown for a part.
         is_detected = None not in speech
         without_text = (result.speech_without_text_s or 0.0 for result in results)
@@ -104,17 +106,17 @@ def transcript_of(
             speech_without_text_s=sum(without_text) if is_detected else None,
             uri=recording.audio.name,
             channel=channel,
-            audio_track=last.audio_track if last else None,
-            audio_tracks=(last and last.audio_tracks) or (),
-            silent_tracks=last.silent_tracks if last else (),
-            time_corrections=last.time_corrections if last else 0,
+            audio_track=last.get("audio_track"),
+            audio_tracks=last.get("audio_tracks") or (),
+            silent_tracks=last.get("silent_tracks", ()),
+            time_corrections=last.get("time_corrections", 0),
             model=model,
             turns=turns_of_channel,
             missing=missing,
             extra_words=extra_words,
         )
 
-    channels = [part.extracted.channel for part in parts]
+    channels = [part.row["channel"] for part in parts]
     numbers = sorted({channel for channel in channels if channel is not None})
     if recording.num_rows == 1:
         return joined(numbers[0] if numbers else None)
@@ -148,9 +150,8 @@ def _language(
     return chosen.language, chosen.language_probability
 
 
-def _voices(part: ExtractedPart) -> SpeechWindows | None:
+def _voices(part: PartRow) -> SpeechWindows | None:
     """Return the speech windows of a part; None without diarization."""
-    voices = [row for row in part.measured if row["name"] == "voices"]
-    start_s = part.start_sample / SAMPLE_RATE_HZ
-    columns = measured_columns(voices, (), (), start_s=start_s)
+    voices = [measured for measured in part["measured"] if measured["name"] == "voices"]
+    columns = measured_columns(voices, (), (), start_s=part["part_start_s"])
     return SpeechWindows.of_columns(columns) if "voices" in columns else None

@@ -10,8 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from corpus_asr.audio.inputs import GivenAudio
@@ -19,10 +18,10 @@ from corpus_asr.config.decoding import ALL_TRACKS, expected_languages
 from corpus_asr.config.extraction import ExtractSettings
 from corpus_asr.config.options import CallSettings
 from corpus_asr.errors import ClosedError, CorpusAsrError, check_same_process
-from corpus_asr.runtime.feed import Feed
+from corpus_asr.runtime.pipeline import Pipeline
 from corpus_asr.segments import PartTranscript, Segment
 from corpus_asr.stages.isolation import IsolatedGenerator
-from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
+from corpus_asr.stages.parts import FEATURE_COLUMNS, OK, ExtractRequest, PartRow, with_last
 from corpus_asr.stages.transcribe import part_request
 from corpus_asr.storage.manifest import AlignedText
 from corpus_asr.transcription.windows import Listener
@@ -153,20 +152,20 @@ class TranscriptionProgress:
 class PartInFlight:
     """An extracted part."""
 
-    extracted: ExtractedPart
-    """The part without its features."""
-    speech_s: float | None
-    """Detected speech; None without detection."""
-    transcript: Future[PartTranscript] | None = None
-    """Result of the engine; None for a part without speech."""
+    row: PartRow
+    """Its columns without features."""
+    transcript: Future[PartTranscript] = field(default_factory=Future)
+    """Result of the engine; without anything for a part without speech."""
     segments: list[Segment] = field(default_factory=list)
     """Final segments so far."""
+    num_taken: int = 0
+    """Segments that `take_segments` yielded."""
     reached_s: float = 0.0
 
     @property
     def duration_s(self) -> float:
         """Duration of its audio in seconds."""
-        return self.extracted.num_samples / SAMPLE_RATE_HZ
+        return float(self.row["num_samples"] / SAMPLE_RATE_HZ)
 
     @property
     def transcribed_s(self) -> float:
@@ -176,7 +175,7 @@ class PartInFlight:
     @property
     def done(self) -> bool:
         """Whether the part is complete."""
-        return self.transcript is None or self.transcript.done()
+        return self.transcript.done()
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -194,23 +193,20 @@ class RecordingInFlight:
     """Whether all parts were extracted."""
     error: Exception | None = None
     """Exception that ended its extraction."""
-    parts_taken: int = 0
-    segments_taken: int = 0
-    """Segments taken of the part after the `parts_taken`."""
 
     @property
-    def last(self) -> ExtractedPart | None:
-        """The last extracted part, which describes the file."""
-        return self.parts[-1].extracted if self.parts else None
+    def last(self) -> PartRow:
+        """The last extracted part, which describes the file; empty before the first."""
+        return self.parts[-1].row if self.parts else {}
 
     @property
     def num_rows(self) -> int:
         """Number of channels or tracks that are transcribed separately."""
         last = self.last
-        if last is not None and self.extract.channels == "each":
-            return last.channels
-        if last is not None and self.extract.track == ALL_TRACKS:
-            return max(1, len(last.audio_tracks or ()))
+        if self.extract.channels == "each":
+            return int(last.get("channels", 1))
+        if self.extract.track == ALL_TRACKS:
+            return max(1, len(last.get("audio_tracks") or ()))
         return 1
 
     @property
@@ -230,7 +226,7 @@ class RecordingInFlight:
         is_extracted = self.extracted
         transcribed_s = sum(part.transcribed_s for part in [*self.parts]) / self.num_rows
         decoded_s, last = self.decoded_s, self.last
-        duration_s = decoded_s if is_extracted or last is None else last.header_duration_s
+        duration_s = last.get("header_duration_s") if last and not is_extracted else decoded_s
         return TranscriptionProgress(
             uri=self.audio.name,
             decoded_s=decoded_s,
@@ -244,18 +240,14 @@ class RecordingInFlight:
         Raises:
             ItemError: transcription of a part failed.
         """
-        while self.parts_taken < len(self.parts):
-            part = self.parts[self.parts_taken]
+        for part in [*self.parts]:
             done = part.done  # read before the final segments
-            final: Sequence[Segment] = part.segments
-            if done:
-                final = part.transcript.result().segments if part.transcript else ()
-            for segment in final[self.segments_taken :]:
-                self.segments_taken += 1
+            final = part.transcript.result().segments if done else part.segments
+            for segment in final[part.num_taken :]:
+                part.num_taken += 1
                 yield segment
             if not done:
                 return
-            self.parts_taken, self.segments_taken = self.parts_taken + 1, 0
 
 
 OnProgress = Callable[[TranscriptionProgress], None]
@@ -272,21 +264,17 @@ class Cancellation:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._is_cancelled = False
         self._interrupt: Callable[[], None] = lambda: None
 
     def cancel(self) -> None:
         """Cancel the call at any point, or as soon as it starts."""
-        with self._lock:
-            self._is_cancelled = True
-            interrupt = self._interrupt
-        interrupt()
+        self._is_cancelled = True  # in this order: a call binds, then checks
+        self._interrupt()
 
     def bind(self, interrupt: Callable[[], None]) -> None:
         """Set the function that wakes the call, which then checks."""
-        with self._lock:
-            self._interrupt = interrupt
+        self._interrupt = interrupt
 
     def check(self) -> None:
         """Return if the call is not canceled.
@@ -298,7 +286,7 @@ class Cancellation:
             raise CallCancelledError
 
 
-class CallInFlight:
+class CallInFlight(Pipeline[RecordingInFlight]):
     """Work of one call; a context manager that stops unfinished work at its exit.
 
     Concurrent calls, of this thread or others, share the pool and the engine.
@@ -314,18 +302,15 @@ class CallInFlight:
         *,
         detect_only: bool = False,
     ) -> None:
+        # In parts: queued parts of one call delay other calls.
+        super().__init__(_PARTS_PER_SLOT * engine.slots)
         self._detect_only = detect_only
         self._pool = pool
         self._cancellation = cancellation
         # Child process working for this call, if any; interrupted only while the lock is held.
         self._child: IsolatedGenerator | None = None
-        self._lending = threading.RLock()
         self._engine = engine
         self._settings = settings
-        # In parts: queued parts of one call delay other calls.
-        self._feed = Feed(_PARTS_PER_SLOT * engine.slots)
-        self._thread: threading.Thread | None = None
-        self._begun: RecordingInFlight | None = None
         self._waiting: list[Future[PartTranscript]] = []
         self._on_progress = on_progress
         self._reported: dict[str, TranscriptionProgress] = {}
@@ -340,8 +325,8 @@ class CallInFlight:
         self._pool.check()
         if self._cancellation is not None:
             self._cancellation.check()
-        if self._feed.error is not None:
-            raise self._feed.error
+        if self.error is not None:
+            raise self.error
 
     def run(
         self, audios: Iterable[tuple[GivenAudio, str | None]], *, to_the_end: bool = False
@@ -355,16 +340,15 @@ class CallInFlight:
             CallCancelledError: the call is canceled.
             EngineError: as raised by `ExtractorPool.check`.
         """
-        audios = iter(audios)
+        extract = self._settings.extract
+        recordings = (
+            RecordingInFlight(audio=audio, extract=extract, text=text) for audio, text in audios
+        )
         in_flight: list[RecordingInFlight] = []
-        more = True
-        while more or in_flight:
+        while in_flight or not self.is_exhausted:
             self.check()
-            while more and (self._begun is None or self._begun.extracted):
-                if (pair := next(audios, None)) is None:
-                    more = False
-                else:
-                    in_flight.append(self.begin(*pair))
+            while (recording := self.begin(recordings)) is not None:
+                in_flight.append(recording)
             self._report(in_flight)
             # In order of completion: a recording of hours must not delay a hundred clips.
             ended = [
@@ -380,15 +364,7 @@ class CallInFlight:
                 yield recording, recording in ended
                 self.check()  # may resume in a fork
             if in_flight and not ended:
-                self._feed.wait()
-
-    def begin(self, audio: GivenAudio, text: str | None = None) -> RecordingInFlight:
-        """Extract a recording and submit its parts in the background, with its text if known."""
-        recording = self._begun = RecordingInFlight(
-            audio=audio, extract=self._settings.extract, text=text
-        )
-        self._thread = self._feed.start("extraction", partial(self._extract_all, recording))
-        return recording
+                self.wait()
 
     def _report(self, recordings: Iterable[RecordingInFlight]) -> None:
         if self._on_progress is None:
@@ -400,8 +376,8 @@ class CallInFlight:
 
     def interrupt(self) -> None:
         """Stop extraction and submission, and wake the calling thread; from any thread."""
-        self._feed.close()
-        with self._lending:
+        self.close()
+        with self._changed:
             if self._child is not None:
                 self._child.interrupt()
         self._pool.leave(self)
@@ -411,10 +387,9 @@ class CallInFlight:
         self.interrupt()
         # The caller's input may be a pipe without a writer: a thread that reads it is abandoned and
         # does nothing more. An iterator may be collected in any thread, even this one.
-        thread, begun = self._thread, self._begun
-        if begun is not None and begun.is_file and thread is not threading.current_thread():
-            assert thread is not None, "a recording has a thread"
-            thread.join(_LEAVE_S)
+        for thread, recording in [*self.extractions.items()]:
+            if recording.is_file and thread is not threading.current_thread():
+                thread.join(_LEAVE_S)
 
     def __enter__(self) -> Self:
         self._pool.enter(self)
@@ -431,17 +406,18 @@ class CallInFlight:
         if isinstance(error, CorpusAsrError):
             self._pool.check()  # errors caused by closing the pool are reported as such
 
-    def _extract_all(self, recording: RecordingInFlight) -> None:
+    def extract(self, item: RecordingInFlight) -> None:
+        """Extract a recording and submit its parts."""
         try:
-            with recording.audio.address() as uri:
-                recording.is_file = True
-                if not self._feed.closed:
-                    self._extract_parts(recording, uri)
+            with item.audio.address() as uri:
+                item.is_file = True
+                if not self.closed:
+                    self._extract_parts(item, uri)
         except Exception as error:  # raised in the calling thread
-            recording.error = error
+            item.error = error
         if self._pool.closed:  # parts may be missing
-            recording.error = self._pool.closed_error()
-        recording.extracted = True
+            item.error = self._pool.closed_error()
+        item.extracted = True
 
     def _extract_parts(self, recording: RecordingInFlight, uri: str) -> None:
         request = ExtractRequest(
@@ -451,70 +427,53 @@ class CallInFlight:
             speakers=self._settings.speakers,
             languages=expected_languages(self._settings.decoding),
         )
-        held: ExtractedPart | None = None
-        child = self._pool.take(lambda: not self._feed.closed)
-        if child is None:
+        if (child := self._pool.take(lambda: not self.closed)) is None:
             return
         try:
-            with self._lending:
+            with self._changed:
                 self._child = child
             # Closing it in the middle of a recording ends the child.
-            with closing(child.run(request)) as parts:
-                for part in parts:
-                    # Alignment needs to know the last part, which shows only with the next one.
-                    ready = part if recording.text is None else held
-                    held = part
-                    if ready is not None:
-                        self._take(recording, ready)
-                    if self._feed.closed:
+            with closing(child.run(request)) as messages:
+                rows: Iterator[PartRow] = (row for row in messages if isinstance(row, dict))
+                # Alignment needs to know the last part, which shows only with the next one.
+                for row in rows if recording.text is None else with_last(rows):
+                    self._submit(recording, row)
+                    if self.closed:
                         return
         finally:
-            self._give_back(child)
-        if recording.text is not None and held is not None:
-            self._take(recording, held, is_last=True)
+            with self._changed:
+                self._child = None
+            if self.closed:
+                child.close()  # may be idle but about to exit
+            self._pool.give_back(child)
 
-    def _give_back(self, child: IsolatedGenerator) -> None:
-        with self._lending:
-            self._child = None
-        if self._feed.closed:
-            child.close()  # may be idle but about to exit
-        self._pool.give_back(child)
-
-    def _take(
-        self, recording: RecordingInFlight, part: ExtractedPart, *, is_last: bool = False
-    ) -> None:
+    def _submit(self, recording: RecordingInFlight, row: PartRow) -> None:
         """Submit a part once there is room."""
         name, text = recording.audio.name, recording.text
-        row = part.columns() | {"recording_id": name, "uri": name, "last_part": is_last}
-        added = PartInFlight(
-            extracted=replace(part, features=None, language_features=None, further={}),
-            speech_s=row["speech_s"],
-        )
-        if part.features is not None:
-            if not self._feed.take(1):
+        part = PartInFlight(row=row | dict.fromkeys(FEATURE_COLUMNS))
+        if row["status"] == OK:
+            if not self.take(1):
                 return
             request = part_request(
-                row,
-                part.features,
-                part.language_features,
-                further=part.further,
-                listener=self._listener(added),
-                text=None if text is None else AlignedText(text=text),
+                row | {"recording_id": name, "uri": name},
+                None if text is None else AlignedText(text=text),
+                listener=self._listener(part),
+                decoding=self._settings.decoding,
+                detect_only=self._detect_only,
             )
-            request = replace(
-                request, decoding=self._settings.decoding, detect_only=self._detect_only
-            )
-            added.transcript = self._engine.submit(request)
+            part.transcript = self._engine.submit(request)
             self._waiting = [future for future in self._waiting if not future.done()]
-            self._waiting.append(added.transcript)
-            added.transcript.add_done_callback(lambda _: self._feed.give_back(1))
-        recording.parts.append(added)
-        self._feed.wake()
+            self._waiting.append(part.transcript)
+            part.transcript.add_done_callback(lambda _: self.give_back(1))
+        else:
+            part.transcript.set_result(PartTranscript())
+        recording.parts.append(part)
+        self.wake()
 
     def _listener(self, part: PartInFlight) -> Listener:
         def listen(transcribed_s: float, segments: Sequence[Segment]) -> None:
             part.segments.extend(segments)
             part.reached_s = transcribed_s
-            self._feed.wake()
+            self.wake()
 
         return listen

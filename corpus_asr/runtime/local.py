@@ -10,18 +10,17 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Self
 
 import pyarrow as pa
 
 from corpus_asr.activity import Activity, Tally
 from corpus_asr.config.run import DEFAULT_OPTIONS, RunConfig, RunOptions
 from corpus_asr.runtime.commit import CommitBuffer, Committer, tally_of
-from corpus_asr.runtime.feed import Feed
+from corpus_asr.runtime.pipeline import Pipeline
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.resources import Resources
 from corpus_asr.runtime.shutdown import Stop, stoppable
-from corpus_asr.stages.extract import REPORTING_EXTRACTOR, ExtractStage
+from corpus_asr.stages.extract import EXTRACTOR, ExtractStage
 from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, TranscribeStage, load_engine
 
 # Polling interval for signals and for due commits while no results arrive, in seconds.
@@ -39,7 +38,7 @@ def run_local(
     resources: Resources,
     progress: Progress,
     engine_factory: EngineFactory = load_engine,
-    extractor: str = REPORTING_EXTRACTOR,
+    extractor: str = EXTRACTOR,
     options: RunOptions = DEFAULT_OPTIONS,
 ) -> None:
     """Transcribe the recordings of `packs` in this process and commit all results."""
@@ -60,8 +59,8 @@ def run_local(
         extractors = [
             ExtractStage(config, extractor=extractor) for _ in range(resources.extract_workers)
         ]
-        # The first recordings are decoded while the model is loading.
-        work = stack.enter_context(_LocalFeed(packs, extractors, ahead_bytes=resources.ahead_bytes))
+        pipeline = _RunPipeline(extractors, ahead_bytes=resources.ahead_bytes)
+        stack.callback(pipeline.end)
         spec = EngineSpec(
             config=config, device=resources.device, num_threads=resources.transcribe_threads
         )
@@ -71,7 +70,8 @@ def run_local(
             (committed, stage.activity, *(extractor.activity for extractor in extractors))
         )
         try:
-            for result in work.results(stage, stop, at_once=resources.parts_in_flight):
+            results = pipeline.run(iter(packs), stage, stop, at_once=resources.parts_in_flight)
+            for result in results:
                 if result is None:
                     buffer.poll()
                 else:
@@ -101,75 +101,64 @@ def _closed(stage: TranscribeStage) -> Iterator[None]:
     stage.close()
 
 
-class _LocalFeed(Feed):
-    """Feeds packs to extractor threads, and their parts to the engine.
+class _RunPipeline(Pipeline[pa.Table]):
+    """Packs to extractors, and their parts to the engine.
 
     Extracted parts not yet transcribed take at most `ahead_bytes`.
     """
 
-    def __init__(
-        self, packs: Iterable[pa.Table], extractors: Sequence[ExtractStage], *, ahead_bytes: int
-    ) -> None:
-        super().__init__(ahead_bytes)
-        self._packs = iter(packs)
-        self._taking = threading.Lock()
+    def __init__(self, extractors: Sequence[ExtractStage], *, ahead_bytes: int) -> None:
+        super().__init__(ahead_bytes, threads=len(extractors))
         self._extractors = extractors
-        self._num_extracting = len(extractors)
-        self._threads: list[threading.Thread] = []
+        self._idle_extractors = [*extractors]
         self._waiting: deque[pa.Table] = deque()
         self._results: deque[pa.Table] = deque()
 
-    def __enter__(self) -> Self:
-        self._threads = [
-            self.start("extract", partial(self._extract, extractor))
-            for extractor in self._extractors
-        ]
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
+        """End all threads, and the extractors with their children."""
         self.close()
         # One deadline for all threads, rather than one for each.
         deadline_s = time.monotonic() + GRACE_S
-        for thread in self._threads:
+        for thread in [*self.extractions]:
             thread.join(max(0.0, deadline_s - time.monotonic()))
         for extractor in self._extractors:
             extractor.close()
 
-    def results(
-        self, stage: TranscribeStage, stop: Stop, *, at_once: int
+    def run(
+        self, packs: Iterator[pa.Table], stage: TranscribeStage, stop: Stop, *, at_once: int
     ) -> Iterator[pa.Table | None]:
         """Yield results as they arrive, and None after a while without any.
 
         At most `at_once` parts are in the stage.
         """
         num_transcribing = 0
-        while num_transcribing or (not stop.requested and (self._num_extracting or self._waiting)):
-            if stop.expired:
-                return
+        while not stop.expired:
+            while not stop.requested and self.begin(packs) is not None:
+                pass
+            is_extracted = self.is_exhausted and not self.extractions
             while self._waiting and num_transcribing < at_once and not stop.requested:
-                self.start("transcribe", partial(self._transcribe, stage, self._waiting.popleft()))
+                parts = self._waiting.popleft()
+                self.thread("transcribe", partial(self._transcribe, stage, parts)).start()
                 num_transcribing += 1
             if self._results:
                 num_transcribing -= 1
                 yield self._results.popleft()
             elif self.error is not None:
                 raise self.error
+            elif not num_transcribing and (is_extracted or stop.requested):
+                return
             elif not self.wait(POLL_S):
                 yield None
 
-    def _extract(self, extractor: ExtractStage) -> None:
-        while (pack := self._next_pack()) is not None:
-            for parts in extractor(pack):
-                if not self.take(parts.nbytes):
-                    return
-                self._waiting.append(parts)
-                self.wake()
-        with self._taking:
-            self._num_extracting -= 1
-
-    def _next_pack(self) -> pa.Table | None:
-        with self._taking:
-            return None if self.closed else next(self._packs, None)
+    def extract(self, item: pa.Table) -> None:
+        """Extract a pack."""
+        extractor = self._idle_extractors.pop()
+        for parts in extractor(item):
+            if not self.take(parts.nbytes):
+                return
+            self._waiting.append(parts)
+            self.wake()
+        self._idle_extractors.append(extractor)
 
     def _transcribe(self, stage: TranscribeStage, parts: pa.Table) -> None:
         try:

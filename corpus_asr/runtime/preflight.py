@@ -26,7 +26,7 @@ from corpus_asr.runtime.resources import (
 )
 from corpus_asr.schemas import PACKS
 from corpus_asr.stages.extract import ExtractStage
-from corpus_asr.stages.parts import FAILED, FEATURE_COLUMNS, OK
+from corpus_asr.stages.parts import FAILED, OK, part_rows
 from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage
 from corpus_asr.storage.run_state.plan import Plan, read_packs
 from corpus_asr.storage.run_state.prune import check_removable
@@ -94,7 +94,7 @@ class ReadyCheck:
                 decoded_s = 0.0
                 # Parts after these are discarded with the stage.
                 for part in islice(stage(pack), PIECES_TRIED):
-                    row = part.drop_columns(list(FEATURE_COLUMNS)).to_pylist()[0]
+                    [row] = part_rows(part)
                     if row["status"] == FAILED:
                         failures.append(row["error_message"])
                         break

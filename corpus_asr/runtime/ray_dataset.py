@@ -46,7 +46,7 @@ from corpus_asr.runtime.workers import (
     RecordingWorker,
     TranscribeWorker,
 )
-from corpus_asr.stages.extract import REPORTING_EXTRACTOR
+from corpus_asr.stages.extract import EXTRACTOR
 from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, load_engine
 from corpus_asr.storage.run_state.recording_rows import LostPortion
 from corpus_asr.storage.run_state.table_names import INTERNAL_SUFFIX
@@ -93,7 +93,7 @@ def run_on_ray(
     resources: Resources,
     progress: Progress,
     engine_factory: EngineFactory = load_engine,
-    extractor: str = REPORTING_EXTRACTOR,
+    extractor: str = EXTRACTOR,
     options: RunOptions = DEFAULT_OPTIONS,
 ) -> None:
     """Transcribe what a plan's objects of packs name on the connected Ray, and commit all of it.

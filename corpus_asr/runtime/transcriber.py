@@ -43,7 +43,7 @@ from corpus_asr.runtime.in_flight import (
 from corpus_asr.segments import Segment
 from corpus_asr.stages.extract import EXTRACTOR, further_features_of
 from corpus_asr.stages.isolation import IsolatedGenerator
-from corpus_asr.stages.parts import Failure, Stage
+from corpus_asr.stages.parts import OK, Failure, Stage
 from corpus_asr.stages.transcribe import load_transcriber
 from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.stores.filesystem import StoreOptions
@@ -100,7 +100,7 @@ class Transcriber:
             family: for `word_timestamps`, and for texts to align.
         calibration: output folder or .json file of `corpus-asr evaluate --calibrate`, used for
             `confidence`; None: the default.
-        item_timeout_s: seconds without a new part after which a recording fails.
+        item_timeout_s: seconds without progress after which a recording fails.
         allow_hosts: the only hosts to which URLs may redirect, in addition to their own: names,
             *.wildcards or networks; None: public hosts.
         **options: defaults of every call; see `TranscriptionOptions`.
@@ -365,9 +365,9 @@ class Transcriber:
         """Return the languages of the first part with speech; empty without speech."""
         with CallInFlight(self._pool, self._engine, settings, detect_only=True) as call:
             for recording, has_ended in call.run([(audio, None)], to_the_end=True):
-                spoken = [part.transcript for part in recording.parts if part.transcript]
-                if spoken and spoken[0].done():
-                    return list(spoken[0].result().languages)
+                spoken = [part for part in recording.parts if part.row["status"] == OK]
+                if spoken and spoken[0].done:
+                    return list(spoken[0].transcript.result().languages)
                 if has_ended and recording.error is not None:
                     raise recording.error
         return []

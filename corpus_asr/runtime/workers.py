@@ -35,7 +35,7 @@ from corpus_asr.runtime.coordinator import (
 from corpus_asr.runtime.ray_workers import hand_over, own_error
 from corpus_asr.schemas import PARTS, RESULTS
 from corpus_asr.stages.extract import ExtractStage, further_features_of
-from corpus_asr.stages.parts import OK, further_columns, one_row
+from corpus_asr.stages.parts import OK, further_rows, one_row
 from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, TranscribeStage
 from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.storage.stores.uri import without_secrets
@@ -161,8 +161,8 @@ def silent_part(config: RunConfig) -> pa.Table:
     row = {"recording_id": "silence", "uri": "silence", "part": 0, "last_part": True, "status": OK,
            "part_start_s": 0.0, "part_end_s": 1.0, "num_samples": SAMPLE_RATE_HZ,
            "num_mel_bins": features.num_mel_bins, "pad_value": float(silence.pad_value),
-           "features": silence.values}  # fmt: skip
-    return one_row(PARTS, row | further_columns(further))
+           "features": silence.values, "further": further_rows(further)}  # fmt: skip
+    return one_row(PARTS, row)
 
 
 class _EngineWorker(_Worker):

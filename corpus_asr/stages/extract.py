@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,14 +25,17 @@ from corpus_asr.logs import event
 from corpus_asr.schemas import FILES, PARTS
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.parts import (
+    DONE,
     GIGABYTE,
     DecodeProgress,
-    ExtractedPart,
     ExtractRequest,
+    Message,
+    PartRow,
     check_finite,
     check_size,
     failure_fields,
     one_row,
+    with_last,
 )
 from corpus_asr.storage.manifest import aligned_text, expected_bytes
 from corpus_asr.storage.model_files import fetch_checkpoint
@@ -48,7 +51,6 @@ _OF_SIZE = ("size_bytes", "etag", "metadata")
 PREFETCH_BYTES = 16 * MEBIBYTE
 
 EXTRACTOR = "corpus_asr.stages.extraction:PartExtractor"
-REPORTING_EXTRACTOR = "corpus_asr.stages.extraction:reporting_extractor"
 # Fields for searching a log of millions of parts; the rest is in the tables.
 _LOGGED = ["recording_id", "part", "uri", "status", "error_kind", "decode_s"]
 
@@ -66,18 +68,18 @@ class _RecordingProgress:
     done_before_s: float = 0.0
     """Part of `parts_s` in parts that are already committed."""
 
-    def after(self, message: DecodeProgress | ExtractedPart) -> "_RecordingProgress":
+    def after(self, message: PartRow | DecodeProgress) -> "_RecordingProgress":
         """Return the progress after a message of the extractor."""
         if isinstance(message, DecodeProgress):
             decoded_s = max(self.decoded_s, message.decoded_s)
             return replace(self, decoded_s=decoded_s, expected_s=message.expected_s)
-        audio_s = message.num_samples / SAMPLE_RATE_HZ
+        audio_s = message["num_samples"] / SAMPLE_RATE_HZ
         parts_s = self.parts_s + audio_s
         return replace(
             self,
             parts_s=parts_s,
             decoded_s=max(self.decoded_s, parts_s),
-            done_before_s=self.done_before_s + (0.0 if message.wanted else audio_s),
+            done_before_s=self.done_before_s + (audio_s if message["status"] == DONE else 0.0),
         )
 
     def activity(self, *, ended: bool) -> Activity:
@@ -116,7 +118,7 @@ def _further_folders(
 class ExtractStage:
     """Extract the recordings of packs, one after another."""
 
-    def __init__(self, config: RunConfig, *, extractor: str = REPORTING_EXTRACTOR) -> None:
+    def __init__(self, config: RunConfig, *, extractor: str = EXTRACTOR) -> None:
         model, settings = config.needed_model, config.extract
         folder = ""
         if model.recognizer is None:
@@ -171,11 +173,8 @@ class ExtractStage:
                 following = files[number : number + PREFETCH_FILES]
                 with closing(self._extract(file, following)) as tables:
                     for parts in tables:
-                        self._count(Activity(parts_extracted=parts.num_rows))
-                        _log_parts(parts)
-                        self._begin("backpressure_s")
-                        yield parts
-                        self._end()
+                        with self._counting("backpressure_s"):
+                            yield parts
                 self._count(self._file.activity(ended=True))
                 self._file = None
 
@@ -195,34 +194,18 @@ class ExtractStage:
             done_parts=done,
             upcoming=self._upcoming(following),
         )
-        # `last_part` is known only with the next part or at the end.
         next_part, emitted = 0, False
-        held: ExtractedPart | None = None
         failure: dict[str, Any] | None = None
-        messages = self._messages(file, request)
-        while True:
-            self._begin("extract_s")
-            try:
-                extracted = next(messages, None)
-            except (CheckpointError, ConfigError, EngineError):
-                raise  # every recording would fail in this way
-            except Exception as error:  # failures of a recording become its row
-                failure = failure_fields(error, stage="extract", of=identity | {"part": next_part})
-                extracted = None
-            self._end()
-            if extracted is not None:
-                self._note(extracted)
-            if isinstance(extracted, DecodeProgress):
-                identity["content_digest"] = extracted.content_digest or identity["content_digest"]
-                continue
-            if held is not None and held.wanted:
-                last = extracted is None and failure is None
-                yield _part_row(held, identity=identity, last=last)
-            if extracted is None:
-                break
-            emitted = emitted or extracted.wanted
-            held = extracted
-            next_part = extracted.part + 1
+        try:
+            for row in with_last(self._rows(file, request, identity)):
+                next_part = row["part"] + 1
+                if row["status"] != DONE:
+                    emitted = True
+                    yield self._table(identity | row)
+        except (CheckpointError, ConfigError, EngineError):
+            raise  # every recording would fail in this way
+        except Exception as error:  # failures of a recording become its row
+            failure = failure_fields(error, stage="extract", of=identity | {"part": next_part})
         if failure is None and not emitted:
             # All parts were already processed, yet the recording is incomplete: it needs a row.
             failure = failure_fields(_changed(file["uri"], next_part, done), stage="extract")
@@ -230,11 +213,29 @@ class ExtractStage:
             # A transcribed part keeps its outcome: the failure takes the first free index.
             while next_part in done:
                 next_part += 1
-            yield one_row(PARTS, identity | failure | {"part": next_part, "last_part": True})
+            yield self._table(identity | failure | {"part": next_part, "last_part": True})
 
-    def _messages(
-        self, file: dict[str, Any], request: ExtractRequest
-    ) -> Iterator[ExtractedPart | DecodeProgress]:
+    def _rows(
+        self, file: dict[str, Any], request: ExtractRequest, identity: dict[str, Any]
+    ) -> Iterator[PartRow]:
+        """Yield the parts that the child extracts, count what it does, and note the digest."""
+        messages = self._messages(file, request)
+        while True:
+            with self._counting("extract_s"):
+                message = next(messages, None)
+            if message is None:
+                return
+            if isinstance(message, Activity):
+                self._count(message)
+                continue
+            assert self._file is not None, "set before its first message"
+            self._file = self._file.after(message)
+            if isinstance(message, dict):
+                yield message
+            elif message.content_digest is not None:
+                identity["content_digest"] = message.content_digest
+
+    def _messages(self, file: dict[str, Any], request: ExtractRequest) -> Iterator[Message]:
         # Size from the listing: a store without range requests would send the whole object.
         num_bytes, uri = file["size_bytes"] or 0, redact_uri(file["uri"])
         check_size(num_bytes, uri=uri, max_file_gb=self._max_file_gb)
@@ -255,20 +256,32 @@ class ExtractStage:
                 uris.append(located(file["uri"], file["etag"]))
         return tuple(uris)
 
-    def _begin(self, count: str) -> None:
-        self._doing = (count, time.monotonic())
+    @contextmanager
+    def _counting(self, count: str) -> Iterator[None]:
+        """Count the time spent, also while it lasts."""
+        since_s = time.monotonic()
+        self._doing = (count, since_s)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._doing = ("", 0.0)
+                self._activity += _spent(count, time.monotonic() - since_s)
 
-    def _end(self) -> None:
-        with self._lock:
-            count, since_s = self._doing
-            self._doing = ("", 0.0)
-            self._activity += _spent(count, time.monotonic() - since_s)
-
-    def _note(self, message: ExtractedPart | DecodeProgress) -> None:
-        assert self._file is not None, "set before its first message"
-        self._file = self._file.after(message)
-        if isinstance(message, ExtractedPart):
-            self._count(Activity(extract_cpu_s=message.cpu_s, fetch_retries=message.fetch_retries))
+    def _table(self, row: PartRow) -> pa.Table:
+        """Return a PARTS row as a table; one that does not fit is its recording's failure."""
+        try:
+            check_finite(row)
+            table = one_row(PARTS, row)
+        except Exception as error:
+            columns = (*FILES.names, "content_digest", "part", "last_part")
+            row = {name: row[name] for name in columns}
+            row |= failure_fields(error, stage="extract", of=row)
+            table = one_row(PARTS, row)
+        self._count(Activity(parts_extracted=1))
+        logged = {name: row.get(name) for name in _LOGGED} | {"uri": redact_uri(row["uri"])}
+        event(_LOG, logging.INFO, "part_extracted", **logged)
+        return table
 
     def _count(self, counts: Activity) -> None:
         with self._lock:
@@ -280,14 +293,6 @@ def _spent(count: str, seconds: float) -> Activity:
     return Activity(**counts)
 
 
-def _log_parts(parts: pa.Table) -> None:
-    if not _LOG.isEnabledFor(logging.INFO):
-        return
-    for row in parts.select(_LOGGED).to_pylist():
-        logged = row | {"uri": redact_uri(row["uri"])}
-        event(_LOG, logging.INFO, "part_extracted", **logged)
-
-
 def _changed(uri: str, parts: int, done: frozenset[int]) -> DecodeError:
     return DecodeError(
         f"extracting {redact_uri(uri)}: found {parts} parts, expected more than the {len(done)} "
@@ -297,13 +302,3 @@ def _changed(uri: str, parts: int, done: frozenset[int]) -> DecodeError:
         kind="changed",
         retryable=True,
     )
-
-
-def _part_row(part: ExtractedPart, *, identity: dict[str, Any], last: bool) -> pa.Table:
-    of = identity | {"part": part.part, "last_part": last}
-    try:
-        columns = part.columns()
-        check_finite(columns)
-        return one_row(PARTS, of | columns)
-    except Exception as error:  # a row that does not fit the schema is its recording's failure
-        return one_row(PARTS, of | failure_fields(error, stage="extract", of=of))

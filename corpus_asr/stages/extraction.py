@@ -6,6 +6,7 @@ memory holds at most about two parts' audio.
 
 import functools
 import io
+import operator
 import time
 from collections.abc import (
     Callable,
@@ -17,13 +18,14 @@ from collections.abc import (
     Sequence,
 )
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
+from corpus_asr.activity import Activity
 from corpus_asr.array_types import Float16
 from corpus_asr.audio.decode import DAMAGED, AudioDecoder, open_audio
 from corpus_asr.audio.parts import AudioPart, PartCutter, language_window_starts
@@ -39,7 +41,19 @@ from corpus_asr.families.registry import (
     users_family,
 )
 from corpus_asr.stages.measures import Measure, measure_part, new_measure, wanted_measures
-from corpus_asr.stages.parts import DecodeProgress, ExtractedPart, ExtractRequest, check_size
+from corpus_asr.stages.parts import (
+    DONE,
+    FEATURE_COLUMNS,
+    NO_SPEECH,
+    OK,
+    DecodeProgress,
+    ExtractRequest,
+    Message,
+    PartRow,
+    check_size,
+    further_rows,
+    span_rows,
+)
 from corpus_asr.storage.stores.filesystem import (
     DEFAULT_STORE,
     StoreOptions,
@@ -67,19 +81,9 @@ class _LanguageWindow:
     features: Float16[np.ndarray, "frame mel"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Clock:
-    """Resources used by this process so far; a part's usage is a difference."""
-
-    wall_s: float
-    cpu_s: float
-    fetch_retries: int
-
-    @classmethod
-    def now(cls) -> Self:
-        return cls(
-            wall_s=time.perf_counter(), cpu_s=time.process_time(), fetch_retries=retries_so_far()
-        )
+def _clock() -> tuple[float, float, int]:
+    """Return wall time, CPU time and retried requests of this process so far."""
+    return time.perf_counter(), time.process_time(), retries_so_far()
 
 
 class _ExtractionState:
@@ -100,7 +104,7 @@ class _ExtractionState:
         self.spoke = False
         """Whether parts are yielded immediately, without waiting for speech."""
         self.window: _LanguageWindow | None = None
-        self.started = _Clock.now()
+        self.clock = _clock()
         self.silent_tracks: list[int] = []
         """Tracks skipped for lack of speech."""
         self.num_tracks = 1
@@ -156,14 +160,12 @@ class PartExtractor:
         self._usual_measures = self._measures_for(settings, speakers)
         self._prefetcher = FilePrefetcher(self._open, threads=PREFETCH_THREADS)
 
-    def __call__(self, request: ExtractRequest) -> Iterator[ExtractedPart]:
-        """Yield the recording's parts in order; already processed ones without features."""
-        for message in self.messages(request):
-            if isinstance(message, ExtractedPart):
-                yield message
+    def __call__(self, request: ExtractRequest) -> Iterator[Message]:
+        """Yield the recording's parts in order, already processed ones without features.
 
-    def messages(self, request: ExtractRequest) -> Iterator[ExtractedPart | DecodeProgress]:
-        """Yield the parts, progress at the start and every second, and the digest at the end."""
+        Also progress, at the start and every second, the digest at the end, and what each part took
+        of this process.
+        """
         settings = request.settings or self._settings
         uri = redact_uri(request.name or request.uri)  # used only in messages from here on
         measures = self._usual_measures
@@ -197,7 +199,7 @@ class PartExtractor:
 
     def _each_track(
         self, opened: Callable[..., AudioDecoder], work: "_ExtractionState"
-    ) -> Iterator[ExtractedPart | DecodeProgress]:
+    ) -> Iterator[Message]:
         """Yield the parts of the tracks one after the other, to bound memory."""
         with opened(track=ALL_TRACKS) as decoder:
             tracks = decoder.tracks
@@ -219,14 +221,14 @@ class PartExtractor:
 
     def _spoken_track(
         self, opened: Callable[..., AudioDecoder], work: "_ExtractionState"
-    ) -> Iterator[ExtractedPart | DecodeProgress]:
+    ) -> Iterator[Message]:
         """Yield the parts of the best track; of the next one if it has no speech."""
         with opened(track=work.settings.track) as decoder:
             other_numbers = [track.number for track in decoder.wanted[1:]]
             if not other_numbers or not work.settings.vad_filter:
                 yield from self._track(decoder, work)
                 return
-            silent: list[ExtractedPart] = []
+            silent: list[PartRow] = []
             try:
                 if (yield from self._if_spoken(decoder, work, held=silent)):
                     return
@@ -251,15 +253,15 @@ class PartExtractor:
         yield from silent
 
     def _if_spoken(
-        self, decoder: AudioDecoder, work: "_ExtractionState", *, held: list[ExtractedPart]
-    ) -> Generator[ExtractedPart | DecodeProgress, None, bool]:
+        self, decoder: AudioDecoder, work: "_ExtractionState", *, held: list[PartRow]
+    ) -> Generator[Message, None, bool]:
         """Yield a track's parts, including those before speech, once speech occurs.
 
         Returns whether there was speech; if not, all parts are in `held`.
         """
         for message in self._track(decoder, work):
-            if isinstance(message, ExtractedPart) and not work.spoke:
-                if not message.spoken:
+            if isinstance(message, dict) and not work.spoke:
+                if message["speech_spans"] == []:
                     held.append(message)
                     continue
                 work.spoke = True
@@ -269,7 +271,7 @@ class PartExtractor:
 
     def _track(
         self, decoder: AudioDecoder, work: "_ExtractionState", *, number: int | None = None
-    ) -> Iterator[ExtractedPart | DecodeProgress]:
+    ) -> Iterator[Message]:
         """Yield the parts of one track; `number` is set if several tracks are transcribed."""
         several = len(decoder.tracks) > 1
         names = tuple(track.name for track in decoder.tracks) if several else None
@@ -281,56 +283,63 @@ class PartExtractor:
             channel, audio = piece
             work.part += 1
             wanted = work.part not in work.done_parts
-            spoken = audio.speech is None or bool(audio.speech)
-            # The first speech determines the language of all parts, so a transcribed part that
-            # contains it is extracted again.
-            window_frames = self._features.language_window_frames
-            needs_window = work.window is None and window_frames is not None
-            features = None
-            if spoken and (wanted or needs_window):
-                features = self._features(audio.samples)
-            if needs_window and features is not None:
-                work.window = _language_window(work.part, audio, features, window_frames)
-            wanted_features, window = (
-                (features, work.window if spoken else None) if wanted else (None, None)
-            )
-            # The part with the window has its features already.
-            carried = None if window is None or window.part == work.part else window.features
-            further = {}
-            if wanted and spoken:
-                further = {kind: compute(audio.samples) for kind, compute in self._further.items()}
-            measured = measure_part(work.measures, audio) if wanted else ()
-            clock = _Clock.now()
-            yield ExtractedPart(
-                part=work.part,
-                wanted=wanted,
-                spoken=spoken,
-                channel=channel if number is None else number,
-                start_sample=audio.start_sample,
-                num_samples=len(audio.samples),
-                speech=_in_seconds(audio.speech),
-                features=None if wanted_features is None else wanted_features.values,
-                num_mel_bins=self._features.num_mel_bins,
-                pad_value=None if wanted_features is None else float(wanted_features.pad_value),
-                language_features=carried,
-                language_window_start_s=None if window is None else window.start_s,
-                codec=decoder.info.codec,
-                sample_rate_hz=decoder.info.sample_rate_hz,
-                channels=decoder.info.channels,
-                header_duration_s=decoder.info.header_duration_s,
-                decode_errors=decoder.decode_errors,
-                time_corrections=decoder.time_corrections,
-                clock_restarts=decoder.clock_restarts,
-                audio_track=taken,
-                audio_tracks=names,
-                silent_tracks=tuple(work.silent_tracks),
-                decode_s=clock.wall_s - work.started.wall_s,
-                cpu_s=clock.cpu_s - work.started.cpu_s,
-                fetch_retries=clock.fetch_retries - work.started.fetch_retries,
-                measured=measured,
-                further=further,
-            )
-            work.started = _Clock.now()  # excludes the consumer's time for the part
+            speech = _in_seconds(audio.speech)
+            spoken = speech is None or bool(speech)
+            row: PartRow = {
+                "part": work.part,
+                "status": (OK if spoken else NO_SPEECH) if wanted else DONE,
+                "channel": channel if number is None else number,
+                "part_start_s": audio.start_sample / SAMPLE_RATE_HZ,
+                "part_end_s": (audio.start_sample + len(audio.samples)) / SAMPLE_RATE_HZ,
+                "num_samples": len(audio.samples),
+                "speech_s": None if speech is None else sum(end - start for start, end in speech),
+                "speech_spans": None if speech is None else span_rows(speech),
+                "num_mel_bins": self._features.num_mel_bins,
+                **asdict(decoder.info),
+                "decode_errors": decoder.decode_errors,
+                "time_corrections": decoder.time_corrections,
+                "clock_restarts": decoder.clock_restarts,
+                "audio_track": taken,
+                "audio_tracks": names,
+                "silent_tracks": tuple(work.silent_tracks),
+                "measured": measure_part(work.measures, audio) if wanted else (),
+                **dict.fromkeys((*FEATURE_COLUMNS, "pad_value", "language_window_start_s")),
+            }
+            if spoken:
+                row |= self._part_features(audio, work, wanted=wanted)
+            decode_s, cpu_s, retries = map(operator.sub, _clock(), work.clock)
+            yield Activity(extract_cpu_s=cpu_s, fetch_retries=int(retries))
+            yield row | {"decode_s": decode_s}
+            work.clock = _clock()  # excludes the consumer's time for the part
+
+    def _part_features(
+        self, audio: AudioPart, work: "_ExtractionState", *, wanted: bool
+    ) -> dict[str, Any]:
+        """Return the columns of a part with speech that hold features, if it is wanted.
+
+        The first speech determines the language of all parts, so a transcribed part that contains
+        it is computed again.
+        """
+        window_frames = self._features.language_window_frames
+        needs_window = work.window is None and window_frames is not None
+        if not (wanted or needs_window):
+            return {}
+        features = self._features(audio.samples)
+        if needs_window:
+            work.window = _language_window(work.part, audio, features, window_frames)
+        if not wanted:
+            return {}
+        window = work.window
+        # The part with the window has its features already.
+        carried = None if window is None or window.part == work.part else window.features
+        further = {kind: compute(audio.samples) for kind, compute in self._further.items()}
+        return {
+            "features": features.values,
+            "pad_value": float(features.pad_value),
+            "language_features": carried,
+            "language_window_start_s": None if window is None else window.start_s,
+            "further": further_rows(further),
+        }
 
     def _measures_for(
         self, settings: ExtractSettings, speakers: SpeakerSettings
@@ -426,13 +435,6 @@ class PartExtractor:
             PartCutter(part_s=part_s, detector=detector, criteria=criteria)
             for detector in detectors
         ]
-
-
-def reporting_extractor(
-    **options: Any,
-) -> Callable[[ExtractRequest], Iterator[ExtractedPart | DecodeProgress]]:
-    """Return an extractor that also yields progress, with `PartExtractor`'s options."""
-    return PartExtractor(**options).messages
 
 
 def _language_window(

@@ -15,16 +15,12 @@ CUT_SHORT = "cut_short"
 class Header:
     """Header data of one recording."""
 
-    index: int
-    """Index among the requested recordings."""
     audio_s: float | None = None
     """Seconds to transcribe, summed over separate channels; None if the header has none."""
     tracks: str | None = None
     """Names of its audio tracks if there are several, and the selected one."""
     failure: str | None = None
     """Failure kind that the recording will have."""
-    is_known: bool = True
-    """False if the store failed, so that nothing is known about the recording."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

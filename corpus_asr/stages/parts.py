@@ -2,34 +2,37 @@
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from corpus_asr.array_types import Float16
+from corpus_asr.activity import Activity
 from corpus_asr.config.extraction import ExtractSettings, SpeakerSettings
 from corpus_asr.errors import DecodeError, ItemError
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.families.registry import PartFeatures
 from corpus_asr.logs import event
-from corpus_asr.schemas import PARTS
 from corpus_asr.storage.stores.uri import redact_uri, without_secrets
-from corpus_asr.units import SAMPLE_RATE_HZ
 
 _LOG = logging.getLogger(__name__)
 
 OK = "ok"
 NO_SPEECH = "no_speech"
 FAILED = "failed"
+DONE = "done"
+"""Status of a part that an earlier run transcribed, of which no row is kept."""
 Stage = Literal["extract", "transcribe"]
 # Failures caused by a bug or the machine, not by the recording.
 INTERNAL = "internal"
+PartRow = dict[str, Any]
+"""A PARTS row, of which a message of the extractor has all but the columns of the recording, and
+`silent_tracks`, numbers of tracks skipped for lack of speech; features are arrays of any shape."""
 # Large columns of PARTS, never converted to Python objects.
-FEATURE_COLUMNS = ("features", "language_features", "further_features")
+FEATURE_COLUMNS = ("features", "language_features", "further")
 # Fields of a RESULTS row without text.
 NOTHING_SAID: dict[str, Any] = {"attempts": 1, "segments_written": 0, "segments": []}
 
@@ -71,18 +74,36 @@ def failure_fields(
 
 
 def one_row(schema: pa.Schema, row: Mapping[str, Any]) -> pa.Table:
-    """Build a table of one row; float16 arrays for list columns are not copied.
-
-    Columns that `row` does not name are null.
-    """
-    if unknown := set(row) - set(schema.names):
-        raise ValueError(f"columns {sorted(unknown)} are not in the schema {schema.names}")
-    values = ((row.get(field.name), field.type) for field in schema)
-    columns = [
-        half_list([value]) if isinstance(value, np.ndarray) else pa.array([value], type=kind)
-        for value, kind in values
-    ]
+    """Build a table of one row of the columns that `row` names; its arrays are not copied."""
+    columns = []
+    for column in schema:
+        value = row.get(column.name)
+        if isinstance(value, np.ndarray):
+            offsets = pa.array([0, value.size], pa.int32())
+            columns.append(pa.ListArray.from_arrays(offsets, pa.array(value.reshape(-1))))
+        else:
+            columns.append(pa.array([value], column.type))
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def part_rows(parts: pa.Table) -> list[PartRow]:
+    """Return PARTS rows whose features are read-only views of the table's memory."""
+    rows: list[PartRow] = parts.drop_columns(list(FEATURE_COLUMNS)).to_pylist()
+    for name in FEATURE_COLUMNS:
+        for row, value in zip(rows, parts[name], strict=True):
+            row[name] = _view(value)
+    return rows
+
+
+def _view(value: pa.Scalar) -> Any:
+    """Return a scalar as a Python value with views of its lists of float16."""
+    if not value.is_valid:
+        return None
+    if isinstance(value, pa.StructScalar):
+        return {name: _view(inner) for name, inner in value.items()}
+    if value.type == pa.list_(pa.float16()):
+        return value.values.to_numpy()
+    return [_view(inner) for inner in value] if isinstance(value, pa.ListScalar) else value.as_py()
 
 
 def check_finite(value: Any, name: str = "row") -> None:
@@ -101,66 +122,17 @@ def check_finite(value: Any, name: str = "row") -> None:
             check_finite(inner, name)
 
 
-def half_list(arrays: Sequence[Float16[np.ndarray, "..."]]) -> pa.ListArray:
-    """Return one list per array, flattened in C order; a single contiguous array is not copied."""
-    flat = [np.ascontiguousarray(array, dtype=np.float16).reshape(-1) for array in arrays]
-    values = flat[0] if len(flat) == 1 else np.concatenate(flat)
-    offsets = np.concatenate([[0], np.cumsum([len(array) for array in flat])]).astype(np.int32)
-    halves = pa.Array.from_buffers(pa.float16(), len(values), [None, pa.py_buffer(values)])
-    return pa.ListArray.from_arrays(pa.array(offsets), halves)
-
-
-def half_views(column: pa.ChunkedArray) -> list[Float16[np.ndarray, " value"] | None]:
-    """Return each row's float16 values as a read-only view of the column's memory, null as None."""
-    views: list[np.ndarray | None] = []
-    for chunk in column.chunks:
-        values = chunk.values
-        buffer = values.buffers()[1]
-        flat = (
-            np.frombuffer(buffer, dtype=np.float16)[values.offset : values.offset + len(values)]
-            if buffer is not None
-            else np.empty(0, np.float16)
-        )
-        offsets = chunk.offsets.to_numpy()
-        valid = chunk.is_valid().to_numpy(zero_copy_only=False)
-        views.extend(
-            flat[start:end] if present else None
-            for start, end, present in zip(offsets[:-1], offsets[1:], valid, strict=True)
-        )
-    return views
-
-
-def further_columns(further: Mapping[str, PartFeatures]) -> dict[str, Any]:
-    """Return the PARTS columns for features of additional kinds, by kind."""
-    if not further:
-        return {}
-    kinds = [
+def further_rows(further: Mapping[str, PartFeatures]) -> list[dict[str, Any]]:
+    """Return the PARTS column of features of additional kinds, by kind."""
+    return [
         {
             "kind": kind,
-            "num_frames": len(features.values),
             "num_mel_bins": features.values.shape[1],
             "pad_value": float(features.pad_value),
+            "features": features.values.reshape(-1),
         }
         for kind, features in further.items()
     ]
-    flat = np.concatenate([features.values.reshape(-1) for features in further.values()])
-    return {"further_kinds": kinds, "further_features": flat}
-
-
-def further_features(
-    kinds: Iterable[Mapping[str, Any]] | None, flat: Float16[np.ndarray, " value"] | None
-) -> dict[str, PartFeatures]:
-    """Return a part's features of additional kinds, by kind, as views of their column."""
-    features_by_kind: dict[str, PartFeatures] = {}
-    at = 0
-    for kind in kinds or ():
-        assert flat is not None, "the kinds are of these features"
-        shape = kind["num_frames"], kind["num_mel_bins"]
-        size = shape[0] * shape[1]
-        values = flat[at : at + size].reshape(shape)
-        features_by_kind[kind["kind"]] = PartFeatures(values=values, pad_value=kind["pad_value"])
-        at += size
-    return features_by_kind
 
 
 GIGABYTE = 1_000_000_000
@@ -184,68 +156,6 @@ class ExtractRequest:
     """Codes of the expected languages; None: the extractor's."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExtractedPart:
-    """One part; `wanted` is False for already processed parts, which have only an index."""
-
-    part: int
-    wanted: bool
-    spoken: bool
-    """Whether the part has speech, or speech detection is off."""
-    channel: int | None
-    """Number of its channel, from 0, or of its track, from 1; None: all channels mixed."""
-    start_sample: int
-    num_samples: int
-    speech: tuple[tuple[float, float], ...] | None
-    """Speech spans in seconds of the recording; empty without speech, None without detection."""
-    features: Float16[np.ndarray, "frame mel"] | None
-    """None for a part without speech."""
-    num_mel_bins: int
-    pad_value: float | None
-    language_features: Float16[np.ndarray, "_ mel"] | None
-    """Whole windows, concatenated; None if they lie in this part."""
-    language_window_start_s: float | None
-    codec: str
-    sample_rate_hz: int
-    channels: int
-    header_duration_s: float | None
-    decode_errors: int
-    time_corrections: int
-    clock_restarts: int
-    audio_track: int | None
-    """Number of its track, from 1; None if there is only one."""
-    audio_tracks: tuple[str, ...] | None
-    """Languages and titles of all tracks; None if there is only one."""
-    silent_tracks: tuple[int, ...]
-    """Tracks skipped for lack of speech."""
-    decode_s: float
-    cpu_s: float = 0.0
-    """CPU seconds of the extracting process; the rest of `decode_s` was waiting."""
-    fetch_retries: int = 0
-    """Number of retried requests to its store."""
-    measured: Sequence[Mapping[str, Any]] = ()
-    """Values of its measures, as in PARTS."""
-    further: Mapping[str, PartFeatures] = field(default_factory=dict)
-    """Features of additional kinds, by kind; empty for a part without speech."""
-
-    def columns(self) -> dict[str, Any]:
-        """Return its PARTS columns, except those of the recording and `last_part`."""
-        speech = self.speech
-        columns = {name: getattr(self, name) for name in _SAME_COLUMNS} | {
-            "part_start_s": self.start_sample / SAMPLE_RATE_HZ,
-            "part_end_s": (self.start_sample + self.num_samples) / SAMPLE_RATE_HZ,
-            "status": NO_SPEECH if self.features is None else OK,
-            "speech_s": None
-            if speech is None
-            else sum((end - start for start, end in speech), 0.0),
-            "speech_spans": None if speech is None else span_rows(speech),
-        }
-        return columns | further_columns(self.further)
-
-
-_SAME_COLUMNS = [field.name for field in fields(ExtractedPart) if field.name in set(PARTS.names)]
-
-
 def span_rows(spans: Iterable[tuple[float, float]]) -> list[dict[str, float]]:
     """Return spans as table rows."""
     return [{"start_s": start_s, "end_s": end_s} for start_s, end_s in spans]
@@ -260,6 +170,26 @@ class DecodeProgress:
     """Duration in the header in seconds; None if missing."""
     content_digest: str | None = None
     """Digest of the sound, when all of it was read; None in earlier messages."""
+
+
+Message = PartRow | DecodeProgress | Activity
+"""What an extractor yields: parts, and what it did in the meantime."""
+
+
+def with_last(parts: Iterable[PartRow]) -> Iterator[PartRow]:
+    """Yield parts with `last_part`, each once the next is known, and before an error."""
+    last: PartRow | None = None
+    try:
+        for part in parts:
+            if last is not None:
+                yield last | {"last_part": False}
+            last = part
+    except Exception:
+        if last is not None:
+            yield last | {"last_part": False}
+        raise
+    if last is not None:
+        yield last | {"last_part": True}
 
 
 def check_size(num_bytes: int, *, uri: str, max_file_gb: float) -> None:

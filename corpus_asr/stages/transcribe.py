@@ -8,16 +8,14 @@ engine's slots full. The engine loads in the background, so that extraction can 
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import pyarrow as pa
 
 from corpus_asr.activity import Activity
-from corpus_asr.array_types import Float16
 from corpus_asr.config.decoding import DecodingSettings, other_language_notice
 from corpus_asr.config.run import CLASSIFY_AUDIO, ModelSettings, RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemError
@@ -28,20 +26,19 @@ from corpus_asr.schemas import PARTS, RESULTS
 from corpus_asr.segments import PartLabels, PartTranscript, SpeechSpan
 from corpus_asr.stages.measures import measured_columns
 from corpus_asr.stages.parts import (
-    FEATURE_COLUMNS,
     NOTHING_SAID,
     OK,
+    PartRow,
     check_finite,
     failure_fields,
-    further_features,
-    half_views,
     one_row,
+    part_rows,
 )
 from corpus_asr.storage.manifest import AlignedText, aligned_text, hotwords_of
 from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.threads import spin_briefly
-from corpus_asr.transcription.windows import KnownText, Listener, PartRequest
+from corpus_asr.transcription.windows import KnownText, PartRequest
 
 if TYPE_CHECKING:  # imports torch
     from corpus_asr.transcription.engine import Engine
@@ -197,14 +194,9 @@ class TranscribeStage:
         Raises:
             EngineError: the engine fails, or returns NaN.
         """
-        [row] = silence.drop_columns(list(FEATURE_COLUMNS)).to_pylist()
-        features, language, more = (half_views(silence[name])[0] for name in FEATURE_COLUMNS)
-        uncounted = _PartProgress(lambda _: None, audio_s=0.0)
-        future = _submitted(
-            self._engine.result(), row, features, language, more, uncounted, aligns=False
-        )
+        [row] = part_rows(silence)
         try:
-            transcript = future.result()
+            transcript = self._engine.result().submit(part_request(row)).result()
         except (CheckpointError, ConfigError, EngineError):
             raise
         except Exception as error:
@@ -237,48 +229,41 @@ class TranscribeStage:
         """
         with self._lock:
             self._begun += parts.num_rows
-        rows = parts.drop_columns(list(FEATURE_COLUMNS)).to_pylist()
-        through = [_PartProgress(self._count, audio_s=_duration_s(row) or 0.0) for row in rows]
-        results = self._transcribe(parts, rows, through)
-        with self._lock:
-            self._transcribed += parts.num_rows
-        return results
-
-    def _transcribe(
-        self, parts: pa.Table, rows: list[dict[str, Any]], through: "list[_PartProgress]"
-    ) -> pa.Table:
-        for row, part in zip(rows, through, strict=True):
-            if row["status"] != OK:
-                part.end()
-        # Parts without speech need not wait for the engine to load.
-        if not any(row["status"] == OK for row in rows):
-            return pa.concat_tables([one_row(RESULTS, _carry(row)) for row in rows])
-        engine = self._engine.result()
-        views = {name: half_views(parts.column(name)) for name in FEATURE_COLUMNS}
+        rows = part_rows(parts)
         # Submit all before waiting for the first: the engine fills its slots from many parts.
-        submitted = [
-            _submitted(engine, row, features, language, more, part, aligns=self._aligns)
-            if row["status"] == OK
-            else None
-            for row, features, language, more, part in zip(
-                rows,
-                views["features"],
-                views["language_features"],
-                views["further_features"],
-                through,
-                strict=True,
-            )
-        ]
-        for future, part in zip(submitted, through, strict=True):
-            if future is not None:
-                future.add_done_callback(part.end)
+        futures = [self._submit(row) for row in rows]
         results = [
             one_row(RESULTS, _carry(row))
             if future is None
-            else _finish(row, future, engine.device_name)
-            for row, future in zip(rows, submitted, strict=True)
+            else _finish(row, future, self.device_name)
+            for row, future in zip(rows, futures, strict=True)
         ]
+        with self._lock:
+            self._transcribed += parts.num_rows
         return pa.concat_tables(results)
+
+    def _submit(self, row: PartRow) -> Future[PartTranscript] | None:
+        """Submit a part with speech to the engine; an immediate error becomes its result."""
+        progress = _PartProgress(self._count, audio_s=_duration_s(row) or 0.0)
+        if row["status"] != OK:
+            progress.end()
+            return None  # need not wait for the engine to load
+        engine = self._engine.result()
+        try:
+            request = part_request(
+                row,
+                aligned_text(row["uri"], row["metadata"]) if self._aligns else None,
+                listener=progress.reach,
+                hotwords=hotwords_of(row["uri"], row["metadata"]),
+            )
+            future = engine.submit(request)
+        except (CheckpointError, ConfigError, EngineError):
+            raise
+        except Exception as error:
+            future = Future()
+            future.set_exception(error)
+        future.add_done_callback(progress.end)
+        return future
 
     def _count(self, audio_s: float) -> None:
         with self._lock:
@@ -296,15 +281,13 @@ class _PartProgress:
     """Counts the processed seconds of a part, up to its whole duration."""
 
     def __init__(self, count: Callable[[float], None], *, audio_s: float) -> None:
-        self._count, self._audio_s = count, audio_s
-        self.left_s = audio_s
+        self._count, self._audio_s, self._counted_s = count, audio_s, 0.0
 
     def reach(self, audio_s: float, _: object = None) -> None:
         """Count up to `audio_s`; repeated decoding or a second model counts once."""
-        further_s = audio_s - (self._audio_s - self.left_s)
+        further_s = min(audio_s, self._audio_s) - self._counted_s
         if further_s > 0:
-            further_s = min(further_s, self.left_s)
-            self.left_s -= further_s
+            self._counted_s += further_s
             self._count(further_s)
 
     def end(self, _: object = None) -> None:
@@ -312,52 +295,13 @@ class _PartProgress:
         self.reach(self._audio_s)
 
 
-def _submitted(
-    engine: TranscribingEngine,
-    row: dict[str, Any],
-    features: Float16[np.ndarray, " _"] | None,
-    language_features: Float16[np.ndarray, " _"] | None,
-    more_features: Float16[np.ndarray, " _"] | None,
-    through: _PartProgress,
-    *,
-    aligns: bool,
-) -> Future[PartTranscript]:
-    """Submit a part to the engine; an immediate error becomes its result."""
-    try:
-        assert features is not None, "a part with status ok has features"
-        text = aligned_text(row["uri"], row["metadata"]) if aligns else None
-        request = part_request(
-            row,
-            features,
-            language_features,
-            further=further_features(row["further_kinds"], more_features),
-            listener=through.reach,
-            text=text,
-        )
-        hotwords = hotwords_of(row["uri"], row["metadata"])
-        return engine.submit(replace(request, hotwords=hotwords))
-    except (CheckpointError, ConfigError, EngineError):
-        raise
-    except Exception as error:
-        failed: Future[PartTranscript] = Future()
-        failed.set_exception(error)
-        return failed
-
-
-def part_request(
-    row: Mapping[str, Any],
-    features: Float16[np.ndarray, "..."],
-    language_features: Float16[np.ndarray, "..."] | None,
-    *,
-    further: Mapping[str, PartFeatures],
-    listener: Listener,
-    text: AlignedText | None = None,
-) -> PartRequest:
-    """Return the engine's request for a PARTS row, whose features may be flattened.
+def part_request(row: PartRow, text: AlignedText | None = None, **options: Any) -> PartRequest:
+    """Return the engine's request for a PARTS row, with further `options` of `PartRequest`.
 
     If `text` is given, its words are aligned with the part.
     """
     spans, mel = row["speech_spans"], row["num_mel_bins"]
+    language_features = row["language_features"]
     known_text = None if text is None else KnownText.of_part(
         text.text,
         name=redact_uri(row["uri"]),
@@ -371,15 +315,21 @@ def part_request(
     return PartRequest(
         recording_id=row["recording_id"],
         part=row["part"],
-        features=features.reshape(-1, mel),  # (frame, mel)
+        features=row["features"].reshape(-1, mel),  # (frame, mel)
         num_samples=row["num_samples"],
         pad_value=row["pad_value"],
         start_s=row["part_start_s"],
         speech=None if spans is None else tuple(SpeechSpan(**span) for span in spans),
         language_features=None if language_features is None else language_features.reshape(-1, mel),
-        listener=listener,
         known_text=known_text,
-        further=further,
+        further={
+            further["kind"]: PartFeatures(
+                values=further["features"].reshape(-1, further["num_mel_bins"]),
+                pad_value=further["pad_value"],
+            )
+            for further in row["further"] or ()
+        },
+        **options,
     )
 
 

@@ -26,12 +26,18 @@ from corpus_asr.runtime.estimate import Survey, estimate_audio, rest_s, surveyin
 from corpus_asr.runtime.preflight import ReadyCheck
 from corpus_asr.runtime.speeds import measured_machines
 from corpus_asr.stages.extract import ExtractStage
-from corpus_asr.stages.headers import HeaderReader
+from corpus_asr.stages.inspection import (
+    HEADER_BLOCK_BYTES,
+    READ_DURATION,
+    FileInspector,
+    InspectionRequest,
+)
 from corpus_asr.stages.messages import Header
 from corpus_asr.stages.transcribe import TranscribeStage
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.run_files import result_settings, write_snapshot
 from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.filesystem import DEFAULT_STORE
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import noise, wav_bytes
 from tests.support.engines import EXTRACTOR, ScriptedEngine, always, scripted_job
@@ -290,8 +296,13 @@ def test_a_few_small_ranges_are_read_of_a_remote_file(tmp_path: Path):
     data = write(tmp_path / "long.wav", 120.0).read_bytes()
     with web_server() as web:
         web.files["long.wav"] = data
-        [header] = HeaderReader(settings=run_config("/in", "/out").extract)([web.url("long.wav")])
-    assert header == Header(index=0, audio_s=120.0)
+        arguments = {"settings": run_config("/in", "/out").extract, "languages": ()}
+        files = {0: (web.url("long.wav"), None)}
+        request = InspectionRequest(
+            READ_DURATION, DEFAULT_STORE, HEADER_BLOCK_BYTES, files, arguments
+        )
+        answers = dict(FileInspector()(request))
+    assert answers[0] == Header(audio_s=120.0)
     ranges = [asked.removeprefix("bytes=").split("-") for _, _, asked in web.requests if asked]
     assert ranges
     assert sum(int(last) + 1 - int(first) for first, last in ranges) < len(data) / 3
@@ -307,7 +318,7 @@ def test_what_was_read_before_the_reader_died_or_stalled_counts(
         ("make_silent_reader", ["a.wav", "b.wav"], 1),
         ("crash_at_start", ["a.wav"], 0),
     ):
-        found = surveyed(names, tmp_path, reader=f"tests.support.isolated:{reader}")
+        found = surveyed(names, tmp_path, inspector=f"tests.support.isolated:{reader}")
         assert (found.read, found.failures) == (num_read, {}), reader
 
 

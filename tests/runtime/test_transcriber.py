@@ -251,12 +251,12 @@ def test_a_pipe_that_nobody_writes_to_holds_nobody_up(
             transcriber._pool, transcriber._engine, options_from({"part_s": 30.0})
         )
         with call:
-            call.begin(given_audio(pipe, sampling_rate=None))
-        assert call._thread is not None
-        assert call._thread.is_alive()
+            next(call.run([(given_audio(pipe, sampling_rate=None), None)]))
+            [thread] = call.extractions
+        assert thread.is_alive()
         assert transcriber.transcribe(files[1]).uri == files[1]
-    call._thread.join(10)
-    assert not call._thread.is_alive()
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_a_damaged_recording_streams_what_is_good_of_it(
@@ -267,15 +267,15 @@ def test_a_damaged_recording_streams_what_is_good_of_it(
     segments: list[Segment] = []
     stream = transcriber.stream(files[0], temperature=0.0)
     flying: list[Any] = []
-    taken = in_flight.CallInFlight._take
+    submit = in_flight.CallInFlight._submit
 
     def damaged(call: Any, recording: Any, part: Any) -> None:
-        taken(call, recording, part)
+        submit(call, recording, part)
         flying.append(recording)
         raise DecodeError("decoding: damaged (scripted)", kind="damaged")
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(in_flight.CallInFlight, "_take", damaged)
+        patched.setattr(in_flight.CallInFlight, "_submit", damaged)
         with pytest.raises(DecodeError, match="damaged"):
             segments.extend(stream)
     assert segments == [*flying[0].parts[0].transcript.result().segments]

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import ray
 from corpus_asr.config.run import RunConfig
 from corpus_asr.config.settings import Auto
 from corpus_asr.runtime.ray_cluster import Cluster
-from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
+from corpus_asr.stages.parts import ExtractRequest, PartRow
 from corpus_asr.stages.transcribe import EngineSpec
 from corpus_asr.units import MEBIBYTE
 from tests.runtime import test_ray_dataset
@@ -41,15 +40,15 @@ PARTS_PER_WORKER = 4
 EXTRACTOR = "tests.soak.test_backpressure:make_large"
 
 
-def make_large(**_: Any) -> Callable[[ExtractRequest], Iterator[ExtractedPart]]:
+def make_large(**_: Any) -> Callable[[ExtractRequest], Iterator[PartRow]]:
     """Return an extractor of large parts that takes no time, and notes each in a file."""
 
-    def extract(request: ExtractRequest) -> Iterator[ExtractedPart]:
+    def extract(request: ExtractRequest) -> Iterator[PartRow]:
         for part in range(PARTS):
             _note(request.uri, "+")
             features = np.full((FRAMES, MEL), part, np.float16)
-            yield replace(scripted_part(part), features=features, num_mel_bins=MEL,
-                          language_features=None)  # fmt: skip
+            changes = {"features": features, "num_mel_bins": MEL, "language_features": None}
+            yield scripted_part(part) | changes
 
     return extract
 

@@ -1,6 +1,7 @@
 import io
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from corpus_asr.families.whisper.features import WhisperPartFeatures
 from corpus_asr.stages import extraction
 from corpus_asr.stages.extraction import PartExtractor
 from corpus_asr.stages.measures import measured_columns
-from corpus_asr.stages.parts import DecodeProgress, ExtractedPart, ExtractRequest
+from corpus_asr.stages.parts import DONE, DecodeProgress, ExtractRequest, Message, PartRow
 from corpus_asr.transcription.whisper_prompt import find_language
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_FRAMES
@@ -47,67 +48,77 @@ def write_noise(path: Path, seconds: float, *, num_channels: int = 1) -> str:
 
 def extract(model: Path, uri: str, *, done: tuple[int, ...] = (), **changes: Any):
     request = ExtractRequest(uri=uri, done_parts=frozenset(done))
-    return list(extractor(model, **changes)(request))
+    return rows_of(extractor(model, **changes)(request))
+
+
+def is_part(message: Message) -> TypeGuard[PartRow]:
+    return isinstance(message, dict)
+
+
+def rows_of(messages: Iterable[Message]) -> list[PartRow]:
+    return list(filter(is_part, messages))
 
 
 @pytest.fixture(scope="module")
-def speech(model: Path) -> list[ExtractedPart]:
+def speech(model: Path) -> list[PartRow]:
     return extract(model, str(CLIPS / "longer.mp3"))
 
 
-def test_parts_cover_the_recording_and_hold_their_features(speech: list[ExtractedPart]):
+def test_parts_cover_the_recording_and_hold_their_features(speech: list[PartRow]):
     assert len(speech) > 1
-    assert [part.part for part in speech] == list(range(len(speech)))
+    assert [part["part"] for part in speech] == list(range(len(speech)))
     end = 0
     for part in speech:
-        assert part.start_sample == end
-        end += part.num_samples
-        assert part.num_samples <= 30 * SAMPLE_RATE_HZ
-        assert part.codec.startswith("mp3")
-        if part.features is not None:
-            assert part.features.dtype == np.float16
-            frames, mel = part.features.shape
+        assert part["part_start_s"] == end / SAMPLE_RATE_HZ
+        end += part["num_samples"]
+        assert part["num_samples"] <= 30 * SAMPLE_RATE_HZ
+        assert part["codec"].startswith("mp3")
+        if part["features"] is not None:
+            assert part["features"].dtype == np.float16
+            frames, mel = part["features"].shape
             assert mel == 80
-            assert 2 <= frames - part.num_samples // HOP_SAMPLES <= 3
+            assert 2 <= frames - part["num_samples"] // HOP_SAMPLES <= 3
 
 
-def test_the_first_speech_decides_the_language_window_of_every_part(speech: list[ExtractedPart]):
-    spoken = [part for part in speech if part.features is not None]
+def test_the_first_speech_decides_the_language_window_of_every_part(speech: list[PartRow]):
+    spoken = [part for part in speech if part["features"] is not None]
     first, others = spoken[0], spoken[1:]
-    assert first.speech
-    assert first.language_features is None
-    start_s = first.language_window_start_s
-    assert start_s == pytest.approx(first.speech[0][0], abs=HOP_SAMPLES / SAMPLE_RATE_HZ)
+    assert first["speech_spans"]
+    assert first["language_features"] is None
+    start_s = first["language_window_start_s"]
+    assert start_s == pytest.approx(
+        first["speech_spans"][0]["start_s"], abs=HOP_SAMPLES / SAMPLE_RATE_HZ
+    )
     assert others
     assert start_s is not None
-    assert first.features is not None
-    frame = round((start_s - first.start_sample / SAMPLE_RATE_HZ) * 100)
-    expected = first.features[frame : frame + WINDOW_FRAMES]
+    assert first["features"] is not None
+    frame = round((start_s - first["part_start_s"]) * 100)
+    expected = first["features"][frame : frame + WINDOW_FRAMES]
     for part in others:
-        assert part.language_window_start_s == start_s
-        assert part.language_features is not None
-        assert part.language_features.shape == (WINDOW_FRAMES, 80)
-        np.testing.assert_array_equal(part.language_features[: len(expected)], expected)
+        assert part["language_window_start_s"] == start_s
+        assert part["language_features"] is not None
+        assert part["language_features"].shape == (WINDOW_FRAMES, 80)
+        np.testing.assert_array_equal(part["language_features"][: len(expected)], expected)
         np.testing.assert_array_equal(
-            part.language_features[len(expected) :], np.float16(first.pad_value)
+            part["language_features"][len(expected) :], np.float16(first["pad_value"])
         )
 
 
 def test_done_parts_are_told_without_features_and_change_nothing_else(
-    model: Path, speech: list[ExtractedPart]
+    model: Path, speech: list[PartRow]
 ):
     again = extract(model, str(CLIPS / "longer.mp3"), done=(0,))
-    assert [part.wanted for part in again] == [False] + [True] * (len(speech) - 1)
-    assert again[0].features is None
+    assert [part["status"] for part in again] == [DONE] + [part["status"] for part in speech[1:]]
+    assert again[0]["features"] is None
     for before, after in zip(speech[1:], again[1:], strict=True):
-        for name in ("start_sample", "speech", "language_window_start_s", "pad_value"):
-            assert getattr(before, name) == getattr(after, name)
+        for name in ("part_start_s", "speech_spans", "language_window_start_s", "pad_value"):
+            assert before[name] == after[name]
         for name in ("features", "language_features"):
-            np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
+            np.testing.assert_array_equal(before[name], after[name])
 
 
 def test_features_of_further_kinds_are_those_of_their_own_checkpoints(
-    model: Path, tmp_path: Path, speech: list[ExtractedPart]
+    model: Path, tmp_path: Path, speech: list[PartRow]
 ):
     other = tmp_path / "parakeet"
     other.mkdir()
@@ -118,17 +129,17 @@ def test_features_of_further_kinds_are_those_of_their_own_checkpoints(
     assert kind == "nemo-80-0.97"
     both = PartExtractor(folder=str(model), settings=settings, further_folders={kind: other})
     request = ExtractRequest(uri=str(CLIPS / "longer.mp3"), done_parts=frozenset({0}))
-    parts = list(both(request))
-    assert not parts[0].further
+    parts = rows_of(both(request))
+    assert not parts[0]["further"]
     alone = extract(other, request.uri)
     for part, first, second in zip(parts[1:], speech[1:], alone[1:], strict=True):
-        np.testing.assert_array_equal(part.features, first.features)
-        if part.features is None:
-            assert not part.further
+        np.testing.assert_array_equal(part["features"], first["features"])
+        if part["features"] is None:
+            assert not part["further"]
             continue
-        assert list(part.further) == [kind]
-        np.testing.assert_array_equal(part.further[kind].values, second.features)
-        assert part.further[kind].pad_value == second.pad_value
+        [further] = part["further"]
+        assert (further["kind"], further["pad_value"]) == (kind, second["pad_value"])
+        np.testing.assert_array_equal(further["features"], second["features"].reshape(-1))
 
 
 def test_without_detection_everything_is_transcribed_and_the_first_window_tells_the_language(
@@ -137,23 +148,23 @@ def test_without_detection_everything_is_transcribed_and_the_first_window_tells_
     uri = write_noise(tmp_path / "noise.wav", 45)
     parts = extract(model, uri, vad_filter=False)
     assert len(parts) == 2
-    assert all(part.speech is None and part.features is not None for part in parts)
-    assert parts[0].language_features is None
-    assert [part.language_window_start_s for part in parts] == [0.0, 0.0]
+    assert all(part["speech_spans"] is None and part["features"] is not None for part in parts)
+    assert parts[0]["language_features"] is None
+    assert [part["language_window_start_s"] for part in parts] == [0.0, 0.0]
     np.testing.assert_array_equal(
-        parts[1].language_features[: len(parts[0].features)],
-        parts[0].features[:WINDOW_FRAMES],
+        parts[1]["language_features"][: len(parts[0]["features"])],
+        parts[0]["features"][:WINDOW_FRAMES],
     )
 
 
 def test_later_parts_carry_the_very_windows_the_first_one_is_asked_in(model: Path, tmp_path: Path):
     uri = write_noise(tmp_path / "noise.wav", 200)
     first, *others = extract(model, uri, vad_filter=False, part_s=130.0)
-    assert first.features is not None
-    assert first.pad_value is not None
+    assert first["features"] is not None
+    assert first["pad_value"] is not None
     own = PartRequest(
-        recording_id="r", part=0, features=first.features, num_samples=first.num_samples,
-        pad_value=first.pad_value, start_s=0.0, speech=None,
+        recording_id="r", part=0, features=first["features"], num_samples=first["num_samples"],
+        pad_value=first["pad_value"], start_s=0.0, speech=None,
     )  # fmt: skip
     asked = find_language(own, languages.prompt_format(), DecodingSettings())
     windows = [next(asked).features.T]
@@ -164,23 +175,23 @@ def test_later_parts_carry_the_very_windows_the_first_one_is_asked_in(model: Pat
         asked.send(said)
     assert others
     for part in others:
-        np.testing.assert_array_equal(part.language_features, np.concatenate(windows))
+        np.testing.assert_array_equal(part["language_features"], np.concatenate(windows))
 
 
 def test_each_channel_has_parts_of_its_own_in_a_fixed_order(model: Path, tmp_path: Path):
     uri = write_noise(tmp_path / "stereo.wav", 45, num_channels=2)
     first = extract(model, uri, channels="each", vad_filter=False)
     second = extract(model, uri, channels="each", vad_filter=False)
-    order = [(part.part, part.channel, part.start_sample) for part in first]
-    assert order == [(part.part, part.channel, part.start_sample) for part in second]
+    order = [(part["part"], part["channel"], part["part_start_s"]) for part in first]
+    assert order == [(part["part"], part["channel"], part["part_start_s"]) for part in second]
     assert [part for part, _, _ in order] == [0, 1, 2, 3]
     for channel in (0, 1):
-        mine = [part for part in first if part.channel == channel]
-        assert sum(part.num_samples for part in mine) == 45 * SAMPLE_RATE_HZ
+        mine = [part for part in first if part["channel"] == channel]
+        assert sum(part["num_samples"] for part in mine) == 45 * SAMPLE_RATE_HZ
     # One language window for the recording, from the part that came first.
-    assert len({part.language_window_start_s for part in first}) == 1
+    assert len({part["language_window_start_s"] for part in first}) == 1
     alone = extract(model, uri, channels=1, vad_filter=False)
-    assert [(part.channel, part.channels) for part in alone] == [(1, 2)] * 2
+    assert [(part["channel"], part["channels"]) for part in alone] == [(1, 2)] * 2
 
 
 def test_how_far_it_is_comes_first_and_every_second(
@@ -189,7 +200,7 @@ def test_how_far_it_is_comes_first_and_every_second(
     monkeypatch.setattr(extraction, "PROGRESS_EVERY_S", 0.0)
     uri = write_noise(tmp_path / "stereo.wav", 31, num_channels=2)
     own = extractor(model, channels="each", speech_detection="none")
-    messages = list(own.messages(ExtractRequest(uri=uri)))
+    messages = list(own(ExtractRequest(uri=uri)))
     progress = [each for each in messages if isinstance(each, DecodeProgress)]
     assert isinstance(messages[0], DecodeProgress)
     assert messages[0].decoded_s == 0.0
@@ -198,7 +209,7 @@ def test_how_far_it_is_comes_first_and_every_second(
     decoded = [each.decoded_s for each in progress]
     assert decoded == sorted(decoded)
     assert decoded[-1] == 62.0
-    assert len(messages) - len(progress) == 4
+    assert len(rows_of(messages)) == 4
 
 
 def test_a_recording_is_read_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -213,7 +224,7 @@ def test_a_recording_is_read_once(model: Path, tmp_path: Path, monkeypatch: pyte
 
     path = Path(write_noise(tmp_path / "noise.wav", 60))
     monkeypatch.setattr(extraction, "open_binary", lambda uri, _: io.BufferedReader(Counted(uri)))
-    list(extractor(model).messages(ExtractRequest(uri=str(path))))
+    list(extractor(model)(ExtractRequest(uri=str(path))))
     assert path.stat().st_size <= num_bytes < 1.2 * path.stat().st_size
 
 
@@ -223,7 +234,7 @@ def test_many_channels_make_parts_shorter(
     monkeypatch.setattr(extraction, "MAX_BUFFERED_S", 120.0)
     uri = write_noise(tmp_path / "four.wav", 61, num_channels=4)
     parts = extract(model, uri, channels="each", vad_filter=False, part_s=600.0)
-    assert max(part.num_samples for part in parts) <= 30 * SAMPLE_RATE_HZ
+    assert max(part["num_samples"] for part in parts) <= 30 * SAMPLE_RATE_HZ
 
 
 def test_a_missing_speech_detector_is_found_at_the_start(
@@ -239,15 +250,15 @@ def test_a_missing_speech_detector_is_found_at_the_start(
 
 
 def test_a_recording_leaves_nothing_behind_for_the_next(
-    model: Path, tmp_path: Path, speech: list[ExtractedPart]
+    model: Path, tmp_path: Path, speech: list[PartRow]
 ):
     stereo = write_noise(tmp_path / "stereo.wav", 4, num_channels=2)
     shared = extractor(model, channels="each")
     list(shared(ExtractRequest(uri=stereo)))
     abandoned = shared(ExtractRequest(uri=str(CLIPS / "longer.mp3")))
     next(abandoned)
-    again = list(shared(ExtractRequest(uri=str(CLIPS / "longer.mp3"))))
-    assert [part.speech for part in again] == [part.speech for part in speech]
+    again = rows_of(shared(ExtractRequest(uri=str(CLIPS / "longer.mp3"))))
+    assert [part["speech_spans"] for part in again] == [part["speech_spans"] for part in speech]
 
 
 def test_what_cannot_be_read_or_decoded_raises_its_kind_and_tells_no_secrets(
@@ -279,11 +290,11 @@ def test_what_comes_before_damage_is_kept(
         "open_container",
         lambda *args, **names: DamagedContainer(open_container(*args, **names), packets=1000),
     )
-    parts: list[ExtractedPart] = []
+    parts: list[PartRow] = []
     with pytest.raises(DecodeError, match="damaged after") as caught:
-        parts.extend(extractor(model, vad_filter=False)(ExtractRequest(uri=uri)))
-    assert [part.part for part in parts] == [0, 1, 2]
-    decoded_s = sum(part.num_samples for part in parts) / SAMPLE_RATE_HZ
+        parts.extend(filter(is_part, extractor(model, vad_filter=False)(ExtractRequest(uri=uri))))
+    assert [part["part"] for part in parts] == [0, 1, 2]
+    decoded_s = sum(part["num_samples"] for part in parts) / SAMPLE_RATE_HZ
     assert 30 < decoded_s < 90
     assert f"{decoded_s:.1f} s of audio" in str(caught.value)
 
@@ -303,8 +314,8 @@ def test_features_are_those_of_the_whole_part(model: Path, tmp_path: Path):
     path.write_bytes(wav_bytes(samples, rate_hz=SAMPLE_RATE_HZ, sample_type="flt"))
     (part,) = extract(model, str(path), vad_filter=False)
     expected = WhisperPartFeatures.from_folder(model)(samples[0])
-    np.testing.assert_allclose(part.features, expected.values, atol=2e-3)
-    assert part.pad_value == pytest.approx(float(expected.pad_value), abs=1e-3)
+    np.testing.assert_allclose(part["features"], expected.values, atol=2e-3)
+    assert part["pad_value"] == pytest.approx(float(expected.pad_value), abs=1e-3)
 
 
 def test_a_recording_that_decodes_for_too_long_is_kept_up_to_the_limit(model: Path, tmp_path: Path):
@@ -315,12 +326,12 @@ def test_a_recording_that_decodes_for_too_long_is_kept_up_to_the_limit(model: Pa
     assert len(data) < seconds * SAMPLE_RATE_HZ * 2 / 100
     path = tmp_path / "bomb.flac"
     path.write_bytes(data)
-    parts: list[ExtractedPart] = []
+    parts: list[PartRow] = []
     limited = extractor(model, vad_filter=False, max_duration_h=0.025)
     with pytest.raises(DecodeError, match=r"more than 0\.025 h .* raise the limit") as caught:
-        parts.extend(limited(ExtractRequest(uri=str(path))))
+        parts.extend(filter(is_part, limited(ExtractRequest(uri=str(path)))))
     assert caught.value.kind == "too_long"
-    assert 80 <= sum(part.num_samples for part in parts) / SAMPLE_RATE_HZ <= 90
+    assert 80 <= sum(part["num_samples"] for part in parts) / SAMPLE_RATE_HZ <= 90
     assert extract(model, str(path), vad_filter=False, max_duration_h=0.1)
 
 
@@ -342,19 +353,19 @@ def test_what_was_opened_ahead_is_what_is_extracted(model: Path, tmp_path: Path)
             with pytest.raises(FetchError, match="missing"):
                 list(ours(request))
         else:
-            (part,) = ours(request)
-            assert part.num_samples == (1 + uris.index(uri)) * SAMPLE_RATE_HZ
+            (part,) = rows_of(ours(request))
+            assert part["num_samples"] == (1 + uris.index(uri)) * SAMPLE_RATE_HZ
 
 
 def test_fingerprints_are_of_wanted_parts_and_only_where_they_are_asked_for(model: Path):
     clip = str(CLIPS / "longer.mp3")
     for part in extract(model, clip):
-        assert [row["name"] for row in part.measured] == ["sound"]
+        assert [row["name"] for row in part["measured"]] == ["sound"]
     first, *others = extract(model, clip, done=(0,), measures=("fingerprint",))
-    assert first.columns()["measured"] == ()
+    assert first["measured"] == ()
     for part in others:
-        found = measured_columns(part.measured, (), (), start_s=0.0)
+        found = measured_columns(part["measured"], (), (), start_s=0.0)
         words = np.frombuffer(found.pop("fingerprint"), "<u4")
         assert found == {"measures": None}
-        seconds = part.num_samples / SAMPLE_RATE_HZ
+        seconds = part["num_samples"] / SAMPLE_RATE_HZ
         assert len(words) == pytest.approx(8 * max(0.0, seconds - 1.8), abs=2)

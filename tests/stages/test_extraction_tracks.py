@@ -11,7 +11,7 @@ from corpus_asr.config.extraction import ExtractSettings
 from corpus_asr.errors import DecodeError
 from corpus_asr.stages import extraction
 from corpus_asr.stages.extraction import PartExtractor
-from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
+from corpus_asr.stages.parts import DONE, ExtractRequest, PartRow
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import noise, read_clip
 from tests.support.corpora import CLIPS, tiny_model
@@ -42,22 +42,21 @@ def write(folder: Path, *tracks: Track) -> str:
 def messages(model: Path, uri: str, *, done: tuple[int, ...] = (), **changes: Any):
     settings = ExtractSettings.model_construct(**({"part_s": 30.0} | changes))
     extractor = PartExtractor(folder=str(model), settings=settings)
-    return extractor.messages(ExtractRequest(uri=uri, done_parts=frozenset(done)))
+    return extractor(ExtractRequest(uri=uri, done_parts=frozenset(done)))
 
 
-def extract(model: Path, uri: str, **options: Any) -> list[ExtractedPart]:
+def extract(model: Path, uri: str, **options: Any) -> list[PartRow]:
     found = messages(model, uri, **options)
-    return [each for each in found if isinstance(each, ExtractedPart)]
+    return [each for each in found if isinstance(each, dict)]
 
 
-def same(found: list[ExtractedPart], expected: list[ExtractedPart]) -> None:
+def same(found: list[PartRow], expected: list[PartRow]) -> None:
     """Compare what was extracted, but for the times it took and the names of tracks."""
-    assert [(each.part, each.start_sample, each.num_samples, each.speech) for each in found] == [
-        (each.part, each.start_sample, each.num_samples, each.speech) for each in expected
-    ]
+    for name in ("part", "part_start_s", "num_samples", "speech_spans"):
+        assert [each[name] for each in found] == [each[name] for each in expected]
     for one, other in zip(found, expected, strict=True):
         for name in ("features", "language_features"):
-            before, after = getattr(other, name), getattr(one, name)
+            before, after = other[name], one[name]
             assert (before is None) == (after is None)
             if before is not None:
                 np.testing.assert_array_equal(before, after)
@@ -65,25 +64,25 @@ def same(found: list[ExtractedPart], expected: list[ExtractedPart]) -> None:
 
 def test_where_nobody_speaks_the_track_with_speech_is_taken(model: Path, tmp_path: Path):
     alone = extract(model, write(tmp_path, Track(samples=LONG)))
-    assert alone[0].audio_tracks is None
-    assert alone[0].audio_track is None
+    assert alone[0]["audio_tracks"] is None
+    assert alone[0]["audio_track"] is None
     uri = write(tmp_path, Track(samples=silence(95)), Track(samples=LONG, language="deu"))
     found = extract(model, uri)
     same(found, alone)
-    assert {each.audio_track for each in found} == {2}
-    assert {each.audio_tracks for each in found} == {("", "deu")}
-    assert {each.silent_tracks for each in found} == {(1,)}
+    assert {each["audio_track"] for each in found} == {2}
+    assert {each["audio_tracks"] for each in found} == {("", "deu")}
+    assert {each["silent_tracks"] for each in found} == {(1,)}
     # Asked for by its number, it stays the silent one.
-    assert not any(each.spoken for each in extract(model, uri, track=1))
+    assert not any(each["speech_spans"] != [] for each in extract(model, uri, track=1))
 
 
 def test_a_track_that_begins_with_silence_is_no_silent_one(model: Path, tmp_path: Path):
     late = np.concatenate([silence(65), SPEECH])
     alone = extract(model, write(tmp_path, Track(samples=late)))
-    assert [each.spoken for each in alone][:2] == [False, False]
+    assert [each["speech_spans"] != [] for each in alone][:2] == [False, False]
     found = extract(model, write(tmp_path, Track(samples=late), Track(samples=LONG)))
     same(found, alone)
-    assert {(each.audio_track, each.silent_tracks) for each in found} == {(1, ())}
+    assert {(each["audio_track"], each["silent_tracks"]) for each in found} == {(1, ())}
 
 
 def test_where_nobody_speaks_at_all_the_best_track_is_what_was_searched(
@@ -91,15 +90,15 @@ def test_where_nobody_speaks_at_all_the_best_track_is_what_was_searched(
 ):
     tracks = [Track(samples=silence(40)), Track(samples=silence(95)), Track(samples=silence(10))]
     found = extract(model, write(tmp_path, *tracks))
-    assert sum(each.num_samples for each in found) == 40 * SAMPLE_RATE_HZ
-    assert [each.part for each in found] == list(range(len(found)))
-    assert {(each.audio_track, each.spoken) for each in found} == {(1, False)}
+    assert sum(each["num_samples"] for each in found) == 40 * SAMPLE_RATE_HZ
+    assert [each["part"] for each in found] == list(range(len(found)))
+    assert {(each["audio_track"], each["speech_spans"] != []) for each in found} == {(1, False)}
 
 
 def test_done_parts_of_the_other_track_are_not_done_again(model: Path, tmp_path: Path):
     uri = write(tmp_path, Track(samples=silence(5)), Track(samples=LONG))
     whole, rest = extract(model, uri), extract(model, uri, done=(0,))
-    assert [each.wanted for each in rest] == [False] + [True] * (len(whole) - 1)
+    assert [each["status"] for each in rest] == [DONE] + [each["status"] for each in whole[1:]]
     same(rest[1:], whole[1:])
 
 
@@ -107,19 +106,19 @@ def test_each_track_has_parts_of_its_own_and_its_own_language_window(model: Path
     alone = [extract(model, write(tmp_path, Track(samples=samples))) for samples in (LONG, OTHER)]
     uri = write(tmp_path, Track(samples=LONG, language="eng"), Track(samples=OTHER, language="deu"))
     found = extract(model, uri, track="all")
-    assert [each.part for each in found] == list(range(len(found)))
-    assert {each.audio_track for each in found} == {None}
+    assert [each["part"] for each in found] == list(range(len(found)))
+    assert {each["audio_track"] for each in found} == {None}
     for number, expected in zip((1, 2), alone, strict=True):
-        own = [each for each in found if each.channel == number]
-        assert [each.speech for each in own] == [each.speech for each in expected]
+        own = [each for each in found if each["channel"] == number]
+        assert [each["speech_spans"] for each in own] == [each["speech_spans"] for each in expected]
         # The window lies in the first part of each: the other track's is not carried over.
-        assert own[0].language_features is None
-        assert own[0].language_window_start_s == expected[0].language_window_start_s
+        assert own[0]["language_features"] is None
+        assert own[0]["language_window_start_s"] == expected[0]["language_window_start_s"]
         for one, other in zip(own, expected, strict=True):
-            np.testing.assert_array_equal(one.features, other.features)
+            np.testing.assert_array_equal(one["features"], other["features"])
     # A recording with one track has one transcript, without a number.
     only = extract(model, write(tmp_path, Track(samples=OTHER)), track="all")
-    assert {(each.channel, each.audio_tracks) for each in only} == {(None, None)}
+    assert {(each["channel"], each["audio_tracks"]) for each in only} == {(None, None)}
 
 
 def test_a_damaged_track_costs_no_other(
@@ -137,7 +136,7 @@ def test_a_damaged_track_costs_no_other(
     with pytest.raises(DecodeError, match="its codec is unknown"):
         found.extend(each for each in messages(model, uri, track="all"))
     # A list is extended as it goes on: what came before the failure is there.
-    assert {each.channel for each in found if isinstance(each, ExtractedPart)} == {3}
+    assert {each["channel"] for each in found if isinstance(each, dict)} == {3}
 
 
 def test_a_track_that_is_not_there_fails_the_recording_alone(model: Path, tmp_path: Path):

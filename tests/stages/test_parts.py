@@ -2,32 +2,25 @@ import numpy as np
 import pyarrow as pa
 
 from corpus_asr.errors import FetchError
-from corpus_asr.stages.parts import (
-    failure_fields,
-    half_list,
-    half_views,
-)
+from corpus_asr.families.registry import PartFeatures
+from corpus_asr.schemas import PARTS
+from corpus_asr.stages.parts import failure_fields, further_rows, one_row, part_rows
 
 
-def test_halves_go_into_a_list_column_without_a_copy_and_come_back_as_views():
+def test_features_go_into_a_row_without_a_copy_and_come_back_as_views():
     values = np.arange(12, dtype=np.float16).reshape(3, 4)
-    column = half_list([values])
-    assert column.type == pa.list_(pa.float16())
-    (view,) = half_views(pa.chunked_array([column]))
-    assert view is not None
-    assert np.shares_memory(view, values)
-    np.testing.assert_array_equal(view.reshape(3, 4), values)
-
-
-def test_views_respect_slices_chunks_and_nulls():
-    rows = [np.full(n, n, np.float16) for n in (2, 0, 3)]
-    first = half_list(rows).slice(1)
-    column = pa.chunked_array([first, pa.nulls(1, pa.list_(pa.float16()))])
-    empty, three, missing = half_views(column)
-    assert empty is not None
-    assert empty.size == 0
-    np.testing.assert_array_equal(three, rows[2])
-    assert missing is None
+    further = further_rows({"other": PartFeatures(values=values, pad_value=-2.0)})
+    first = one_row(PARTS, {"features": values, "further": further})
+    other = one_row(PARTS, {"language_features": np.empty((0, 4), np.float16), "part": 7})
+    row, empty = part_rows(pa.concat_tables([first, other]).slice(0, 2))
+    assert np.shares_memory(row["features"], values)
+    np.testing.assert_array_equal(row["features"].reshape(3, 4), values)
+    assert (row["part"], row["language_features"]) == (None, None)
+    [kind] = row["further"]
+    np.testing.assert_array_equal(kind.pop("features").reshape(3, 4), values)
+    assert kind == {"kind": "other", "num_mel_bins": 4, "pad_value": -2.0}
+    assert (empty["part"], empty["features"], empty["further"]) == (7, None, None)
+    assert empty["language_features"].size == 0
 
 
 def test_a_failure_is_recorded_with_its_kind_and_without_secrets():

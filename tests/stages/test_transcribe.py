@@ -13,7 +13,7 @@ from corpus_asr.errors import EngineError
 from corpus_asr.families.registry import PartFeatures
 from corpus_asr.schemas import RESULTS
 from corpus_asr.segments import PartLabels
-from corpus_asr.stages.parts import further_columns
+from corpus_asr.stages.parts import further_rows
 from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage
 from corpus_asr.storage.run_state.part_rows import commit_rows
 from tests.support.engines import ScriptedEngine, always, broken_engine, scripted_engine
@@ -83,7 +83,7 @@ def test_the_engine_gets_features_of_all_kinds():
     engine = ScriptedEngine()
     stage = stage_with(engine)
     other = PartFeatures(values=np.full((100, 6), 3.0, np.float16), pad_value=-2.0)
-    plain, several = extracted("a"), extracted("b", **further_columns({"other": other}))
+    plain, several = extracted("a"), extracted("b", further=further_rows({"other": other}))
     stage(pa.concat_tables([plain, several]))
     without, with_both = engine.requests
     assert not without.further

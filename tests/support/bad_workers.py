@@ -19,10 +19,10 @@ import ray
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import EngineError
 from corpus_asr.runtime.workers import ExtractWorker
-from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
+from corpus_asr.stages.parts import ExtractRequest, Message
 from corpus_asr.stages.transcribe import EngineSpec
 from tests.support.engines import ScriptedEngine
-from tests.support.extractors import Message, make
+from tests.support.extractors import make
 from tests.support.killing import SlowEngine
 
 NOTES = "notes"
@@ -117,7 +117,7 @@ def make_killing(folder: str, **options: Any) -> Callable[[ExtractRequest], Iter
 
     def extract(request: ExtractRequest) -> Iterator[Message]:
         for part in scripted(request):
-            if "killparent" in request.uri and isinstance(part, ExtractedPart) and part.part == 1:
+            if "killparent" in request.uri and isinstance(part, dict) and part["part"] == 1:
                 _note(Path(folder).parent, "extract worker killed")
                 os.kill(os.getppid(), signal.SIGKILL)
                 time.sleep(60)

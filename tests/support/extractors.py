@@ -10,7 +10,6 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,15 @@ from corpus_asr.config.extraction import NO_SPEAKERS, SpeakerSettings
 from corpus_asr.errors import CheckpointError, DecodeError, FetchError
 from corpus_asr.speakers.turns import SpeechWindows
 from corpus_asr.stages.measures import Voices, measure_part
-from corpus_asr.stages.parts import DecodeProgress, ExtractedPart, ExtractRequest
-
-Message = ExtractedPart | DecodeProgress
+from corpus_asr.stages.parts import (
+    DONE,
+    NO_SPEECH,
+    OK,
+    DecodeProgress,
+    ExtractRequest,
+    Message,
+    PartRow,
+)
 
 PAUSE = "CORPUS_ASR_TEST_EXTRACT_PAUSE_S"
 STUCK = "stuck"
@@ -41,8 +46,8 @@ def make(
 
     def extract(request: ExtractRequest) -> Iterator[Message]:
         for part in _extract(request):
-            if speakers.wanted and isinstance(part, ExtractedPart) and part.wanted:
-                part = replace(part, measured=scripted_voices(part))
+            if speakers.wanted and isinstance(part, dict) and part["status"] != DONE:
+                part = part | {"measured": scripted_voices(part)}
             yield part
 
     return extract
@@ -69,13 +74,13 @@ class ScriptedVoices(Voices):
         self._segmenter = None
 
 
-def scripted_voices(part: ExtractedPart) -> list[dict[str, Any]]:
+def scripted_voices(part: PartRow) -> list[dict[str, Any]]:
     """Measure ten windows in each tenth of a part with speech: of two voices, by turns of parts."""
-    count = 10 if part.speech else 0
+    count = 10 if part["speech_spans"] else 0
     start_s = np.arange(count) / 10
     width = np.eye(8, dtype=np.float16)
     windows = SpeechWindows(
-        start_s=start_s, end_s=start_s + 0.1, embeddings=width[[part.part % 2] * count]
+        start_s=start_s, end_s=start_s + 0.1, embeddings=width[[part["part"] % 2] * count]
     )
     audio = AudioPart(start_sample=0, samples=np.zeros(1, np.float32), speech=None)
     return measure_part({"corpus_asr.stages.measures:Voices": ScriptedVoices(windows)}, audio)
@@ -108,7 +113,7 @@ def _extract(request: ExtractRequest) -> Iterator[Message]:
         made = scripted_part(
             part, wanted=part not in request.done_parts, silent=part == said.get("silent")
         )
-        yield replace(made, decode_s=float("inf")) if part == said.get("endless") else made
+        yield made | {"decode_s": float("inf")} if part == said.get("endless") else made
     if "digest" in said:
         digest = str(said["digest"])
         yield DecodeProgress(decoded_s=0.0, expected_s=None, content_digest=digest)
@@ -120,37 +125,33 @@ def make_telling(**_: Any) -> Callable[[ExtractRequest], Iterator[Message]]:
     def tell(_: ExtractRequest) -> Iterator[Message]:
         paths = Path(f"/proc/{os.getppid()}/maps").read_text()
         known = ("arrow", "torch", "avcodec", "onnxruntime", "raylet")
-        yield replace(scripted_part(0), codec=" ".join(name for name in known if name in paths))
+        yield scripted_part(0) | {"codec": " ".join(name for name in known if name in paths)}
 
     return tell
 
 
-def scripted_part(part: int, *, wanted: bool = True, silent: bool = False) -> ExtractedPart:
+def scripted_part(part: int, *, wanted: bool = True, silent: bool = False) -> PartRow:
     """Return one part whose features are full of its number."""
-    start = part * PART_SAMPLES
     spoken = wanted and not silent
-    return ExtractedPart(
-        part=part,
-        wanted=wanted,
-        spoken=not silent,
-        channel=None,
-        start_sample=start,
-        num_samples=PART_SAMPLES,
-        speech=() if silent else ((part + 0.25, part + 0.75),),
-        features=np.full((FRAMES, MEL), part, np.float16) if spoken else None,
-        num_mel_bins=MEL,
-        pad_value=-1.5 if spoken else None,
-        language_features=np.full((3000, MEL), 0.5, np.float16) if spoken and part else None,
-        language_window_start_s=0.25 if spoken else None,
-        codec="scripted",
-        sample_rate_hz=16_000,
-        channels=1,
-        header_duration_s=None,
-        decode_errors=0,
-        time_corrections=0,
-        clock_restarts=0,
-        audio_track=None,
-        audio_tracks=None,
-        silent_tracks=(),
-        decode_s=0.01,
-    )
+    return {
+        "part": part,
+        "status": (NO_SPEECH if silent else OK) if wanted else DONE,
+        "channel": None,
+        "part_start_s": part * PART_SAMPLES / 16_000,
+        "part_end_s": (part + 1) * PART_SAMPLES / 16_000,
+        "num_samples": PART_SAMPLES,
+        "speech_s": 0.0 if silent else 0.5,
+        "speech_spans": [] if silent else [{"start_s": part + 0.25, "end_s": part + 0.75}],
+        "features": np.full((FRAMES, MEL), part, np.float16) if spoken else None,
+        "num_mel_bins": MEL,
+        "pad_value": -1.5 if spoken else None,
+        "language_features": np.full((3000, MEL), 0.5, np.float16) if spoken and part else None,
+        "language_window_start_s": 0.25 if spoken else None,
+        "codec": "scripted",
+        "sample_rate_hz": 16_000,
+        "channels": 1,
+        "decode_errors": 0,
+        "time_corrections": 0,
+        "clock_restarts": 0,
+        "decode_s": 0.01,
+    }

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -197,25 +197,25 @@ def fetch_error() -> FetchError:
 SEGFAULT = int(signal.SIGSEGV)
 
 
-def make_crashing_reader(**_: Any) -> Callable[[Sequence[str]], Iterator["Header"]]:
+def make_crashing_reader() -> Callable[[Any], Iterator[tuple[int, "Header"]]]:
     """Return a reader of headers that dies of every recording called `crash`."""
     from corpus_asr.stages.messages import Header
 
-    def read(uris: Sequence[str]) -> Iterator["Header"]:
-        for index, uri in enumerate(uris):
+    def read(request: Any) -> Iterator[tuple[int, "Header"]]:
+        for index, (uri, _) in request.files.items():
             if "crash" in uri:
                 os.kill(os.getpid(), signal.SIGSEGV)
-            yield Header(index=index, audio_s=10.0)
+            yield index, Header(audio_s=10.0)
 
     return read
 
 
-def make_silent_reader(**_: Any) -> Callable[[Sequence[str]], Iterator["Header"]]:
+def make_silent_reader() -> Callable[[Any], Iterator[tuple[int, "Header"]]]:
     """Return a reader of headers that says nothing after its first one."""
     from corpus_asr.stages.messages import Header
 
-    def read(_: Sequence[str]) -> Iterator["Header"]:
-        yield Header(index=0, audio_s=10.0)
+    def read(_: Any) -> Iterator[tuple[int, "Header"]]:
+        yield 0, Header(audio_s=10.0)
         time.sleep(60)
 
     return read

@@ -218,7 +218,12 @@ def inspect_files(
     """Return what `module:function` returns of each open file; None where reading it failed."""
     inspect = functools.partial(inspect_file, function, options, block_bytes)
     with ThreadPoolExecutor(READERS, thread_name_prefix="inspect-files") as pool:
-        return list(pool.map(inspect, files))
+        return known_answers(pool.map(inspect, files))
+
+
+def known_answers(answers: Iterable[Any]) -> list[Any]:
+    """Return answers of `inspect_file`, with None in place of errors."""
+    return [None if isinstance(answer, FetchError) else answer for answer in answers]
 
 
 def inspect_file(
@@ -227,16 +232,20 @@ def inspect_file(
     block_bytes: int | None,
     file: File,
     watch: Callable[[io.BufferedReader], Any] = lambda opened: opened,
+    **arguments: Any,
 ) -> Any:
-    """Return what `module:function` returns of a file, whose bytes it reads by `watch`."""
+    """Return what `module:function` returns of a file, whose bytes it reads by `watch`.
+
+    An error of reading it is returned: a failure of this recording, if it is processed.
+    """
     # Libraries are loaded where files are read: a plan that reads none starts sooner.
     module, _, name = function.partition(":")
     call = getattr(importlib.import_module(module), name)
     try:
         with open_binary(located(*file), options, block_bytes=block_bytes) as opened:
-            return call(watch(opened), uri=redact_uri(file[0]))
-    except FetchError:  # a failure of this recording, if it is processed
-        return None
+            return call(watch(opened), uri=redact_uri(file[0]), **arguments)
+    except FetchError as error:
+        return error
 
 
 def read_bytes(uri: str, options: StoreOptions = DEFAULT_STORE) -> bytes:
