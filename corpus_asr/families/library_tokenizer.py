@@ -4,7 +4,7 @@ Files are validated before the library reads them: it ignores a vocabulary that 
 and panics, past `except Exception`, on a merge whose parts are not in the vocabulary.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,17 @@ from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.saved_files import read_json_object
+from corpus_asr.families.saved_files import checked, optional_object, read_json_object
 from corpus_asr.families.tensors import BatchEncoding
-from corpus_asr.families.tokenizer import PretrainedTokenizer, added_token
+from corpus_asr.families.tokenizer import (
+    ADDED_NAME,
+    OTHER_SPECIAL,
+    SETTINGS_NAME,
+    SPECIAL_NAME,
+    VOCAB_NAME,
+    PretrainedTokenizer,
+    added_token,
+)
 from corpus_asr.families.truncation_padding import NO_LIMIT, EncodeOptions, text_pairs
 
 _MAX_ID = 2**32 - 1  # limit of the library
@@ -85,6 +93,64 @@ def check_vocabulary(vocab: object, merges: object, *, path: Path, merges_path: 
                 f"reading {merges_path}: merge {number} is {str(pair)[:60]}, expected two tokens "
                 f"of {path.name} that form a third; fetch the checkpoint again"
             )
+
+
+def add_saved_tokens(tokenizer: Tokenizer, folder: Path) -> None:
+    """Add the tokens that a folder's files have beside the vocabulary, at the IDs they name.
+
+    Raises:
+        CheckpointError: a file is broken, or an ID does not follow the vocabulary's without gaps.
+    """
+    settings = optional_object(folder / SETTINGS_NAME)
+    roles = (optional_object(folder / SPECIAL_NAME), settings)
+    special = dict.fromkeys(token for content in roles for token in _special_tokens(content))
+    # Role files name special tokens without IDs; a separate file has the IDs.
+    path = folder / ADDED_NAME
+    ids: dict[str, int | None] = dict.fromkeys(special)
+    ids.update(checked(dict[str, int], optional_object(path), "", path=path))
+    # tokenizer_config.json takes precedence over the older files.
+    described = _described_tokens(settings, folder / SETTINGS_NAME)
+    ids.update({token: token_id for token, (token_id, _) in described.items()})
+    # Tokens with IDs by ID, then the others in order, as the library assigns IDs in sequence.
+    for token in sorted(ids, key=lambda token: (ids[token] is None, ids[token] or 0)):
+        flags = described[token][1] if token in described else {}
+        is_special = token in special or flags.get("special", False)
+        flags = {"normalized": not is_special, **flags, "special": is_special}
+        tokenizer.add_tokens([AddedToken(token, **flags)])
+        actual_id = tokenizer.token_to_id(token)
+        if ids[token] not in (None, actual_id):
+            raise CheckpointError(
+                f"loading a tokenizer from {folder}: {token} got id {actual_id}, expected "
+                f"{ids[token]}, without gaps after {VOCAB_NAME}; fetch the checkpoint again"
+            )
+
+
+def _described_tokens(
+    settings: Mapping[str, Any], path: Path
+) -> dict[str, tuple[int, dict[str, bool]]]:
+    try:
+        return {
+            str(described["content"]): (
+                int(token_id),
+                {name: flag for name, flag in described.items() if isinstance(flag, bool)},
+            )
+            for token_id, described in settings.get("added_tokens_decoder", {}).items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"reading {path}: found an unusable added_tokens_decoder ({error!r}), expected an "
+            f"object of ids and descriptions; fetch the checkpoint again"
+        ) from error
+
+
+def _special_tokens(content: Mapping[str, Any]) -> Iterator[str]:
+    # Files name role tokens under keys `..._token`, as text or with flags.
+    for key, value in content.items():
+        if key in OTHER_SPECIAL or key.endswith("_token"):
+            for entry in value if isinstance(value, list) else [value]:
+                token = entry.get("content") if isinstance(entry, dict) else entry
+                if isinstance(token, str) and token:
+                    yield token
 
 
 def fitting_tokenizer(

@@ -159,8 +159,6 @@ def text_pairs(text: Any, pair: Any, *, words: bool) -> tuple[bool, list[tuple[A
     several = isinstance(text, list | tuple)
     if several and words:
         several = bool(text) and isinstance(text[0], list | tuple)
-    elif several:
-        several = not (text and isinstance(text[0], int))  # IDs are one text
     if not several:
         return False, [(text, pair)]
     if pair is None:
@@ -177,7 +175,7 @@ def text_pairs(text: Any, pair: Any, *, words: bool) -> tuple[bool, list[tuple[A
 def _unpaired(text: Any, *, words: bool) -> tuple[Any, Any]:
     # A text and its second one may also be a pair within the list.
     together = isinstance(text, tuple) or (isinstance(text, list) and not words)
-    if together and len(text) == 2 and not isinstance(text[0], int):
+    if together and len(text) == 2:
         return text[0], text[1]
     return text, None
 
