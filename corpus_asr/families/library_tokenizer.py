@@ -284,13 +284,6 @@ class LibraryTokenizer(PretrainedTokenizer):
         # The library's IDs are unsigned: a negative one would raise OverflowError.
         return self._tokenizer.id_to_token(token_id) if token_id >= 0 else None
 
-    def tokenize(
-        self, text: str, pair: str | None = None, add_special_tokens: bool = False
-    ) -> list[str]:
-        """Return the tokens of a text as the vocabulary spells them."""
-        ids = self.encode(text, pair, add_special_tokens)
-        return [token for i in ids if (token := self._id_token(i)) is not None]
-
     def create_token_type_ids_from_sequences(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:

@@ -257,46 +257,14 @@ class PretrainedTokenizer(TokenRoles, Uploads):
 
     # Tokens and their roles
 
-    @property
-    def vocab(self) -> dict[str, int]:
-        """ID of every token."""
-        return self.get_vocab()
-
     def get_added_vocab(self) -> dict[str, int]:
         """Return the IDs of the tokens added to the vocabulary."""
         return {token.content: i for i, token in self.added_tokens_decoder.items()}
 
     @property
-    def added_tokens_encoder(self) -> dict[str, int]:
-        """Alias of `get_added_vocab()`."""
-        return self.get_added_vocab()
-
-    @property
     def special_tokens_map(self) -> dict[str, str]:
         """Tokens by role."""
         return {role: token for role in ROLES if (token := getattr(self, role)) is not None}
-
-    def add_special_tokens(
-        self, special_tokens_dict: Mapping[str, Any], replace_extra_special_tokens: bool = True
-    ) -> int:
-        """Add control tokens such as `{"pad_token": "<|pad|>"}`; return the number of new ones.
-
-        Tokens without a role are `additional_special_tokens`. Existing ones remain control tokens
-        whatever `replace_extra_special_tokens` is.
-        """
-        del replace_extra_special_tokens
-        count = 0
-        for role, tokens in special_tokens_dict.items():
-            value = token_text(tokens)
-            if role not in (*ROLES, *OTHER_SPECIAL) or isinstance(value, str) != (role in ROLES):
-                raise ValueError(
-                    f"adding special tokens: found {role}={value!r}, expected a token for one of "
-                    f"{', '.join(ROLES)}, or a list for {OTHER_SPECIAL[0]}; correct it"
-                )
-            count += self.add_tokens(tokens, special_tokens=True)
-            if isinstance(value, str):
-                setattr(self, role, value)
-        return count
 
     def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> Any:
         """Return IDs; tokens outside the vocabulary have the unknown token's ID, if any."""

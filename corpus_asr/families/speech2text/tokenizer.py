@@ -5,7 +5,7 @@ Method and parameter names and defaults are those of `transformers.Speech2TextTo
 IDs are those of vocab.json, not those of the SentencePiece model.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
@@ -189,11 +189,6 @@ class Speech2TextTokenizer(LibraryTokenizer):
             return self.clean_up_tokenization(text) if clean else text
 
         return decode_each(token_ids, decode_one)
-
-    def decode_text(self, token_ids: Iterable[int]) -> str:
-        """Return the text without any control tokens."""
-        text: str = self.decode(list(token_ids), skip_special_tokens=True)
-        return text
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Join tokens to text, with spaces around control tokens."""

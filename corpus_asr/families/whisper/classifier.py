@@ -50,14 +50,6 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
         """Return the input layer."""
         return self.encoder.conv1
 
-    def set_input_embeddings(self, value: nn.Conv1d) -> None:
-        """Replace the input layer."""
-        self.encoder.conv1 = value
-
-    def freeze_encoder(self) -> None:
-        """Freeze the encoder."""
-        self.encoder.requires_grad_(False)
-
     def forward(
         self,
         input_features: Tensor | None = None,

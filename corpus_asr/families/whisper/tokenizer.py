@@ -226,16 +226,6 @@ class WhisperTokenizer(LibraryTokenizer):
             )
         return (self.sot, *end)
 
-    def get_decoder_prompt_ids(
-        self,
-        task: str | None = None,
-        language: str | None = None,
-        no_timestamps: bool = True,
-    ) -> list[tuple[int, int]]:
-        """Set the prefix; return its tokens after the first one, each with its position."""
-        self.set_prefix_tokens(language, task, predict_timestamps=not no_timestamps)
-        return list(enumerate(self.prefix_tokens))[1:]
-
     def get_prompt_ids(self, text: str, return_tensors: str | None = "np") -> Any:
         """Encode plain text before the transcript: earlier words, or names to expect."""
         # As within a text, where words start with a space.
