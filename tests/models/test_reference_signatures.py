@@ -32,7 +32,6 @@ MISSING: dict[str, dict[str, set[str]]] = {
     "TokenizerFast": _TOKENIZER,
     "": {
         "get_encoder": {"modality"},
-        "set_attn_implementation": {"allow_all_kernels"},
         "tie_weights": {"missing_keys", "recompute_mapping"},
     },
 }

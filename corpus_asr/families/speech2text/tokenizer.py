@@ -14,16 +14,16 @@ from typing import Any
 from tokenizers import AddedToken
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.library_tokenizer import LibraryTokenizer, add_saved_tokens
-from corpus_asr.families.saved_files import read_saved_bytes, vocabulary_paths, write_json_object
-from corpus_asr.families.speech2text.vocabulary import BLANK, piece_tokenizer, read_vocabulary
-from corpus_asr.families.tokenizer import (
+from corpus_asr.families.library_tokenizer import (
     ADDED_NAME,
-    ROLES,
     SETTINGS_NAME,
     SPECIAL_NAME,
     VOCAB_NAME,
+    add_saved_tokens,
 )
+from corpus_asr.families.saved_files import read_saved_bytes, vocabulary_paths, write_json_object
+from corpus_asr.families.speech2text.vocabulary import BLANK, piece_tokenizer, read_vocabulary
+from corpus_asr.families.tokenizer import ROLES, PretrainedTokenizer
 from corpus_asr.families.truncation_padding import NO_LIMIT, decode_each
 
 SPM_NAME = "sentencepiece.bpe.model"
@@ -36,7 +36,7 @@ LANGUAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 Source: MuST-C; transformers 5.23, tokenization_speech_to_text.py."""
 
 
-class Speech2TextTokenizer(LibraryTokenizer):
+class Speech2TextTokenizer(PretrainedTokenizer):
     """SentencePiece's unigrams with the IDs of vocab.json, control tokens and target languages.
 
     Args:

@@ -10,6 +10,10 @@ from tokenizers.models import BPE
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.library_tokenizer import (
+    MERGES_NAME,
+    SETTINGS_NAME,
+    TOKENIZER_NAME,
+    VOCAB_NAME,
     add_saved_tokens,
     check_vocabulary,
     read_tokenizer_file,
@@ -19,12 +23,6 @@ from corpus_asr.families.saved_files import (
     read_json_object,
     read_saved_bytes,
     write_json_object,
-)
-from corpus_asr.families.tokenizer import (
-    MERGES_NAME,
-    SETTINGS_NAME,
-    TOKENIZER_NAME,
-    VOCAB_NAME,
 )
 
 

@@ -139,7 +139,7 @@ class WhisperFeatureExtractor(SpeechFeatureExtractor):
     def _normalized(self, row: np.ndarray, num_samples: int) -> np.ndarray:
         # As in the reference, content is assumed at the start of the row.
         content = row[:num_samples]
-        scaled = (row - content.mean()) / np.sqrt(content.var() + 1e-7)
+        scaled: np.ndarray = (row - content.mean()) / np.sqrt(content.var() + 1e-7)
         scaled[num_samples:] = self.padding_value
         return scaled
 
