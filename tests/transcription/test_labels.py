@@ -97,16 +97,18 @@ def test_memory_that_does_not_suffice_halves_the_batch(
     assert batches[:3] == [4, 2, 1]
 
 
-def test_a_window_of_scores_that_are_no_numbers_fails_its_part_alone(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_a_window_that_is_no_numbers_fails_its_part_alone(folder: Path, tmp_path: Path) -> None:
     broken = noise(40.0)
     broken.features[3500:] = np.nan
     with label_engine(folder, classification=CLASSIFY, device="cpu", dtype="float32") as engine:
         futures = [engine.submit(one) for one in (broken, noise(5.0))]
-        with pytest.raises(ItemError, match="found scores that are not numbers"):
+        with pytest.raises(ItemError, match="found NaN or infinity in the features"):
             futures[0].result()
         assert futures[1].result().labels is not None
+    scores = [torch.tensor([0.5, 1.0]), torch.tensor([0.5, torch.nan])]
+    right, wrong = WhisperWindowClassifier.check(scores, [30.0, 30.0])
+    assert right is scores[0]
+    assert "found scores that are not numbers" in str(wrong)
 
 
 def test_a_classifier_has_no_8_bit_form(folder: Path) -> None:
