@@ -28,7 +28,7 @@ from corpus_asr.families.saved_files import (
     typed_values,
     write_json_object,
 )
-from corpus_asr.families.tensors import BatchEncoding
+from corpus_asr.families.tensors import BatchFeature
 from corpus_asr.families.truncation_padding import (
     EncodeOptions,
     Lengths,
@@ -306,7 +306,7 @@ class PretrainedTokenizer(Uploads):
         return_offsets_mapping: bool = False,
         return_length: bool = False,
         verbose: bool = True,
-    ) -> BatchEncoding:
+    ) -> BatchFeature:
         """Encode one text or several, or words with `is_split_into_words`, as labels.
 
         Options are those of transformers. Texts of `text_target` become `labels`. Rows are
@@ -371,7 +371,7 @@ class PretrainedTokenizer(Uploads):
         return_attention_mask: bool | None = None,
         return_tensors: str | None = None,
         verbose: bool = True,
-    ) -> BatchEncoding:
+    ) -> BatchFeature:
         """Pad rows that calls returned: one, a list of them, or rows by name.
 
         Options are as in a call; `return_tensors` of None keeps the type of the input.
@@ -436,7 +436,7 @@ class PretrainedTokenizer(Uploads):
     def _text_ids(self, text: str) -> list[int]:
         return list(encoding_of(self._tokenizer, text, words=False).ids)
 
-    def _batch(self, text: Any, pair: Any, options: EncodeOptions) -> BatchEncoding:
+    def _batch(self, text: Any, pair: Any, options: EncodeOptions) -> BatchFeature:
         several, pairs = text_pairs(text, pair, words=options.words)
         self._text_limit(options)
         around = None
@@ -444,7 +444,7 @@ class PretrainedTokenizer(Uploads):
             around = self.prefix_tokens, self._end
         fitting = fitting_tokenizer(options, around=around, truncation_side=self.truncation_side)
         encoded = partial(encoding_of, self._tokenizer, words=options.words)
-        rows, sources, kept = [], [], []
+        rows, sources = [], []
         for number, (first, second) in enumerate(pairs):
             if options.overflow and second is not None:
                 # The library does not track the text of an overflowing token.
@@ -466,18 +466,16 @@ class PretrainedTokenizer(Uploads):
             encodings = [whole, *whole.overflowing] if options.overflow else [whole]
             rows += [_row(encoding) for encoding in encodings]
             sources += [number] * len(encodings)
-            kept += encodings
         batch = self._padded(rows, options)
         if "length" in batch:
             batch["length"] = [len(row) for row in batch["input_ids"]]
         if options.overflow:
             batch["overflow_to_sample_mapping"] = sources
         if not several and options.tensors is None and not options.overflow:
-            batch = BatchEncoding({k: v if k == "length" else v[0] for k, v in batch.items()})
-        batch.encodings = kept
+            batch = BatchFeature({k: v if k == "length" else v[0] for k, v in batch.items()})
         return batch.convert_to_tensors(options.tensors)
 
-    def _padded(self, rows: Sequence[dict[str, Any]], options: EncodeOptions) -> BatchEncoding:
+    def _padded(self, rows: Sequence[dict[str, Any]], options: EncodeOptions) -> BatchFeature:
         names = ("input_ids", *options.outputs)
         batch = {name: [row[name] for row in rows] for name in names}
         fillers = self._fillers() | {"offset_mapping": (0, 0)}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from corpus_asr.families.tensors import BatchEncoding, as_lists, is_tensor
+from corpus_asr.families.tensors import BatchFeature, as_lists, is_tensor
 
 NO_LIMIT = int(1e30)
 """Value in files for unlimited length."""
@@ -93,7 +93,7 @@ class EncodeOptions:
 
 def pad_batch(
     batch: Mapping[str, Any], lengths: Lengths, fillers: Mapping[str, Any], *, side: str
-) -> BatchEncoding:
+) -> BatchFeature:
     """Pad one row, or a list of rows, to one width, with the filler of each name.
 
     Rows without a filler, and longer ones, are unchanged.
@@ -101,17 +101,17 @@ def pad_batch(
     check_side("padding_side", side)
     ids = batch["input_ids"]
     if lengths.padding == "do_not_pad":
-        return BatchEncoding(dict(batch))
+        return BatchFeature(dict(batch))
     if fillers["input_ids"] is None:
         raise ValueError(
             "padding texts: found no padding token, expected one; set it first, such as by "
             "tokenizer.pad_token = tokenizer.eos_token"
         )
     if not ids:
-        return BatchEncoding(dict(batch))
+        return BatchFeature(dict(batch))
     if not isinstance(ids[0], list):
         several = pad_batch({n: [row] for n, row in batch.items()}, lengths, fillers, side=side)
-        return BatchEncoding({name: rows[0] for name, rows in several.items()})
+        return BatchFeature({name: rows[0] for name, rows in several.items()})
     width = max(map(len, ids))
     if lengths.max_length is not None and lengths.padding == "max_length":
         width = lengths.max_length
@@ -122,7 +122,7 @@ def pad_batch(
         for row in batch[name]:
             filling = [fillers[name]] * (width - len(row))
             padded[name].append([*row, *filling] if side == "right" else [*filling, *row])
-    return BatchEncoding(padded)
+    return BatchFeature(padded)
 
 
 def collate(encoded: Any) -> tuple[dict[str, Any], str | None]:
