@@ -14,8 +14,7 @@ NO_LIMIT = int(1e30)
 # Source: transformers 5.23, tokenization_utils_base.py, LARGE_INTEGER.
 _LARGE = int(1e20)
 
-# The first of each is that of True, the last that of False.
-_PADDINGS = ("longest", "max_length", "do_not_pad")
+PADDINGS = ("longest", "max_length", "do_not_pad")
 _TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
 _SIDES = ("left", "right")
 
@@ -45,8 +44,8 @@ class Lengths:
         # without that either, nothing is truncated or padded to the maximum.
         if max_length is not None and padding is False and truncation is None:
             truncation = "longest_first"
-        pad = _word("padding", padding, _PADDINGS)
-        cut = _word("truncation", truncation, _TRUNCATIONS)
+        pad = choice_word("padding", padding, PADDINGS)
+        cut = choice_word("truncation", truncation, _TRUNCATIONS)
         for name, value in (("max_length", max_length), ("pad_to_multiple_of", pad_to_multiple_of)):
             if value is not None and value < 1:
                 raise ValueError(
@@ -180,6 +179,22 @@ def _unpaired(text: Any, *, words: bool) -> tuple[Any, Any]:
     return text, None
 
 
+def choice_word(name: str, choice: object, known: Sequence[str]) -> str:
+    """Return the word for True, False, one of the words, or such an enum of transformers.
+
+    The first word is that of True, the last that of False and None.
+    """
+    word = getattr(choice, "value", choice)
+    if word is None or isinstance(word, bool):
+        return known[0 if word else -1]
+    if not isinstance(word, str) or word not in known:
+        raise ValueError(
+            f"choosing {name}: found {choice!r}, expected True, False or one of "
+            f"{', '.join(known)}; correct it"
+        )
+    return word
+
+
 def check_side(name: str, side: str) -> None:
     """Raise ValueError unless the side is left or right."""
     if side not in _SIDES:
@@ -223,13 +238,3 @@ def _no_ids(values: Any) -> TypeError:
 def _as_rows(value: Any) -> Any:
     value = as_lists(value)
     return [_as_rows(row) for row in value] if isinstance(value, list | tuple) else value
-
-
-def _word(name: str, option: bool | str | None, known: Sequence[str]) -> str:
-    word = option if isinstance(option, str) else known[0 if option else -1]
-    if word not in known:
-        raise ValueError(
-            f"encoding texts: found {name}={word!r}, expected True, False or one of "
-            f"{', '.join(known)}; correct it"
-        )
-    return word

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from corpus_asr.families.saved_files import (
     write_json_object,
 )
 from corpus_asr.families.tensors import BatchFeature, as_tensors, is_tensor
+from corpus_asr.families.truncation_padding import PADDINGS, check_side, choice_word
 from corpus_asr.storage.model_files import SMALL_FILES, fetch_checkpoint
 
 FILE_NAME = "preprocessor_config.json"
@@ -34,36 +35,14 @@ _FILES = dict(reversed(SETTINGS_FILES.items()))
 _MAX_CHANNELS = 8
 
 Row = Float32[np.ndarray, " sample"]
-Padding = Literal["longest", "max_length", "do_not_pad"]
-
-PADDINGS: dict[object, Padding] = {
-    True: "longest",
-    "longest": "longest",
-    "max_length": "max_length",
-    False: "do_not_pad",
-    "do_not_pad": "do_not_pad",
-}
-
 logger = logging.getLogger(__name__)
-
-
-def padding_word(padding: object) -> Padding:
-    """Return the string for a `padding` argument."""
-    # An enum of transformers has its string as a value.
-    word = getattr(padding, "value", padding)
-    if not isinstance(word, bool | str) or word not in PADDINGS:
-        raise ValueError(
-            f"padding rows: found padding={padding!r}, expected True or 'longest', 'max_length', "
-            f"False or 'do_not_pad'; choose one of these"
-        )
-    return PADDINGS[word]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
     """Target length of rows, for padding and truncation."""
 
-    padding: Padding
+    padding: str
     max_length: int | None = None
     truncation: bool = False
     multiple_of: int | None = None
@@ -81,10 +60,7 @@ class Fit:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"padding rows: found {name} {value}, expected 1 or more")
-        if self.side not in ("left", "right"):
-            raise ValueError(
-                f"padding rows: found padding_side {self.side!r}, expected 'left' or 'right'"
-            )
+        check_side("padding_side", self.side)
 
     def apply(
         self, rows: Sequence[np.ndarray], masks: Sequence[np.ndarray] | None = None
@@ -263,7 +239,7 @@ class SpeechFeatureExtractor(Uploads):
         pad_to_multiple_of: int | None,
     ) -> Fit:
         return Fit(
-            padding=padding_word(padding),
+            padding=choice_word("padding", padding, PADDINGS),
             max_length=max_length,
             truncation=truncation,
             multiple_of=pad_to_multiple_of,
