@@ -27,16 +27,18 @@ class OnePassModel(Protocol):
 
     def transcribe(
         self, windows: Sequence[Float[np.ndarray, "..."]], *, language: str | None
-    ) -> Sequence[Recognized]:
-        """Recognize windows, as cut by the family's features."""
+    ) -> Sequence[Any]:
+        """Recognize windows, as cut by the family's features, or score their classes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedRecognizer:
-    """A recognizer with its device."""
+    """A recognizer or classifier with its device."""
 
     recognizer: OnePassModel
     device: torch.device
+    check: Callable[[Any, Sequence[float]], list[Any]] = checked
+    """Returns the results of windows of so many seconds, with their error for invalid ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,7 @@ class WindowToRead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recognition:
-    """Request for the recognition of windows; returns a list of `Recognized` in order."""
+    """Request for the recognition of windows; returns the list of their results in order."""
 
     windows: Sequence[WindowToRead]
     language: str | None
@@ -75,7 +77,7 @@ class _PendingTask:
     request: Recognition
     done: Done
     owner: object
-    results: list[Recognized | None] = field(default_factory=list)
+    results: list[Any] = field(default_factory=list)
     num_pending: int = 0
 
     def __post_init__(self) -> None:
@@ -101,6 +103,7 @@ class OnePassScheduler:
         self._made_in = os.getpid()
         self._model = model.recognizer
         self._device = model.device
+        self._check = model.check
         self._batch_frames = max(1, round(self._model.batch_s * FRAMES_PER_SECOND))
         self._waiting: list[_Waiting] = []
         self.statistics = Activity(slots=self.slots)
@@ -188,13 +191,13 @@ class OnePassScheduler:
             else:
                 low -= 1
 
-    def _read_or_fail(self, batch: Sequence[_Waiting]) -> list[Recognized | ItemError]:
+    def _read_or_fail(self, batch: Sequence[_Waiting]) -> list[Any]:
         windows = [asker.request.windows[number] for asker, number in batch]
         inputs = [window.read() for window in windows]
         try:
             with self.statistics.timing("encode_s"), out_of_memory_by_name():
                 outputs = self._model.transcribe(inputs, language=batch[0][0].request.language)
-            results = checked(outputs, [window.duration_s for window in windows])
+            results = self._check(outputs, [window.duration_s for window in windows])
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except Exception as error:  # of a custom model; possibly for one window only
@@ -205,13 +208,13 @@ class OnePassScheduler:
         self.statistics.windows += len(windows)
         return results
 
-    def _take(self, asked: _PendingTask, number: int, result: Recognized | ItemError) -> None:
+    def _take(self, asked: _PendingTask, number: int, result: Any) -> None:
         if asked.num_pending <= 0:
             return  # another window of the task has failed
         if isinstance(result, ItemError):
             self._end(asked, result)
             return
-        self.statistics.tokens += len(result.words)
+        self.statistics.tokens += len(result.words) if isinstance(result, Recognized) else 1
         asked.results[number] = result
         asked.num_pending -= 1
         if asked.request.told is not None:

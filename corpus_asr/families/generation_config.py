@@ -4,7 +4,6 @@ Attributes correspond to those of `transformers.GenerationConfig`; None means un
 of the file; if it is missing, config.json is read.
 """
 
-import json
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from os import PathLike
@@ -212,10 +211,6 @@ class GenerationConfig(OpenSettings):
     def to_diff_dict(self) -> dict[str, Any]:
         """Return `to_dict()` without nulls, which are the defaults."""
         return {name: value for name, value in self.to_dict().items() if value is not None}
-
-    def to_json_string(self) -> str:
-        """Return the text of generation_config.json."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
     def save_pretrained(
         self,

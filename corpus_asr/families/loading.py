@@ -233,8 +233,8 @@ def load_slot_model(folder: Path, *, device: str, dtype: str) -> SlotModel:
     return fitted
 
 
-def load_classifier(folder: Path, *, device: str, dtype: str) -> SlotModel:
-    """Load an audio classifier's checkpoint folder as a slot model that predicts a class."""
+def load_classifier(folder: Path, *, device: str, dtype: str) -> LoadedRecognizer:
+    """Load an audio classifier's checkpoint folder as a model that scores windows."""
     where = resolve_device(device)
     family = family_of(folder)
     in_8_bits = dtype in ("int8", FLOAT8_NAME)
@@ -246,8 +246,8 @@ def load_classifier(folder: Path, *, device: str, dtype: str) -> SlotModel:
             "auto, or use another checkpoint"
         )
     weights_dtype = resolve_dtype(dtype, where)
-    model: SlotModel = resolve(family.audio_classifier).from_pretrained(
+    model = resolve(family.audio_classifier).from_pretrained(
         folder, dtype=weights_dtype, device=where
     )
     logger.info("classifier=%s device=%s dtype=%s", folder.name, where, weights_dtype)
-    return model
+    return LoadedRecognizer(recognizer=model, device=where, check=model.check)

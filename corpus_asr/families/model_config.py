@@ -273,10 +273,6 @@ class ModelConfig(OpenSettings):
         content = self.to_diff_dict() if use_diff else self.to_dict()
         return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
-    def to_json_file(self, json_file_path: str | PathLike[str], use_diff: bool = True) -> None:
-        """Write `to_json_string()` to a file."""
-        Path(json_file_path).write_text(self.to_json_string(use_diff), encoding="utf-8")
-
     def save_pretrained(
         self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> None:

@@ -1,6 +1,5 @@
 """Base classes of the networks: load, save, resize the vocabulary, and compute the loss."""
 
-import copy
 import sys
 import warnings
 from collections.abc import Mapping
@@ -11,12 +10,10 @@ from typing import Any, ClassVar, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from corpus_asr.array_types import Float
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.generation_config import GENERATION_NAME
-from corpus_asr.families.layers.blocks import Attention
 from corpus_asr.families.layers.kv_cache import TokenCache
 from corpus_asr.families.layers.stack import Stack, check_tokens
 from corpus_asr.families.loading import DTYPES, resolve_device
@@ -59,7 +56,6 @@ class PreTrainedModel(nn.Module, Uploads):
     """Data type of the checkpoint's weights if the caller chose none; else None."""
     # Set only with `device_map`, since training loops test whether it exists.
     hf_device_map: dict[str, torch.device]
-    _input_gradients: RemovableHandle | None = None
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -70,25 +66,6 @@ class PreTrainedModel(nn.Module, Uploads):
         self.generation_config: Any = None
         if self._generation is not None:
             self.generation_config = self._generation.from_model_config(config)
-
-    @classmethod
-    def from_config(
-        cls,
-        config: Any,
-        *,
-        dtype: torch.dtype | str | None = None,
-        torch_dtype: torch.dtype | str | None = None,
-        attn_implementation: str | None = None,
-    ) -> Self:
-        """Create a network with randomly initialized weights for training."""
-        if attn_implementation is not None:
-            config.attn_implementation = attn_implementation
-        model = cls(config)
-        dtype = torch_dtype if dtype is None else dtype
-        return model if dtype is None else model.to(_dtype(dtype, config))
-
-    # Name used by classes of transformers.
-    _from_config = from_config
 
     @classmethod
     def from_pretrained(
@@ -272,17 +249,6 @@ class PreTrainedModel(nn.Module, Uploads):
             counted -= {p for table in tables for p in table.parameters()}
         return sum(p.numel() for p in counted)
 
-    def set_attn_implementation(self, attn_implementation: str) -> None:
-        """Set the attention implementation: `sdpa`, `eager` or `flash_attention_2`."""
-        # A copy is validated first, so that a wrong name changes nothing.
-        changed = copy.copy(self.config)
-        changed.attn_implementation = attn_implementation
-        changed.validate()
-        self.config.attn_implementation = attn_implementation
-        for module in self.modules():
-            if isinstance(module, Attention):
-                module.eager = attn_implementation == "eager"
-
     def tie_weights(self) -> None:
         """Tie the parameters that share weights, if the configuration has `tie_word_embeddings`."""
         if self.config.tie_word_embeddings:
@@ -316,18 +282,11 @@ class PreTrainedModel(nn.Module, Uploads):
             stack.gradient_checkpointing = True
             stack.checkpoint_every, stack.offload = every_n_layers, offload
 
-    def activation_checkpointing_disable(self) -> None:
-        """Store all activations again."""
-        for stack in self._stacks():
-            stack.gradient_checkpointing = False
-
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         """Alias of `activation_checkpointing_enable`, named as in version 4."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
-
-    gradient_checkpointing_disable = activation_checkpointing_disable
 
     @property
     def is_activation_checkpointing(self) -> bool:
@@ -354,25 +313,9 @@ class PreTrainedModel(nn.Module, Uploads):
     def enable_input_require_grads(self) -> None:
         """Make the input module's output require gradients although its weights are frozen."""
         # PEFT calls it for reentrant checkpointing around adapters, which is not used here.
-        self.disable_input_require_grads()
-        self._input_gradients = self.get_input_embeddings().register_forward_hook(
+        self.get_input_embeddings().register_forward_hook(
             lambda module, inputs, output: output.requires_grad_(True)
         )
-
-    def disable_input_require_grads(self) -> None:
-        """Undo `enable_input_require_grads`."""
-        if self._input_gradients is not None:
-            self._input_gradients.remove()
-            self._input_gradients = None
-
-    def init_weights(self) -> None:
-        """Initialize all weights randomly, including those of `to_empty`."""
-        self._draw_weights()
-        self.post_init()
-
-    def post_init(self) -> None:
-        """Finish a subclass's initialization: tie its weights."""
-        self.tie_weights()
 
     def _stacks(self) -> list[Stack]:
         return [module for module in self.modules() if isinstance(module, Stack)]
@@ -447,10 +390,6 @@ class TokenTables(PreTrainedModel):
         """Return the decoder."""
         return getattr(self, "model", self).decoder
 
-    def freeze_encoder(self) -> None:
-        """Freeze the encoder."""
-        self.get_encoder().requires_grad_(False)
-
     def get_input_embeddings(self) -> nn.Embedding:
         """Return the token embedding."""
         table: nn.Embedding = self.get_decoder().embed_tokens
@@ -512,10 +451,6 @@ class Vocabulary(TokenTables):
         """Return the output projection."""
         projection: nn.Linear = getattr(self, self._projection)
         return projection
-
-    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        """Replace the output projection."""
-        setattr(self, self._projection, new_embeddings)
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, past_key_values: TokenCache | None = None, **kwargs: Any

@@ -51,8 +51,8 @@ class Family:
     """Class with `from_folder(folder, device=, dtype=)` that aligns the words of a text: by CTC, or
     by markers of an aligner of the family. None for families without one; imports torch."""
     audio_classifier: str | None = None
-    """Class with `from_pretrained(folder, dtype=, device=)` that implements `SlotModel` and
-    predicts a window's class as one token; None if there is none; imports torch."""
+    """Class with `from_pretrained(folder, dtype=, device=)` that implements `OnePassModel`, scores
+    the classes of windows, and has their `check`; None if there is none; imports torch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +134,7 @@ _WHISPER = Family(
     tokenizer="corpus_asr.families.whisper.tokenizer:WhisperTokenizer",
     part_features="corpus_asr.families.whisper.features:WhisperPartFeatures",
     slot_model="corpus_asr.families.whisper.model:WhisperSeq2SeqLM",
-    audio_classifier="corpus_asr.families.whisper.classifier:WhisperClassifierSlots",
+    audio_classifier="corpus_asr.families.whisper.classifier:WhisperWindowClassifier",
 )
 
 _SPEECH2TEXT = Family(

@@ -1,12 +1,10 @@
 """Rows of numbers as arrays or tensors, and batches of them; torch is imported only on request."""
 
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, Self, TypeVar
+from collections.abc import Sequence
+from typing import Any, Self
 
 import numpy as np
-
-_Value = TypeVar("_Value")
 
 
 def as_tensors(rows: Any, kind: str | None) -> Any:
@@ -128,50 +126,6 @@ class BatchFeature(dict[str, Any]):
                 kind = dtype if value.is_floating_point() else None
                 self[key] = value.to(device=device, dtype=kind, non_blocking=non_blocking)
         return self
-
-
-class BatchEncoding(BatchFeature):
-    """Ids of texts and what goes with them: `input_ids`, `attention_mask`, `labels`."""
-
-    encodings: Sequence[Any] | None = None
-    """Result of the tokenizers library for each row before padding; None from a tokenizer that
-    does without it."""
-
-    @property
-    def is_fast(self) -> bool:
-        """Whether the origins of tokens are known."""
-        return self.encodings is not None
-
-    def tokens(self, batch_index: int = 0) -> list[str]:
-        """Return the tokens of a row as the vocabulary spells them, empty ones for padding."""
-        return self._padded(batch_index, lambda encoding: encoding.tokens, "")
-
-    def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
-        """Return which text of a pair each token of a row is of: 0 or 1; None of what is added."""
-
-        # For a pair, the library loses this of the first text when it adds special tokens.
-        def texts(encoding: Any) -> list[int | None]:
-            kinds = zip(encoding.special_tokens_mask, encoding.type_ids, strict=True)
-            return [None if special else kind for special, kind in kinds]
-
-        return self._padded(batch_index, texts, None)
-
-    def _padded(
-        self, number: int, values_of: Callable[[Any], list[_Value]], filler: _Value
-    ) -> list[_Value]:
-        """Return what the tokenizers library knows of a row, which may have been padded since."""
-        if self.encodings is None:
-            raise ValueError(
-                "finding the text of tokens: found a batch of a slow tokenizer, expected one with "
-                "is_fast; use another tokenizer"
-            )
-        rows = as_lists(self["input_ids"])
-        row = rows[number] if rows and isinstance(rows[0], list) else rows
-        encoding = self.encodings[number]
-        fillers = [filler] * (len(row) - len(encoding))
-        is_left = bool(fillers) and row[len(fillers) :] == encoding.ids
-        values = values_of(encoding)
-        return [*fillers, *values] if is_left else [*values, *fillers]
 
 
 def _target(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:

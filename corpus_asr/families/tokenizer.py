@@ -4,12 +4,21 @@ import inspect
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Encoding, Tokenizer
 
+from corpus_asr.families.library_tokenizer import (
+    OTHER_SPECIAL,
+    SETTINGS_NAME,
+    SPECIAL_NAME,
+    added_token,
+    encoding_of,
+    fitting_tokenizer,
+)
 from corpus_asr.families.saved_files import (
     Uploads,
     finish_saving,
@@ -19,7 +28,7 @@ from corpus_asr.families.saved_files import (
     typed_values,
     write_json_object,
 )
-from corpus_asr.families.tensors import BatchEncoding
+from corpus_asr.families.tensors import BatchFeature
 from corpus_asr.families.truncation_padding import (
     EncodeOptions,
     Lengths,
@@ -27,22 +36,12 @@ from corpus_asr.families.truncation_padding import (
     collate,
     id_lists,
     pad_batch,
+    text_pairs,
 )
 from corpus_asr.storage.model_files import fetch_checkpoint
 
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 """Settings that name a token."""
-UNUSED_ROLES = ("sep_token", "cls_token", "mask_token")
-"""Roles of other tokenizers, unused here; None until set."""
-
-TOKENIZER_NAME = "tokenizer.json"
-VOCAB_NAME = "vocab.json"
-MERGES_NAME = "merges.txt"
-ADDED_NAME = "added_tokens.json"
-SPECIAL_NAME = "special_tokens_map.json"
-SETTINGS_NAME = "tokenizer_config.json"
-
-OTHER_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
 
 # Files often enable the clean-up, which would lose text: only the caller can enable it. Token
 # objects are read together with their descriptions.
@@ -78,64 +77,6 @@ def role_id(role: str) -> Any:
     return property(get, set_)
 
 
-class TokenRoles:
-    """The role tokens of a tokenizer, and the settings it was created with."""
-
-    bos_token: str | None
-    eos_token: str | None
-    unk_token: str | None
-    pad_token: str | None
-    sep_token: str | None = None
-    cls_token: str | None = None
-    mask_token: str | None = None
-    bos_token_id: int | None = role_id("bos_token")
-    eos_token_id: int | None = role_id("eos_token")
-    unk_token_id: int | None = role_id("unk_token")
-    pad_token_id: int | None = role_id("pad_token")
-    sep_token_id: int | None = role_id("sep_token")
-    cls_token_id: int | None = role_id("cls_token")
-    mask_token_id: int | None = role_id("mask_token")
-
-    backend: ClassVar[str]
-    """Name of the library with the vocabulary."""
-    init_inputs: tuple[Any, ...] = ()
-    """Always empty: settings are given by name."""
-    convert_tokens_to_ids: Callable[[Any], Any]
-    convert_ids_to_tokens: Callable[..., Any]
-    _named_extra: list[str] | None = None
-
-    @property
-    @abstractmethod
-    def additional_special_tokens(self) -> list[str]:
-        """The control tokens without a role."""
-
-    @property
-    def init_kwargs(self) -> dict[str, Any]:
-        """The current arguments of the class by name; None for file names."""
-        names = [*inspect.signature(type(self)).parameters, "name_or_path"]
-        return {name: getattr(self, name, None) for name in names}
-
-    @property
-    def extra_special_tokens(self) -> list[str]:
-        """The control tokens without a role, or the subset named as such."""
-        named = self._named_extra
-        return list(self.additional_special_tokens if named is None else named)
-
-    @extra_special_tokens.setter
-    def extra_special_tokens(self, tokens: Iterable[str]) -> None:
-        self._named_extra = list(tokens)
-
-    @property
-    def extra_special_tokens_ids(self) -> list[int]:
-        """IDs of the extra special tokens."""
-        ids: list[int] = self.convert_tokens_to_ids(self.extra_special_tokens)
-        return ids
-
-    @extra_special_tokens_ids.setter
-    def extra_special_tokens_ids(self, ids: Iterable[int]) -> None:
-        self._named_extra = self.convert_ids_to_tokens(list(ids))
-
-
 def token_text(token: Any) -> Any:
     """Return the text of a token object of tokenizers or transformers, or of each in a list."""
     if isinstance(token, list | tuple):
@@ -143,9 +84,17 @@ def token_text(token: Any) -> Any:
     return token if isinstance(token, str) else getattr(token, "content", token)
 
 
-class PretrainedTokenizer(TokenRoles, Uploads):
+class PretrainedTokenizer(Uploads):
     """A tokenizer of any family; its settings are attributes, validated on assignment."""
 
+    bos_token: str | None
+    eos_token: str | None
+    unk_token: str | None
+    pad_token: str | None
+    bos_token_id: int | None = role_id("bos_token")
+    eos_token_id: int | None = role_id("eos_token")
+    unk_token_id: int | None = role_id("unk_token")
+    pad_token_id: int | None = role_id("pad_token")
     padding_side: str
     truncation_side: str
     model_max_length: int
@@ -154,20 +103,16 @@ class PretrainedTokenizer(TokenRoles, Uploads):
     model_input_names = ("input_ids", "attention_mask")
     """Fields of a call's result that models take."""
     pad_token_type_id = 0
+    is_fast = True
     _without_effect: tuple[str, ...] = ()
     """Settings of other tokenizers that are accepted without effect."""
     name_or_path = ""
     """Folder, URI or hub ID that the tokenizer was loaded from."""
+    _tokenizer: Tokenizer
+    # Cached, since listing the added tokens copies some 1,600 of Whisper's.
+    _special_ids: tuple[int, ...] | None = None
 
     # Defined by each family
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @property
-    @abstractmethod
-    def all_special_ids(self) -> list[int]:
-        """IDs of the control tokens."""
 
     @property
     @abstractmethod
@@ -176,25 +121,11 @@ class PretrainedTokenizer(TokenRoles, Uploads):
 
     @property
     @abstractmethod
-    def added_tokens_decoder(self) -> Mapping[int, AddedToken]:
-        """Tokens added to the vocabulary, control tokens included, by ID."""
-
-    @property
-    @abstractmethod
     def _end(self) -> int | None:
         """ID of the last token of labels; None without special tokens around labels."""
 
-    add_tokens: Callable[..., int]
-    """Adds tokens after the last ID; returns the number of new ones."""
-    get_vocab: Callable[[], dict[str, int]]
-    """Returns the ID of every token."""
     decode: Callable[..., Any]
     """Decodes one sequence of IDs to text, or several to a list of texts."""
-    _token_id: Callable[[str], int | None]
-    _id_token: Callable[[int], str | None]
-    _text_ids: Callable[[str], list[int]]
-    _batch: Callable[[Any, Any, EncodeOptions], BatchEncoding]
-    """Encodes one or several texts, optionally with second texts."""
     _load: Callable[[Path, dict[str, Any]], None]
     """Initializes a new tokenizer from a folder; given settings take precedence."""
     _save: Callable[[Path, str | None], tuple[str, ...]]
@@ -207,18 +138,17 @@ class PretrainedTokenizer(TokenRoles, Uploads):
         return True
 
     def __setattr__(self, name: str, value: Any) -> None:
-        value = token_text(value) if name in ROLES or name in UNUSED_ROLES else value
+        value = token_text(value) if name in ROLES else value
         self._check_setting(name, value)
         super().__setattr__(name, value)
 
     def _check_setting(self, name: str, value: Any) -> None:
         if name in ("padding_side", "truncation_side"):
             check_side(name, value)
-        is_role = name in ROLES or name in UNUSED_ROLES
-        if is_role and value is not None and self._token_id(value) is None:
+        if name in ROLES and value is not None and self._token_id(value) is None:
             raise ValueError(
                 f"setting {name}: found no token {value!r} among {len(self)}; choose one of "
-                f"the vocabulary, or add it by add_special_tokens"
+                f"the vocabulary, or add it by add_tokens"
             )
 
     def _clean(self, wanted: bool | None) -> bool:
@@ -257,46 +187,74 @@ class PretrainedTokenizer(TokenRoles, Uploads):
 
     # Tokens and their roles
 
-    @property
-    def vocab(self) -> dict[str, int]:
-        """ID of every token."""
-        return self.get_vocab()
-
-    def get_added_vocab(self) -> dict[str, int]:
-        """Return the IDs of the tokens added to the vocabulary."""
-        return {token.content: i for i, token in self.added_tokens_decoder.items()}
+    def __len__(self) -> int:
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     @property
-    def added_tokens_encoder(self) -> dict[str, int]:
-        """Alias of `get_added_vocab()`."""
-        return self.get_added_vocab()
+    def vocab_size(self) -> int:
+        """Number of tokens before any were added; `len()` counts all."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=False)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Return the ID of every token."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """Tokens added to the vocabulary by ID, ascending."""
+        return dict(sorted(self._tokenizer.get_added_tokens_decoder().items()))
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """IDs of the control tokens, ascending, without timestamps."""
+        if self._special_ids is None:
+            added = self.added_tokens_decoder.items()
+            self._special_ids = tuple(i for i, token in added if token.special)
+        return list(self._special_ids)
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """The control tokens, ordered by ID."""
+        return [token for i in self.all_special_ids if (token := self._id_token(i))]
+
+    @property
+    def additional_special_tokens(self) -> list[str]:
+        """The control tokens without a named role, ordered by ID."""
+        named = set(self.special_tokens_map.values())
+        return [token for token in self.all_special_tokens if token not in named]
+
+    def add_tokens(
+        self,
+        new_tokens: str | AddedToken | Iterable[str | AddedToken],
+        special_tokens: bool = False,
+    ) -> int:
+        """Add tokens after the last ID; return the number of new ones.
+
+        A model needs a row per token: resize its embeddings to this tokenizer's `len()`.
+        """
+        tokens = [new_tokens] if isinstance(new_tokens, str | AddedToken) else new_tokens
+        size = len(self)
+        self._tokenizer.add_tokens([added_token(t, special=special_tokens) for t in tokens])
+        self._special_ids = None
+        return len(self) - size
+
+    def _token_id(self, token: str) -> int | None:
+        return self._tokenizer.token_to_id(token)
+
+    def _id_token(self, token_id: int) -> str | None:
+        # The library's IDs are unsigned: a negative one would raise OverflowError.
+        return self._tokenizer.id_to_token(token_id) if token_id >= 0 else None
+
+    def create_token_type_ids_from_sequences(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """Return 0 for every ID of the first sequence and 1 for every ID of the second."""
+        return [0] * len(token_ids_0) + [1] * len(token_ids_1 or [])
 
     @property
     def special_tokens_map(self) -> dict[str, str]:
         """Tokens by role."""
         return {role: token for role in ROLES if (token := getattr(self, role)) is not None}
-
-    def add_special_tokens(
-        self, special_tokens_dict: Mapping[str, Any], replace_extra_special_tokens: bool = True
-    ) -> int:
-        """Add control tokens such as `{"pad_token": "<|pad|>"}`; return the number of new ones.
-
-        Tokens without a role are `additional_special_tokens`. Existing ones remain control tokens
-        whatever `replace_extra_special_tokens` is.
-        """
-        del replace_extra_special_tokens
-        count = 0
-        for role, tokens in special_tokens_dict.items():
-            value = token_text(tokens)
-            if role not in (*ROLES, *OTHER_SPECIAL) or isinstance(value, str) != (role in ROLES):
-                raise ValueError(
-                    f"adding special tokens: found {role}={value!r}, expected a token for one of "
-                    f"{', '.join(ROLES)}, or a list for {OTHER_SPECIAL[0]}; correct it"
-                )
-            count += self.add_tokens(tokens, special_tokens=True)
-            if isinstance(value, str):
-                setattr(self, role, value)
-        return count
 
     def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> Any:
         """Return IDs; tokens outside the vocabulary have the unknown token's ID, if any."""
@@ -348,7 +306,7 @@ class PretrainedTokenizer(TokenRoles, Uploads):
         return_offsets_mapping: bool = False,
         return_length: bool = False,
         verbose: bool = True,
-    ) -> BatchEncoding:
+    ) -> BatchFeature:
         """Encode one text or several, or words with `is_split_into_words`, as labels.
 
         Options are those of transformers. Texts of `text_target` become `labels`. Rows are
@@ -413,7 +371,7 @@ class PretrainedTokenizer(TokenRoles, Uploads):
         return_attention_mask: bool | None = None,
         return_tensors: str | None = None,
         verbose: bool = True,
-    ) -> BatchEncoding:
+    ) -> BatchFeature:
         """Pad rows that calls returned: one, a list of them, or rows by name.
 
         Options are as in a call; `return_tensors` of None keeps the type of the input.
@@ -460,17 +418,13 @@ class PretrainedTokenizer(TokenRoles, Uploads):
         special = set(self.all_special_ids)
         return [int(int(token) in special) for token in token_ids_0]
 
-    def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """Return the number of special tokens added to a text, or to a pair."""
-        return len(self.prefix_tokens) + len(self._suffix_tokens)
-
     @property
     def _suffix_tokens(self) -> list[int]:
         return [] if self._end is None else [self._end]
 
     def _text_limit(self, options: EncodeOptions) -> int:
         """Return the maximum number of text tokens of a row."""
-        special = self.num_special_tokens_to_add() if options.special else 0
+        special = len(self.build_inputs_with_special_tokens([])) if options.special else 0
         if options.lengths.limit < special:
             raise ValueError(
                 f"encoding texts: found max_length={options.lengths.max_length}, expected room "
@@ -479,7 +433,49 @@ class PretrainedTokenizer(TokenRoles, Uploads):
             )
         return options.lengths.limit - special
 
-    def _padded(self, rows: Sequence[dict[str, Any]], options: EncodeOptions) -> BatchEncoding:
+    def _text_ids(self, text: str) -> list[int]:
+        return list(encoding_of(self._tokenizer, text, words=False).ids)
+
+    def _batch(self, text: Any, pair: Any, options: EncodeOptions) -> BatchFeature:
+        several, pairs = text_pairs(text, pair, words=options.words)
+        self._text_limit(options)
+        around = None
+        if options.special and self._end is not None:
+            around = self.prefix_tokens, self._end
+        fitting = fitting_tokenizer(options, around=around, truncation_side=self.truncation_side)
+        encoded = partial(encoding_of, self._tokenizer, words=options.words)
+        rows, sources = [], []
+        for number, (first, second) in enumerate(pairs):
+            if options.overflow and second is not None:
+                # The library does not track the text of an overflowing token.
+                raise ValueError(
+                    "encoding pairs: found return_overflowing_tokens=True, expected it for single "
+                    "texts only; encode the texts one by one"
+                )
+            text = encoded(first)
+            pair = None if second is None else encoded(second)
+            try:
+                whole = fitting.post_process(text, pair, options.special)
+            except Exception as error:  # the library raises no specific exception
+                raise ValueError(
+                    f"truncating a pair of {len(text)} and {len(pair or ())} tokens to "
+                    f"{options.lengths.max_length}: found too few to cut by "
+                    f"truncation={options.lengths.truncation!r}; cut the other text, or allow more "
+                    f"by max_length"
+                ) from error
+            encodings = [whole, *whole.overflowing] if options.overflow else [whole]
+            rows += [_row(encoding) for encoding in encodings]
+            sources += [number] * len(encodings)
+        batch = self._padded(rows, options)
+        if "length" in batch:
+            batch["length"] = [len(row) for row in batch["input_ids"]]
+        if options.overflow:
+            batch["overflow_to_sample_mapping"] = sources
+        if not several and options.tensors is None and not options.overflow:
+            batch = BatchFeature({k: v if k == "length" else v[0] for k, v in batch.items()})
+        return batch.convert_to_tensors(options.tensors)
+
+    def _padded(self, rows: Sequence[dict[str, Any]], options: EncodeOptions) -> BatchFeature:
         names = ("input_ids", *options.outputs)
         batch = {name: [row[name] for row in rows] for name in names}
         fillers = self._fillers() | {"offset_mapping": (0, 0)}
@@ -589,10 +585,12 @@ class PretrainedTokenizer(TokenRoles, Uploads):
         write_json_object(folder / SPECIAL_NAME, special)
 
 
-def added_token(token: str | AddedToken, *, special: bool) -> AddedToken:
-    """Return a token object for a text; an existing token object is unchanged."""
-    if isinstance(token, AddedToken):
-        flags = ("single_word", "lstrip", "rstrip", "normalized")
-        described = {name: getattr(token, name) for name in flags}
-        return AddedToken(token.content, special=special or token.special, **described)
-    return AddedToken(token, special=special, normalized=not special)
+def _row(encoding: Encoding) -> dict[str, Any]:
+    return {
+        "input_ids": encoding.ids,
+        "attention_mask": encoding.attention_mask,
+        "token_type_ids": encoding.type_ids,
+        "special_tokens_mask": encoding.special_tokens_mask,
+        "offset_mapping": encoding.offsets,
+        "length": len(encoding),
+    }

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from corpus_asr.families.tensors import BatchEncoding, as_lists, is_tensor
+from corpus_asr.families.tensors import BatchFeature, as_lists, is_tensor
 
 NO_LIMIT = int(1e30)
 """Value in files for unlimited length."""
@@ -14,8 +14,7 @@ NO_LIMIT = int(1e30)
 # Source: transformers 5.23, tokenization_utils_base.py, LARGE_INTEGER.
 _LARGE = int(1e20)
 
-# The first of each is that of True, the last that of False.
-_PADDINGS = ("longest", "max_length", "do_not_pad")
+PADDINGS = ("longest", "max_length", "do_not_pad")
 _TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
 _SIDES = ("left", "right")
 
@@ -45,8 +44,8 @@ class Lengths:
         # without that either, nothing is truncated or padded to the maximum.
         if max_length is not None and padding is False and truncation is None:
             truncation = "longest_first"
-        pad = _word("padding", padding, _PADDINGS)
-        cut = _word("truncation", truncation, _TRUNCATIONS)
+        pad = choice_word("padding", padding, PADDINGS)
+        cut = choice_word("truncation", truncation, _TRUNCATIONS)
         for name, value in (("max_length", max_length), ("pad_to_multiple_of", pad_to_multiple_of)):
             if value is not None and value < 1:
                 raise ValueError(
@@ -93,7 +92,7 @@ class EncodeOptions:
 
 def pad_batch(
     batch: Mapping[str, Any], lengths: Lengths, fillers: Mapping[str, Any], *, side: str
-) -> BatchEncoding:
+) -> BatchFeature:
     """Pad one row, or a list of rows, to one width, with the filler of each name.
 
     Rows without a filler, and longer ones, are unchanged.
@@ -101,17 +100,17 @@ def pad_batch(
     check_side("padding_side", side)
     ids = batch["input_ids"]
     if lengths.padding == "do_not_pad":
-        return BatchEncoding(dict(batch))
+        return BatchFeature(dict(batch))
     if fillers["input_ids"] is None:
         raise ValueError(
             "padding texts: found no padding token, expected one; set it first, such as by "
             "tokenizer.pad_token = tokenizer.eos_token"
         )
     if not ids:
-        return BatchEncoding(dict(batch))
+        return BatchFeature(dict(batch))
     if not isinstance(ids[0], list):
         several = pad_batch({n: [row] for n, row in batch.items()}, lengths, fillers, side=side)
-        return BatchEncoding({name: rows[0] for name, rows in several.items()})
+        return BatchFeature({name: rows[0] for name, rows in several.items()})
     width = max(map(len, ids))
     if lengths.max_length is not None and lengths.padding == "max_length":
         width = lengths.max_length
@@ -122,7 +121,7 @@ def pad_batch(
         for row in batch[name]:
             filling = [fillers[name]] * (width - len(row))
             padded[name].append([*row, *filling] if side == "right" else [*filling, *row])
-    return BatchEncoding(padded)
+    return BatchFeature(padded)
 
 
 def collate(encoded: Any) -> tuple[dict[str, Any], str | None]:
@@ -159,8 +158,6 @@ def text_pairs(text: Any, pair: Any, *, words: bool) -> tuple[bool, list[tuple[A
     several = isinstance(text, list | tuple)
     if several and words:
         several = bool(text) and isinstance(text[0], list | tuple)
-    elif several:
-        several = not (text and isinstance(text[0], int))  # IDs are one text
     if not several:
         return False, [(text, pair)]
     if pair is None:
@@ -177,9 +174,25 @@ def text_pairs(text: Any, pair: Any, *, words: bool) -> tuple[bool, list[tuple[A
 def _unpaired(text: Any, *, words: bool) -> tuple[Any, Any]:
     # A text and its second one may also be a pair within the list.
     together = isinstance(text, tuple) or (isinstance(text, list) and not words)
-    if together and len(text) == 2 and not isinstance(text[0], int):
+    if together and len(text) == 2:
         return text[0], text[1]
     return text, None
+
+
+def choice_word(name: str, choice: object, known: Sequence[str]) -> str:
+    """Return the word for True, False, one of the words, or such an enum of transformers.
+
+    The first word is that of True, the last that of False and None.
+    """
+    word = getattr(choice, "value", choice)
+    if word is None or isinstance(word, bool):
+        return known[0 if word else -1]
+    if not isinstance(word, str) or word not in known:
+        raise ValueError(
+            f"choosing {name}: found {choice!r}, expected True, False or one of "
+            f"{', '.join(known)}; correct it"
+        )
+    return word
 
 
 def check_side(name: str, side: str) -> None:
@@ -225,13 +238,3 @@ def _no_ids(values: Any) -> TypeError:
 def _as_rows(value: Any) -> Any:
     value = as_lists(value)
     return [_as_rows(row) for row in value] if isinstance(value, list | tuple) else value
-
-
-def _word(name: str, option: bool | str | None, known: Sequence[str]) -> str:
-    word = option if isinstance(option, str) else known[0 if option else -1]
-    if word not in known:
-        raise ValueError(
-            f"encoding texts: found {name}={word!r}, expected True, False or one of "
-            f"{', '.join(known)}; correct it"
-        )
-    return word

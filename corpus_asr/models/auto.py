@@ -89,17 +89,6 @@ class AutoConfig(_AutoFiles):
 
     _role = "config"
 
-    @classmethod
-    def for_model(cls, model_type: str, **kwargs: Any) -> Any:
-        """Return a family's configuration with its defaults and given values."""
-        family = FAMILIES.get(model_type)
-        if family is None:
-            raise ValueError(
-                f"making a config: found model_type {model_type!r}, expected one of: "
-                f"{', '.join(sorted(FAMILIES))}"
-            )
-        return resolve(family.config)(**kwargs)
-
 
 class AutoTokenizer(_AutoFiles):
     """Loads a checkpoint's tokenizer."""
@@ -132,19 +121,6 @@ class _AutoModel(_AutoClass):
         folder = fetch_checkpoint(str(pretrained_model_name_or_path), weights=False, **source)
         family = _family_of_config(options.get("config")) or family_of(folder)
         return cls._load(pretrained_model_name_or_path, family, options)
-
-    @classmethod
-    def from_config(cls, config: Any, **kwargs: Any) -> Any:
-        """Create a randomly initialized model."""
-        family = _family_of_config(config)
-        reference = _class_of(family, cls._role) if family is not None else None
-        if reference is None:
-            kind = getattr(config, "model_type", type(config).__name__)
-            raise ValueError(
-                f"making a model: found a config of {kind!r}, expected one of: "
-                f"{', '.join(sorted(FAMILIES))}; load it with AutoConfig.from_pretrained"
-            )
-        return resolve(reference)(config, **kwargs)
 
 
 class AutoModelForSpeechSeq2Seq(_AutoModel):

@@ -2,13 +2,12 @@
 
 import copy
 import inspect
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,12 +19,12 @@ from corpus_asr.families.saved_files import (
     find_saved,
     finish_saving,
     made_folder,
-    read_json_object,
     take_source,
     typed_values,
     write_json_object,
 )
 from corpus_asr.families.tensors import BatchFeature, as_tensors, is_tensor
+from corpus_asr.families.truncation_padding import PADDINGS, check_side, choice_word
 from corpus_asr.storage.model_files import SMALL_FILES, fetch_checkpoint
 
 FILE_NAME = "preprocessor_config.json"
@@ -36,36 +35,14 @@ _FILES = dict(reversed(SETTINGS_FILES.items()))
 _MAX_CHANNELS = 8
 
 Row = Float32[np.ndarray, " sample"]
-Padding = Literal["longest", "max_length", "do_not_pad"]
-
-PADDINGS: dict[object, Padding] = {
-    True: "longest",
-    "longest": "longest",
-    "max_length": "max_length",
-    False: "do_not_pad",
-    "do_not_pad": "do_not_pad",
-}
-
 logger = logging.getLogger(__name__)
-
-
-def padding_word(padding: object) -> Padding:
-    """Return the string for a `padding` argument."""
-    # An enum of transformers has its string as a value.
-    word = getattr(padding, "value", padding)
-    if not isinstance(word, bool | str) or word not in PADDINGS:
-        raise ValueError(
-            f"padding rows: found padding={padding!r}, expected True or 'longest', 'max_length', "
-            f"False or 'do_not_pad'; choose one of these"
-        )
-    return PADDINGS[word]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
     """Target length of rows, for padding and truncation."""
 
-    padding: Padding
+    padding: str
     max_length: int | None = None
     truncation: bool = False
     multiple_of: int | None = None
@@ -83,10 +60,7 @@ class Fit:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"padding rows: found {name} {value}, expected 1 or more")
-        if self.side not in ("left", "right"):
-            raise ValueError(
-                f"padding rows: found padding_side {self.side!r}, expected 'left' or 'right'"
-            )
+        check_side("padding_side", self.side)
 
     def apply(
         self, rows: Sequence[np.ndarray], masks: Sequence[np.ndarray] | None = None
@@ -207,12 +181,6 @@ class SpeechFeatureExtractor(Uploads):
             raise CheckpointError(f"reading {path}: {error}") from error
 
     @classmethod
-    def from_json_file(cls, json_file: str | PathLike[str]) -> Self:
-        """Create an extractor from the settings in a JSON file; raises CheckpointError."""
-        made: Self = cls.from_dict(read_json_object(Path(json_file)))
-        return made
-
-    @classmethod
     def from_dict(
         cls,
         feature_extractor_dict: Mapping[str, Any],
@@ -235,25 +203,17 @@ class SpeechFeatureExtractor(Uploads):
         """Return all settings in their saved form."""
         return {**copy.deepcopy(vars(self)), "feature_extractor_type": type(self).__name__}
 
-    def to_json_string(self) -> str:
-        """Return all settings as JSON text."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
-
-    def to_json_file(self, json_file_path: str | PathLike[str]) -> None:
-        """Write all settings to one JSON file."""
-        write_json_object(Path(json_file_path), self.to_dict())
-
     def save_pretrained(
         self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
         """Write the settings where `from_pretrained` reads them; return the file's path."""
         folder = made_folder(save_directory)
-        self.to_json_file(folder / FILE_NAME)
+        write_json_object(folder / FILE_NAME, self.to_dict())
         finish_saving(folder, [FILE_NAME], push_to_hub=push_to_hub, **kwargs)
         return [str(folder / FILE_NAME)]
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__} {self.to_json_string()}"
+        return f"{type(self).__name__} {self.to_dict()}"
 
     def _check_rate(self, sampling_rate: int | None) -> None:
         if sampling_rate is None:
@@ -279,7 +239,7 @@ class SpeechFeatureExtractor(Uploads):
         pad_to_multiple_of: int | None,
     ) -> Fit:
         return Fit(
-            padding=padding_word(padding),
+            padding=choice_word("padding", padding, PADDINGS),
             max_length=max_length,
             truncation=truncation,
             multiple_of=pad_to_multiple_of,
@@ -503,13 +463,6 @@ class SpeechProcessor(Uploads):
         tokenizer = tokenizer_class.from_pretrained(folder, **for_tokenizer)
         processor = cls(extractor, tokenizer)
         return (processor, {}) if returned else processor  # unused keywords were rejected
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the feature extractor's settings and the names of the classes."""
-        return {
-            "feature_extractor": self.feature_extractor.to_dict(),
-            "processor_class": type(self).__name__,
-        }
 
     def save_pretrained(
         self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any

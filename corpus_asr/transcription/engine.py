@@ -488,7 +488,7 @@ def auto_slots(
 
     This process may take `gpu_fraction` of all memory, to leave room for other processes.
     """
-    size: ModelSize | None = getattr(model, "size", None)  # classifiers have none
+    size: ModelSize | None = getattr(model, "size", None)
     if model.device.type != "cuda" or size is None:
         return _CPU_SLOTS
     # Loading leaves unused memory in torch's allocator, which would count as used.

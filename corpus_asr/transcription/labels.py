@@ -1,12 +1,11 @@
-"""Labels the windows of a part: language identification, or the classes of a classifier.
+"""Labels the windows of a part: language identification, or the classes of a classifier."""
 
-A label is predicted as the first token of a window, restricted to the tokens of the labels. Windows
-of many recordings therefore share the slots and encoder batches of one scheduler.
-"""
-
+from abc import ABC, abstractmethod
+from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.run import ClassificationSettings
 from corpus_asr.decoding.device import set_threads
 from corpus_asr.decoding.jobs import Gather, Search, Steps, TokenRules, WindowJob
+from corpus_asr.decoding.one_pass import Recognition, WindowToRead
 from corpus_asr.families.loading import load_classifier, load_slot_model
 from corpus_asr.families.registry import family_of, resolve
 from corpus_asr.segments import Label, LabelledWindow, PartLabels, PartTranscript
@@ -30,9 +30,6 @@ from corpus_asr.units import FRAMES_PER_SECOND, WINDOW_FRAMES
 # which other parts of the recording are unlikely to make the top one.
 MAX_PART_LABELS = 32
 
-# A classifier's slot holds only scores: two encoder batches of an accelerator.
-CLASSIFIER_SLOTS = 32
-
 Probabilities = Float[Tensor, " label"]
 
 
@@ -45,41 +42,15 @@ class _Window:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PartLabeller:
+class PartLabeller(ABC):
     """Labels parts with one checkpoint; implements `PartTranscriber`."""
 
     settings: ClassificationSettings
     names: tuple[str, ...]
-    rules: TokenRules
-    """Rules whose `only` is the tokens of the labels."""
-    prompt: tuple[int, ...]
-    exclusive: bool = True
-    """Whether exactly one label applies (softmax); else each may apply (sigmoid)."""
 
-    @classmethod
-    def from_folder(cls, folder: Path, settings: ClassificationSettings) -> "PartLabeller":
-        """Load a checkpoint's labels: languages, or the classes of a classifier.
-
-        Source: Radford et al. 2022, section 2.3; openai-whisper `detect_language`.
-        """
-        if settings.task == "language":
-            prompt_format = PromptFormat.from_folder(folder)
-            names = tuple(settings.languages) or tuple(prompt_format.languages)
-            return cls(
-                settings=settings,
-                names=names,
-                rules=prompt_format.language_rules(names),
-                prompt=(prompt_format.start,),
-            )
-        config = resolve(family_of(folder).config).from_pretrained(folder)
-        classes = range(config.num_labels)
-        return cls(
-            settings=settings,
-            names=tuple(str(config.id2label.get(number, number)) for number in classes),
-            rules=TokenRules(end=config.num_labels, only=tuple(classes)),
-            prompt=(0,),
-            exclusive=config.problem_type != "multi_label_classification",
-        )
+    @abstractmethod
+    def _label(self, part: PartRequest, windows: list[_Window]) -> Generator[Any, Any, Any]:
+        """Return the probabilities of the labels of each window."""
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -88,11 +59,14 @@ class PartLabeller:
 
     def check(self, settings: DecodingSettings) -> None:
         """Accept any settings: nothing is decoded."""
+        del settings
 
-    def transcribe(self, part: PartRequest, settings: DecodingSettings) -> Steps[PartTranscript]:
+    def transcribe(
+        self, part: PartRequest, settings: DecodingSettings
+    ) -> Generator[Any, Any, PartTranscript]:
         """Label every window independently."""
         windows = self._windows(part)
-        probabilities = yield Gather(self._ask(part, window) for window in windows)
+        probabilities: list[Probabilities] = yield from self._label(part, windows)
         weights = [_weight_s(part, window) for window in windows]
         labelled = tuple(
             LabelledWindow(
@@ -129,6 +103,27 @@ class PartLabeller:
         starts = [part.frame(start_s) for start_s in starts_s]
         return [_Window(start, min(start + WINDOW_FRAMES, end), end) for start in starts]
 
+    def _likeliest(self, probabilities: Probabilities, count: int) -> tuple[Label, ...]:
+        # Stable sort: equal probabilities keep the order of names on every machine.
+        order = probabilities.argsort(descending=True, stable=True)[:count].tolist()
+        return tuple((self.names[at], float(probabilities[at])) for at in order)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LanguageLabeller(PartLabeller):
+    """Predicts the language as the first token of a window, of those of the languages.
+
+    Source: Radford et al. 2022, section 2.3; openai-whisper `detect_language`.
+    """
+
+    rules: TokenRules
+    """Rules whose `only` is the tokens of the languages."""
+    prompt: tuple[int, ...]
+
+    def _label(self, part: PartRequest, windows: list[_Window]) -> Steps[list[Probabilities]]:
+        labels: list[Probabilities] = yield Gather(self._ask(part, window) for window in windows)
+        return labels
+
     def _ask(self, part: PartRequest, window: _Window) -> Steps[Probabilities]:
         result = yield WindowJob(
             features=part.window_in_silence(window.start, window.content_end),
@@ -140,12 +135,50 @@ class PartLabeller:
         )
         assert result.scores is not None, "scores were requested"
         scores: Probabilities = result.scores[0, list(self.rules.only)].double()
-        return scores.softmax(dim=0) if self.exclusive else scores.sigmoid()
+        return scores.softmax(dim=0)
 
-    def _likeliest(self, probabilities: Probabilities, count: int) -> tuple[Label, ...]:
-        # Stable sort: equal probabilities keep the order of names on every machine.
-        order = probabilities.argsort(descending=True, stable=True)[:count].tolist()
-        return tuple((self.names[at], float(probabilities[at])) for at in order)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassLabeller(PartLabeller):
+    """Reads each window once with a classifier."""
+
+    exclusive: bool
+    """Whether exactly one class applies (softmax); else each may apply (sigmoid)."""
+
+    def _label(
+        self, part: PartRequest, windows: list[_Window]
+    ) -> Generator[Recognition, list[Float[Tensor, " label"]], list[Probabilities]]:
+        scores = yield Recognition(
+            windows=[
+                WindowToRead(
+                    num_frames=WINDOW_FRAMES,
+                    read=partial(part.window_in_silence, window.start, window.content_end),
+                )
+                for window in windows
+            ],
+            language=None,
+        )
+        squash = partial(torch.softmax, dim=0) if self.exclusive else torch.sigmoid
+        return [squash(each.double()) for each in scores]
+
+
+def part_labeller(folder: Path, settings: ClassificationSettings) -> PartLabeller:
+    """Load a checkpoint's labels: languages, or the classes of a classifier."""
+    if settings.task == "language":
+        prompt_format = PromptFormat.from_folder(folder)
+        names = tuple(settings.languages) or tuple(prompt_format.languages)
+        return LanguageLabeller(
+            settings=settings,
+            names=names,
+            rules=prompt_format.language_rules(names),
+            prompt=(prompt_format.start,),
+        )
+    config = resolve(family_of(folder).config).from_pretrained(folder)
+    return ClassLabeller(
+        settings=settings,
+        names=tuple(str(config.id2label.get(i, i)) for i in range(config.num_labels)),
+        exclusive=config.problem_type != "multi_label_classification",
+    )
 
 
 def _weight_s(part: PartRequest, window: _Window) -> float:
@@ -169,12 +202,9 @@ def label_engine(
 ) -> Engine:
     """Load a checkpoint, as `Engine.from_folder` does, into an engine that labels parts."""
     set_threads(num_threads)
-    labeller = PartLabeller.from_folder(folder, classification)
-    by_class = classification.task == "classify"
-    load = load_classifier if by_class else load_slot_model
+    labeller = part_labeller(folder, classification)
+    load = load_classifier if classification.task == "classify" else load_slot_model
     model = run_apart(lambda: load(folder, device=device, dtype=dtype))
-    if by_class and slots == "auto":
-        slots = CLASSIFIER_SLOTS
     return Engine(
         model,
         labeller,

@@ -18,6 +18,7 @@ from corpus_asr.decoding.phrases import HotwordTries, check_hotwords, forms
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.registry import family_of, resolve
 from corpus_asr.families.speech2text.features import Speech2TextPartFeatures
+from corpus_asr.families.speech2text.vocabulary import BLANK
 from corpus_asr.segments import PartTranscript, Segment
 from corpus_asr.transcription.chunks import (
     ChunkRules,
@@ -39,9 +40,6 @@ from corpus_asr.units import FRAMES_PER_SECOND, WINDOW_FRAMES
 FRAMES_PER_POSITION = 4
 # About an eighth of a second, like Whisper's 7 positions of 20 ms.
 _FILTER_WIDTH = 3
-
-# SentencePiece's symbol for a space.
-_BLANK = "▁"
 
 # Settings that must keep their default or null, with the reason.
 _REFUSED = {
@@ -97,9 +95,7 @@ class Speech2TextPromptFormat:
         return cls(
             spelling=lambda ids: str(tokenizer.decode(list(ids), True, False)),
             encode=lambda text: tuple(tokenizer(text, add_special_tokens=False).input_ids),
-            begins_word=lambda token: str(tokenizer.convert_ids_to_tokens(token)).startswith(
-                _BLANK
-            ),
+            begins_word=lambda token: str(tokenizer.convert_ids_to_tokens(token)).startswith(BLANK),
             special=frozenset((*tokenizer.all_special_ids, *tokenizer.lang_code_to_id.values())),
             start=end if start is None else start,
             end=end,

@@ -101,7 +101,6 @@ LIGHT = {
     "from corpus_asr.models.whisper import WhisperTokenizer": {"torch"},
     "import corpus_asr.models.speech2text, corpus_asr.models.whisper": {
         "numpy",
-        "sentencepiece",
         "tokenizers",
         "torch",
     },

@@ -1,4 +1,4 @@
-"""Labels are asked of one model in batches, and depend on neither batch nor slots."""
+"""Labels are asked of one model in batches, and do not depend on these."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,18 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.run import ClassificationSettings
-from corpus_asr.decoding.slots import SlotScheduler
-from corpus_asr.errors import ConfigError
+from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.families.loading import load_classifier
-from corpus_asr.families.whisper.classifier import WhisperClassifierSlots
+from corpus_asr.families.whisper.classifier import WhisperWindowClassifier
 from corpus_asr.segments import PartLabels
-from corpus_asr.transcription.labels import PartLabeller, label_engine
+from corpus_asr.transcription.labels import label_engine
 from corpus_asr.transcription.windows import PartRequest
 from tests.support.checkpoints import CLASSES, tiny_classifier
 from tests.support.prompt_formats import part
-from tests.support.slots import outcomes
 
 CLASSIFY = ClassificationSettings(task="classify", top_k=3)
 noise = partial(part, mels=80)
@@ -32,11 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def labels_of(
-    folder: Path, parts: list[PartRequest], *, slots: int, settings: Any = CLASSIFY
+    folder: Path, parts: list[PartRequest], *, settings: Any = CLASSIFY
 ) -> list[PartLabels]:
-    with label_engine(
-        folder, classification=settings, device="cpu", dtype="float32", slots=slots
-    ) as engine:
+    with label_engine(folder, classification=settings, device="cpu", dtype="float32") as engine:
         found = [engine.submit(one).result().labels for one in parts]
         together = [future.result().labels for future in [engine.submit(one) for one in parts]]
         assert found == together
@@ -45,19 +40,17 @@ def labels_of(
     return messages
 
 
-def test_labels_do_not_depend_on_slots_or_neighbors(folder: Path) -> None:
-    parts = [noise(75.0), noise(3.0, seed=1), noise(31.0, seed=2)]
-    one, many = (labels_of(folder, parts, slots=slots) for slots in (1, 5))
-    assert one == many
-    assert [len(found.windows) for found in one] == [3, 1, 2]
-    for found in one:
+def test_labels_do_not_depend_on_neighbors(folder: Path) -> None:
+    labels = labels_of(folder, [noise(75.0), noise(3.0, seed=1), noise(31.0, seed=2)])
+    assert [len(found.windows) for found in labels] == [3, 1, 2]
+    for found in labels:
         for window in found.windows:
             assert {label for label, _ in window.labels} == set(CLASSES)
             assert sum(share for _, share in window.labels) == pytest.approx(1.0)
 
 
 def test_a_parts_mean_is_weighted_by_the_speech_in_its_windows(folder: Path) -> None:
-    (found,) = labels_of(folder, [noise(60.0, speech=[(1.0, 29.0), (50.0, 57.0)])], slots=2)
+    (found,) = labels_of(folder, [noise(60.0, speech=[(1.0, 29.0), (50.0, 57.0)])])
     assert [(one.start_s, one.end_s) for one in found.windows] == [(1.0, 29.0), (50.0, 57.0)]
     assert [one.weight_s for one in found.windows] == pytest.approx([28.0, 7.0])
     assert found.weight_s == pytest.approx(35.0)
@@ -71,14 +64,14 @@ def test_first_speech_is_only_where_a_recording_begins_to_speak(folder: Path) ->
     settings = ClassificationSettings(task="classify", windows="first_speech")
     elsewhere = np.zeros((3000, 80), np.float16)
     parts = [noise(40.0), noise(40.0, seed=1, part=1, start_s=40.0, language_features=elsewhere)]
-    first, later = labels_of(folder, parts, slots=2, settings=settings)
+    first, later = labels_of(folder, parts, settings=settings)
     assert len(first.windows) == 1
     assert later == PartLabels(windows=(), means=(), weight_s=0)
 
 
 def test_labels_that_may_be_there_together_have_their_own_probabilities(tmp_path: Path) -> None:
     folder = tiny_classifier(tmp_path / "model", problem_type="multi_label_classification")
-    (found,) = labels_of(folder, [noise(5.0)], slots=1)
+    (found,) = labels_of(folder, [noise(5.0)])
     assert sum(share for _, share in found.means) != pytest.approx(1.0, abs=1e-3)
     assert all(0 < share < 1 for _, share in found.means)
 
@@ -87,33 +80,37 @@ def test_memory_that_does_not_suffice_halves_the_batch(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU: a batch of more than one window finds no memory."""
-    model = load_classifier(folder, device="cpu", dtype="float32")
-    encode: Callable[..., torch.Tensor] = WhisperClassifierSlots.encode
+    transcribe: Callable[..., list[torch.Tensor]] = WhisperWindowClassifier.transcribe
     batches: list[int] = []
 
-    def scarce(self: Any, features: torch.Tensor, **options: Any) -> torch.Tensor:
-        batches.append(len(features))
-        if len(features) > 1:
+    def scarce(self: Any, windows: list[np.ndarray], **options: Any) -> list[torch.Tensor]:
+        batches.append(len(windows))
+        if len(windows) > 1:
             raise torch.OutOfMemoryError("scripted")
-        return encode(self, features, **options)
+        return transcribe(self, windows, **options)
 
-    monkeypatch.setattr(WhisperClassifierSlots, "encode", scarce)
-    scheduler = SlotScheduler(model, 4, encode_batch=4)
-    labeller = PartLabeller.from_folder(folder, CLASSIFY)
-    task = labeller.transcribe(noise(100.0), DecodingSettings())
-    (transcript,) = outcomes(scheduler, [task])
-    labels = transcript.labels
-    assert (transcript.segments, transcript.language) == ((), None)
-    assert len(labels.windows) == 4
-    assert batches[0] == 4
-    assert scheduler.statistics.halvings > 0
-    monkeypatch.undo()
-    assert labels_of(folder, [noise(100.0)], slots=4) == [labels]
+    expected = labels_of(folder, [noise(100.0)])
+    monkeypatch.setattr(WhisperWindowClassifier, "transcribe", scarce)
+    monkeypatch.setattr("corpus_asr.families.whisper.classifier.encode_batch_on", lambda _: 4)
+    assert labels_of(folder, [noise(100.0)]) == expected
+    assert len(expected[0].windows) == 4
+    assert batches[:3] == [4, 2, 1]
 
 
-def test_a_classifier_has_no_8_bit_form_and_aligns_nothing(folder: Path) -> None:
-    model = load_classifier(folder, device="cpu", dtype="float32")
-    with pytest.raises(ValueError, match="without word times"):
-        model.align(model.new_state(1), [0], torch.tensor([[0]]), [1], [(0, 0)])
+def test_a_window_that_is_no_numbers_fails_its_part_alone(folder: Path, tmp_path: Path) -> None:
+    broken = noise(40.0)
+    broken.features[3500:] = np.nan
+    with label_engine(folder, classification=CLASSIFY, device="cpu", dtype="float32") as engine:
+        futures = [engine.submit(one) for one in (broken, noise(5.0))]
+        with pytest.raises(ItemError, match="found NaN or infinity in the features"):
+            futures[0].result()
+        assert futures[1].result().labels is not None
+    scores = [torch.tensor([0.5, 1.0]), torch.tensor([0.5, torch.nan])]
+    right, wrong = WhisperWindowClassifier.check(scores, [30.0, 30.0])
+    assert right is scores[0]
+    assert "found scores that are not numbers" in str(wrong)
+
+
+def test_a_classifier_has_no_8_bit_form(folder: Path) -> None:
     with pytest.raises(ConfigError, match="int8"):
         load_classifier(folder, device="cpu", dtype="int8")

@@ -15,12 +15,12 @@ from corpus_asr.decoding.emissions import EmittedRow
 from corpus_asr.decoding.recognizer import Recognized, RecognizedWord, Recognizer
 from corpus_asr.decoding.transducer import GreedySearch
 from corpus_asr.errors import CheckpointError, ConfigError
+from corpus_asr.families.library_tokenizer import TOKENIZER_NAME
 from corpus_asr.families.loading import COMPUTE_DTYPES, resolve_dtype
 from corpus_asr.families.parakeet.config import ParakeetConfig, ParakeetEncoderConfig
 from corpus_asr.families.parakeet.model import ParakeetCTC, ParakeetRNNT, ParakeetTDT
 from corpus_asr.families.parakeet.tokenizer import ParakeetTokenizer
 from corpus_asr.families.saved_files import read_json_object
-from corpus_asr.families.tokenizer import TOKENIZER_NAME
 from corpus_asr.units import FRAMES_PER_SECOND
 
 _NETWORKS: dict[str, type[Any]] = {

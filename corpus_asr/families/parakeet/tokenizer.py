@@ -6,8 +6,7 @@ from pathlib import Path
 
 from tokenizers.decoders import DecodeStream
 
-from corpus_asr.families.library_tokenizer import encoding_of, read_tokenizer_file
-from corpus_asr.families.tokenizer import TOKENIZER_NAME
+from corpus_asr.families.library_tokenizer import TOKENIZER_NAME, encoding_of, read_tokenizer_file
 
 _UNKNOWN = "<unk>"
 

@@ -10,10 +10,9 @@ from tokenizers import Tokenizer
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.audio_prompts import Answer, AudioPrompts
-from corpus_asr.families.library_tokenizer import encoding_of, read_tokenizer_file
+from corpus_asr.families.library_tokenizer import TOKENIZER_NAME, encoding_of, read_tokenizer_file
 from corpus_asr.families.model_config import CONFIG_NAME
 from corpus_asr.families.qwen3_asr.config import Qwen3ASRConfig
-from corpus_asr.families.tokenizer import TOKENIZER_NAME
 from corpus_asr.languages import LANGUAGES
 
 _CODES = (

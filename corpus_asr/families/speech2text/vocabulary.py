@@ -1,171 +1,126 @@
-"""Speech2Text's vocabulary: SentencePiece, after texts were split at added tokens."""
+"""Reading of a SentencePiece model as a `tokenizers.Tokenizer` with the IDs of vocab.json."""
 
-import re
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+import struct
+from collections import defaultdict
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import sentencepiece
-from tokenizers import AddedToken
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import BPE, Unigram
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.saved_files import read_saved_bytes
-from corpus_asr.families.tokenizer import added_token
+from corpus_asr.families.saved_files import read_json_object
 
-_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+BLANK = "▁"
+"""SentencePiece's symbol for a space."""
 
-
-def described_token(description: Any) -> AddedToken:
-    """Convert a file's token description, a text or an object with flags, to a token."""
-    if isinstance(description, str):
-        return added_token(description, special=True)
-    if isinstance(description, Mapping) and isinstance(description.get("content"), str):
-        flags = {name: description.get(name, name == "special") is True for name in _FLAGS}
-        return AddedToken(description["content"], **flags)
-    raise ValueError(
-        f"reading a token: found {str(description)[:60]!r}, expected its text, or an object with "
-        f"'content'; fetch the checkpoint again"
-    )
+# Fields and values of `ModelProto`. Source: sentencepiece 0.2.1, sentencepiece_model.proto.
+_PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
+_PIECE, _SCORE, _TYPE = 1, 2, 3
+_NORMAL, _USER_DEFINED = 1, 4
+_MODEL_TYPE, _UNIGRAM, _BPE, _CHARACTERS = 3, 1, 2, 4
+_CHARACTER_MAP, _DUMMY_PREFIX, _ONE_SPACE = 2, 3, 4
 
 
-def token_flags(token: AddedToken) -> dict[str, Any]:
-    """Return the description of a token for a file."""
-    return {"content": token.content} | {name: getattr(token, name) for name in _FLAGS}
+def read_vocabulary(path: Path) -> dict[str, int]:
+    """Read vocab.json; raises CheckpointError."""
+    content = read_json_object(path)
+    # Not `isinstance`: true is an int in Python, but no ID.
+    if not all(type(i) is int for i in content.values()) or (
+        sorted(content.values()) != [*range(len(content))]
+    ):
+        raise CheckpointError(
+            f"reading {path}: found no vocabulary, expected tokens and their ids, each once, from "
+            f"0 without gaps; fetch the checkpoint again"
+        )
+    return dict(sorted(content.items(), key=lambda pair: pair[1]))
 
 
-class AddedTokens:
-    """Tokens by id and ids by token."""
+def piece_tokenizer(
+    model: bytes, vocabulary: dict[str, int], *, unknown: str, lower: bool
+) -> Tokenizer:
+    """Make a tokenizer from the content of a SentencePiece model.
 
-    def __init__(self) -> None:
-        self.tokens: dict[int, AddedToken] = {}
-        self.ids: dict[str, int] = {}
-
-    def put(self, token_id: int, token: AddedToken) -> None:
-        """Assign an ID to a token, replacing its previous token."""
-        former = self.tokens.get(token_id)
-        if former is not None:
-            self.ids.pop(former.content, None)
-        self.tokens[token_id] = token
-        self.ids[token.content] = token_id
-
-    def split(self, text: str) -> list[str]:
-        """Split a text at these tokens, keeping them and omitting empty strings.
-
-        A token may absorb adjacent spaces, or match whole words only.
-        """
-        parts = [part for part in _pattern(frozenset(self.ids)).split(text) if part]
-        for i, part in enumerate(parts):
-            if part in self.ids:
-                self._settle(parts, i)
-        return [part for part in parts if part]
-
-    def _settle(self, parts: list[str], i: int) -> None:
-        token = self.tokens[self.ids[parts[i]]]
-        left_part = parts[i - 1] if i > 0 else ""
-        right_part = parts[i + 1] if i + 1 < len(parts) else ""
-        if token.rstrip and right_part:
-            parts[i + 1] = right_part.lstrip()
-        if token.lstrip and left_part:
-            parts[i - 1] = left_part.rstrip()
-        if not token.single_word:
-            return
-        if left_part and left_part[-1] != " ":
-            parts[i - 1], parts[i] = parts[i - 1] + parts[i], ""
-        elif right_part and right_part[0] != " ":
-            parts[i + 1], parts[i] = parts[i] + parts[i + 1], ""
-
-    def lower(self, text: str) -> str:
-        """Convert a text to lower case, except these tokens in it."""
-        kept = {t.content for t in self.tokens.values() if t.special or not t.normalized}
-        parts = _pattern(frozenset(kept)).split(text)
-        return "".join(part if i % 2 else part.lower() for i, part in enumerate(parts))
-
-
-# Adding tokens one by one creates a pattern each, so the cache is bounded.
-@lru_cache(maxsize=16)
-def _pattern(tokens: frozenset[str]) -> re.Pattern[str]:
-    # Alternatives are tried in order: `<a>` must precede `<a`.
-    longest_first = sorted(tokens, key=len, reverse=True)
-    # Without tokens, a pattern that never matches.
-    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
-
-
-class SentencePieces:
-    """A SentencePiece model, unigram or byte-pair encoding, from the content of its file.
-
-    `options` are keywords of `sentencepiece.SentencePieceProcessor`, such as `enable_sampling`.
+    The pieces of a text are SentencePiece's, save where two ways to split it have one probability.
 
     Raises:
-        ValueError: the content is not a SentencePiece model.
-        TypeError: an option is unknown, or has an invalid value.
+        ValueError: the content is no model, one of another kind, or of another vocabulary.
     """
-
-    def __init__(self, model: bytes, options: Mapping[str, Any] | None = None) -> None:
-        self.model = model
-        self._options = dict(options or {})
-        try:
-            if reserved := sorted(self._options.keys() & {"model_file", "model_proto"}):
-                raise TypeError(f"{', '.join(reserved)} cannot be set")
-            self._processor = sentencepiece.SentencePieceProcessor(**self._options)
-        except (TypeError, RuntimeError) as error:
-            raise self._unusable(error) from error
-        try:
-            self._processor.LoadFromSerializedProto(model)
-        except RuntimeError as error:
-            raise ValueError(
-                f"reading a SentencePiece model of {len(model)} bytes: found no such model "
-                f"({error}); fetch the checkpoint again"
-            ) from error
-        try:
-            # Values of options are only validated here.
-            self._processor.encode("a", out_type=str)
-        except (TypeError, RuntimeError) as error:
-            raise self._unusable(error) from error
-        self.unknown_id: int = self._processor.unk_id()
-
-    def _unusable(self, error: Exception) -> TypeError:
-        reason = str(error).partition("\n")[0]
-        return TypeError(
-            f"setting up SentencePiece: found the options {self._options} ({reason}), expected "
-            "keywords of SentencePieceProcessor; correct sp_model_kwargs"
+    try:
+        content = _read_message(model)
+        trainer, normalizer = (_read_message(content[i][0]) for i in (_TRAINER, _NORMALIZER))
+        scores = _read_scores(content[_PIECES])
+    except (IndexError, OverflowError, TypeError, ValueError, struct.error) as error:
+        raise ValueError(f"no message of its kind: {error}") from error
+    spaces = [normalizer.get(name, [1])[0] for name in (_DUMMY_PREFIX, _ONE_SPACE)]
+    kind = trainer.get(_MODEL_TYPE, [_UNIGRAM])[0]
+    if kind not in (_UNIGRAM, _BPE, _CHARACTERS) or not all(spaces):
+        raise ValueError(f"type {kind} and spaces {spaces}, expected 1, 2 or 4, and [1, 1]")
+    if foreign := scores.keys() - vocabulary.keys():
+        raise ValueError(f"{len(foreign)} pieces such as {min(foreign)!r} that vocab.json lacks")
+    if kind == _BPE:
+        halves = (
+            (piece[:i], piece[i:])
+            for piece in sorted(scores, key=lambda piece: -scores[piece])
+            for i in range(1, len(piece))
         )
+        merges = [pair for pair in halves if scores.keys() >= {*pair}]
+        tokenizer = Tokenizer(BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True))
+    else:
+        # Tokens that no text has, such as control tokens, are only found where nothing else is.
+        least = min(scores.values())
+        pieces = [(token, scores.get(token, least)) for token in vocabulary]
+        tokenizer = Tokenizer(Unigram(pieces, unk_id=vocabulary[unknown]))
+    steps: list[Any] = [normalizers.Lowercase()] if lower else []
+    if any(normalizer.get(_CHARACTER_MAP, ())):
+        steps.append(normalizers.Precompiled(normalizer[_CHARACTER_MAP][0]))
+    steps.append(normalizers.Replace(Regex(" {2,}"), " "))
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    # Texts between added tokens are stripped as well, which a normalizer would not do.
+    strip = pre_tokenizers.Split(Regex("^ +| +$"), behavior="removed")
+    mark = pre_tokenizers.Metaspace(replacement=BLANK, split=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([strip, mark])
+    return tokenizer
 
-    @classmethod
-    def from_file(cls, path: Path, options: Mapping[str, Any] | None = None) -> Self:
-        """Read a model file; raises CheckpointError, or TypeError as the class does."""
-        try:
-            return cls(read_saved_bytes(path), options)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"reading {path}: found no SentencePiece model ({error}); fetch the checkpoint's "
-                f"{path.name} again"
-            ) from error
 
-    def piece_id(self, piece: str) -> int:
-        """Return the model's own ID of a piece; the unknown one if it has none."""
-        piece_id: int = self._processor.PieceToId(piece)
-        return piece_id
+def _read_scores(pieces: list[bytes]) -> dict[str, float]:
+    """Return the score of each piece that texts are split into."""
+    scores, user_defined = {}, []
+    for fields in map(_read_message, pieces):
+        piece = fields[_PIECE][0].decode()
+        kind = fields.get(_TYPE, [_NORMAL])[0]
+        if kind == _NORMAL:
+            (scores[piece],) = struct.unpack("<f", fields[_SCORE][0])
+        elif kind == _USER_DEFINED:
+            user_defined.append(piece)
+    # Always preferred. Source: sentencepiece 0.2.1, unigram_model.cc, EncodeOptimized.
+    most = max(scores.values())
+    return scores | {piece: len(piece.encode()) * most - 0.1 for piece in user_defined}
 
-    def pieces(self, text: str) -> list[str]:
-        """Split a text into pieces; unknown characters are unchanged."""
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"encoding {text[:40]!r}: found text that is not valid Unicode ({error.reason}); "
-                "decode it with errors='replace' first"
-            ) from error
-        pieces: list[str] = self._processor.encode(text, out_type=str)
-        return pieces
 
-    def join(self, pieces: Sequence[str]) -> str:
-        """Join pieces to text."""
-        text: str = self._processor.decode(list(pieces))
-        return text
+def _read_message(message: bytes) -> dict[int, list[Any]]:
+    """Return the values of a message of Protocol Buffers, by the number of their field."""
+    stream, fields = BytesIO(message), defaultdict[int, list[Any]](list)
+    while stream.tell() < len(message):
+        number, kind = divmod(_read_number(stream), 8)
+        if kind == 0:
+            fields[number].append(_read_number(stream))
+            continue
+        size = {1: 8, 5: 4}.get(kind) or _read_number(stream)
+        value = stream.read(size)
+        if kind not in (1, 2, 5) or len(value) < size:
+            raise ValueError(f"field {number} of kind {kind} ends after {len(value)} bytes")
+        fields[number].append(value)
+    return fields
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"model": self.model, "options": self._options}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+def _read_number(stream: BytesIO) -> int:
+    # Seven bits a byte, the lowest first; the eighth says that more follow.
+    value = 0
+    for shift in range(0, 64, 7):
+        byte = stream.read(1)[0]
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value
+    raise ValueError("a number has more than 64 bits")

@@ -1,16 +1,18 @@
-"""Audio classification with Whisper's encoder, also in the form for decoding."""
+"""Audio classification with Whisper's encoder, also of windows in batches."""
 
 from collections.abc import Sequence
 from os import PathLike
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from corpus_asr.array_types import Float, Int
-from corpus_asr.decoding.protocols import Slots
-from corpus_asr.families.layers.kv_cache import rows_of
+from corpus_asr.array_types import Float, Float16
+from corpus_asr.decoding.slots import encode_batch_on
+from corpus_asr.errors import ItemError
+from corpus_asr.failure_kinds import NOT_A_NUMBER
 from corpus_asr.families.layers.packed import run_per_sample
 from corpus_asr.families.outputs import (
     BaseModelOutput,
@@ -19,7 +21,7 @@ from corpus_asr.families.outputs import (
 )
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.families.whisper.encoder import WhisperEncoder, WhisperPreTrainedModel
-from corpus_asr.units import FRAMES_PER_SECOND
+from corpus_asr.units import WINDOW_S
 
 
 class WhisperForAudioClassification(WhisperPreTrainedModel):
@@ -47,14 +49,6 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
     def get_input_embeddings(self) -> nn.Conv1d:
         """Return the input layer."""
         return self.encoder.conv1
-
-    def set_input_embeddings(self, value: nn.Conv1d) -> None:
-        """Replace the input layer."""
-        self.encoder.conv1 = value
-
-    def freeze_encoder(self) -> None:
-        """Freeze the encoder."""
-        self.encoder.requires_grad_(False)
 
     def forward(
         self,
@@ -151,30 +145,17 @@ class _StoredClassifier(WhisperForAudioClassification):
     _fresh: ClassVar[tuple[str, ...]] = ()
 
 
-class WhisperClassifierSlots:
-    """A `WhisperForAudioClassification` that predicts a class as a token after a one-token prompt.
-
-    Tokens 0 to n - 1 are the classes; n, never the most likely, is the end token for rules. A slot
-    stores the scores of the classes, in float32 whatever the type of the weights.
-    """
-
-    dtype = torch.float32
-    # One prompt token, and the class.
-    max_target_positions = 2
-    has_encoder = True
-    frame_step = FRAMES_PER_SECOND
+class WhisperWindowClassifier:
+    """A `WhisperForAudioClassification` that scores windows; meets `OnePassModel`."""
 
     def __init__(self, model: WhisperForAudioClassification) -> None:
         self._model = model
-        self.device = model.device
-        self.num_labels = int(model.config.num_labels)
-        self.vocab_size = self.num_labels + 1
-        self.window_shape = (1, self.num_labels)
+        self.batch_s = encode_batch_on(model.device.type) * WINDOW_S
 
     @classmethod
     def from_pretrained(
         cls, folder: str | PathLike[str], *, dtype: torch.dtype, device: torch.device
-    ) -> "WhisperClassifierSlots":
+    ) -> "WhisperWindowClassifier":
         """Load a checkpoint folder.
 
         Raises:
@@ -182,95 +163,28 @@ class WhisperClassifierSlots:
         """
         return cls(_StoredClassifier.from_pretrained(folder, dtype=dtype, device=device))
 
-    def new_state(self, slots: int, *, beams: int = 1) -> Float[Tensor, "slot label"]:
-        return torch.zeros(slots, self.num_labels, device=self.device)
-
     @torch.inference_mode()
-    def encode(
-        self,
-        features: Float[Tensor, "batch mel frame"],
-        *,
-        num_frames: Sequence[int] | None = None,
-    ) -> Float[Tensor, "batch 1 label"]:
-        if num_frames is not None:
-            raise ValueError(
-                f"classifying {len(features)} windows: found num_frames, expected whole windows; "
-                "omit num_frames"
-            )
-        features = features.to(self.device, self._model.dtype)
-        if self.device.type != "cpu":
-            return self._scores(features)
+    def transcribe(
+        self, windows: Sequence[Float16[np.ndarray, "mel frame"]], *, language: str | None
+    ) -> list[Float[Tensor, " label"]]:
+        features = torch.from_numpy(np.stack(windows)).to(self._model.device, self._model.dtype)
+        if self._model.device.type != "cpu":
+            return list(self._logits(features).cpu())
         # One per thread, which also makes each exactly independent of the others.
-        return torch.cat(run_per_sample(self._scores, [row.unsqueeze(0) for row in features]))
+        return list(torch.cat(run_per_sample(self._logits, [row.unsqueeze(0) for row in features])))
 
-    def fill(
-        self,
-        state: Float[Tensor, "slot label"],
-        slots: Slots,
-        encoded: Float[Tensor, "batch 1 label"],
-        *,
-        num_frames: Sequence[int] | None = None,
-    ) -> None:
-        state[rows_of(slots, device=self.device)] = encoded[:, 0]
-
-    def prefill(
-        self,
-        state: Float[Tensor, "slot label"],
-        slots: Slots,
-        tokens: Int[Tensor, "batch token"],
-        lengths: Sequence[int],
-    ) -> Float[Tensor, "batch token label"]:
-        logits = state[rows_of(slots, device=self.device)]
-        return logits.unsqueeze(1).expand(-1, tokens.shape[1], -1)
-
-    def step(
-        self,
-        state: Float[Tensor, "slot label"],
-        tokens: Int[Tensor, " batch"],
-        positions: Int[Tensor, " batch"],
-        *,
-        reach: int | None = None,
-    ) -> Float[Tensor, "batch vocab"]:
-        # Only the first token is read.
-        return self.logits(state[: len(tokens)])
-
-    def extend(
-        self,
-        state: Float[Tensor, "slot label"],
-        slots: Sequence[int],
-        tokens: Int[Tensor, "batch token"],
-        positions: Int[Tensor, " batch"],
-    ) -> Float[Tensor, "batch token vocab"]:
-        return self.logits(self.prefill(state, slots, tokens, ()))
-
-    def align(
-        self,
-        state: Float[Tensor, "slot label"],
-        slots: Sequence[int],
-        tokens: Int[Tensor, "batch token"],
-        lengths: Sequence[int],
-        heads: Sequence[tuple[int, int]],
-    ) -> tuple[Float[Tensor, "batch head token pos"], Float[Tensor, "batch token width"]]:
-        raise ValueError(
-            f"aligning {max(lengths)} tokens with a classifier: found a network without word "
-            "times, expected one that transcribes; use such a checkpoint"
+    @staticmethod
+    def check(
+        found: list[Float[Tensor, " label"]], durations_s: Sequence[float]
+    ) -> list[Float[Tensor, " label"] | ItemError]:
+        """Return the scores, with those that are not numbers replaced by their error."""
+        error = ItemError(
+            "classifying a window: found scores that are not numbers, expected finite ones; set "
+            "model.compute_type to bfloat16 or float32",
+            kind=NOT_A_NUMBER,
         )
+        return [scores if bool(scores.isfinite().all()) else error for scores in found]
 
-    def reorder(
-        self,
-        state: Float[Tensor, "slot label"],
-        slots: Sequence[int],
-        sources: Int[Tensor, " slot"],
-    ) -> None:
-        state[list(slots)] = state[sources]
-
-    def logits(self, hidden: Float[Tensor, "*batch label"]) -> Float[Tensor, "*batch vocab"]:
-        # The last column is the end token, which is never chosen.
-        return torch.cat([hidden, hidden.new_full((*hidden.shape[:-1], 1), -torch.inf)], dim=-1)
-
-    def move(self, state: Float[Tensor, "slot label"], source: int, target: int) -> None:
-        state[target] = state[source]
-
-    def _scores(self, features: Float[Tensor, "batch mel frame"]) -> Float[Tensor, "batch 1 label"]:
-        scores: Tensor = self._model(features, return_dict=True).logits
-        return scores.float().unsqueeze(1)
+    def _logits(self, features: Float[Tensor, "batch mel frame"]) -> Float[Tensor, "batch label"]:
+        logits: Tensor = self._model(features, return_dict=True).logits
+        return logits.float()

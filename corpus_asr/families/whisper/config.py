@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from corpus_asr.families import generation_config
+from corpus_asr.families.library_tokenizer import TOKENIZER_NAME, VOCAB_NAME
 from corpus_asr.families.model_config import (
     Count,
     EncoderDecoderConfig,
@@ -18,7 +19,6 @@ from corpus_asr.families.model_config import (
     Probability,
     Size,
 )
-from corpus_asr.families.tokenizer import TOKENIZER_NAME, VOCAB_NAME
 from corpus_asr.families.whisper.tokenizer import TASKS, WhisperTokenizer
 from corpus_asr.units import FRAMES_PER_POSITION, FRAMES_PER_SECOND
 

@@ -288,10 +288,6 @@ class WhisperForCausalLM(WhisperWithVocabulary):
         self._draw_weights()
         self._add_projection()
 
-    def set_decoder(self, decoder: WhisperDecoder) -> None:
-        """Replace the decoder."""
-        self.model.decoder = decoder
-
     def forward(
         self,
         input_ids: Tensor | None = None,

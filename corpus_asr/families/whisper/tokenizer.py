@@ -15,7 +15,16 @@ from typing import Any
 from tokenizers import Tokenizer, pre_tokenizers
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.library_tokenizer import LibraryTokenizer, read_tokenizer_file
+from corpus_asr.families.library_tokenizer import (
+    ADDED_NAME,
+    MERGES_NAME,
+    SETTINGS_NAME,
+    SPECIAL_NAME,
+    TOKENIZER_NAME,
+    VOCAB_NAME,
+    added_token,
+    read_tokenizer_file,
+)
 from corpus_asr.families.saved_files import (
     optional_object,
     read_json_object,
@@ -23,16 +32,7 @@ from corpus_asr.families.saved_files import (
     write_json_object,
 )
 from corpus_asr.families.tensors import as_tensors
-from corpus_asr.families.tokenizer import (
-    ADDED_NAME,
-    MERGES_NAME,
-    ROLES,
-    SETTINGS_NAME,
-    SPECIAL_NAME,
-    TOKENIZER_NAME,
-    VOCAB_NAME,
-    added_token,
-)
+from corpus_asr.families.tokenizer import ROLES, PretrainedTokenizer
 from corpus_asr.families.truncation_padding import NO_LIMIT, decode_each
 from corpus_asr.families.whisper.timestamps import (
     timed_chunks,
@@ -59,7 +59,7 @@ _NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")
 _ENGLISH_ONLY_END = 50256
 
 
-class WhisperTokenizer(LibraryTokenizer):
+class WhisperTokenizer(PretrainedTokenizer):
     """Whisper's byte-level BPE, control tokens and timestamps.
 
     Args:
@@ -225,16 +225,6 @@ class WhisperTokenizer(LibraryTokenizer):
                 f"{task!r}, expected English and 'transcribe'; choose a multilingual checkpoint"
             )
         return (self.sot, *end)
-
-    def get_decoder_prompt_ids(
-        self,
-        task: str | None = None,
-        language: str | None = None,
-        no_timestamps: bool = True,
-    ) -> list[tuple[int, int]]:
-        """Set the prefix; return its tokens after the first one, each with its position."""
-        self.set_prefix_tokens(language, task, predict_timestamps=not no_timestamps)
-        return list(enumerate(self.prefix_tokens))[1:]
 
     def get_prompt_ids(self, text: str, return_tensors: str | None = "np") -> Any:
         """Encode plain text before the transcript: earlier words, or names to expect."""
@@ -447,7 +437,8 @@ class WhisperTokenizer(LibraryTokenizer):
         vocabulary = self.save_vocabulary(folder, filename_prefix)
         base = self._tokenizer.get_vocab(with_added_tokens=False)
         # Added tokens that the vocabulary already has keep their IDs.
-        beside = {token: i for token, i in self.get_added_vocab().items() if token not in base}
+        added = self.added_tokens_decoder.items()
+        beside = {token.content: i for i, token in added if token.content not in base}
         write_json_object(folder / ADDED_NAME, beside)
         names = (SETTINGS_NAME, SPECIAL_NAME, TOKENIZER_NAME, ADDED_NAME)
         return (*(str(folder / name) for name in names), *vocabulary)

@@ -1,32 +1,28 @@
 """Reading and writing of Whisper's byte-level BPE vocabulary as a `tokenizers.Tokenizer`."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.library_tokenizer import check_vocabulary, read_tokenizer_file
+from corpus_asr.families.library_tokenizer import (
+    MERGES_NAME,
+    SETTINGS_NAME,
+    TOKENIZER_NAME,
+    VOCAB_NAME,
+    add_saved_tokens,
+    check_vocabulary,
+    read_tokenizer_file,
+)
 from corpus_asr.families.saved_files import (
-    checked,
     optional_object,
     read_json_object,
     read_saved_bytes,
     write_json_object,
-)
-from corpus_asr.families.tokenizer import (
-    ADDED_NAME,
-    MERGES_NAME,
-    OTHER_SPECIAL,
-    SETTINGS_NAME,
-    SPECIAL_NAME,
-    TOKENIZER_NAME,
-    VOCAB_NAME,
-    added_token,
 )
 
 
@@ -81,55 +77,8 @@ def build_vocabulary(vocab_path: Path, merges_path: Path) -> Tokenizer:
     prefix_space = settings.get("add_prefix_space") is True
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
-    added = _added_tokens(folder, settings)
-    tokenizer.add_tokens([token for token, _ in added])
-    for token, token_id in added:
-        actual_id = tokenizer.token_to_id(token.content)
-        if token_id is not None and actual_id != token_id:
-            raise CheckpointError(
-                f"loading a tokenizer from {folder}: {token.content} got id {actual_id}, expected "
-                f"{token_id}, without gaps after {VOCAB_NAME}; fetch the checkpoint again"
-            )
+    add_saved_tokens(tokenizer, folder)
     return tokenizer
-
-
-def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> list[tuple[AddedToken, int | None]]:
-    # Tokens with IDs by ID, then the others in order, as the library assigns IDs in sequence.
-    special = dict.fromkeys(
-        [*_special_tokens(optional_object(folder / SPECIAL_NAME)), *_special_tokens(settings)]
-    )
-    ids: dict[str, int | None] = dict.fromkeys(special)
-    # Role files name special tokens without IDs; a separate file has the IDs.
-    path = folder / ADDED_NAME
-    ids.update(checked(dict[str, int], optional_object(path), "", path=path))
-    for token, token_id, is_special in _described_tokens(settings, folder / SETTINGS_NAME):
-        # tokenizer_config.json takes precedence over the older files.
-        ids[token] = token_id
-        if is_special:
-            special[token] = None
-    order = sorted(ids, key=lambda token: (ids[token] is None, ids[token] or 0))
-    return [(added_token(token, special=token in special), ids[token]) for token in order]
-
-
-def _described_tokens(settings: Mapping[str, Any], path: Path) -> Iterator[tuple[str, int, bool]]:
-    try:
-        for token_id, flags in settings.get("added_tokens_decoder", {}).items():
-            yield str(flags["content"]), int(token_id), flags.get("special") is True
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"reading {path}: found an unusable added_tokens_decoder ({error!r}), expected an "
-            f"object of ids and descriptions; fetch the checkpoint again"
-        ) from error
-
-
-def _special_tokens(content: Mapping[str, Any]) -> Iterator[str]:
-    # Files name role tokens under keys `..._token`, as text or with flags.
-    for key, value in content.items():
-        if key in OTHER_SPECIAL or key.endswith("_token"):
-            for entry in value if isinstance(value, list) else [value]:
-                token = entry.get("content") if isinstance(entry, dict) else entry
-                if isinstance(token, str) and token:
-                    yield token
 
 
 def write_vocabulary(tokenizer: Tokenizer, vocab_path: Path, merges_path: Path) -> None:

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from corpus_asr.array_types import Float, Float32
 from corpus_asr.families.speech2text.tokenizer import Speech2TextTokenizer
 from corpus_asr.families.tensors import BatchFeature
 from corpus_asr.features.fbank import (
@@ -117,23 +116,6 @@ class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
             batch["attention_mask"] = masks
         return as_asked(batch, return_tensors)
 
-    @staticmethod
-    def utterance_cmvn(
-        x: Float[np.ndarray, "frame mel"],
-        input_length: int,
-        normalize_means: bool | None = True,
-        normalize_vars: bool | None = True,
-        padding_value: float = 0.0,
-    ) -> Float32[np.ndarray, "frame mel"]:
-        """Normalize the first `input_length` frames of an array, and pad the others."""
-        normed = np.full(x.shape, padding_value, dtype=np.float32)
-        normed[:input_length] = mean_variance_normalized(
-            x[:input_length].astype(np.float32, copy=False),
-            means=bool(normalize_means),
-            variances=bool(normalize_vars),
-        )
-        return normed
-
     def normalize(
         self,
         input_features: Sequence[np.ndarray],
@@ -148,8 +130,10 @@ class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
             # if `padding_side` is `left`.
             content = np.asarray(mask) == 1
             normed = np.full(values.shape, self.padding_value, dtype=np.float32)
-            normed[content] = self.utterance_cmvn(
-                values[content], int(content.sum()), self.normalize_means, self.normalize_vars
+            normed[content] = mean_variance_normalized(
+                values[content].astype(np.float32, copy=False),
+                means=self.normalize_means,
+                variances=self.normalize_vars,
             )
             recordings.append(normed)
         return recordings

@@ -9,11 +9,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from corpus_asr.array_types import Float32
 from corpus_asr.families.registry import resolve
 from corpus_asr.families.tensors import BatchFeature
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
-from corpus_asr.features.mel import Analysis, log_mel, mel_filters
+from corpus_asr.features.mel import Analysis, log_mel
 from corpus_asr.models.feature_extraction import (
     FILE_NAME,
     SpeechFeatureExtractor,
@@ -86,14 +85,6 @@ class WhisperFeatureExtractor(SpeechFeatureExtractor):
                     f"correct {FILE_NAME}"
                 )
 
-    @property
-    def mel_filters(self) -> Float32[np.ndarray, "bin mel"]:
-        """Weights that sum power spectra into mel bins."""
-        filters = mel_filters(
-            self.feature_size, fft_samples=self.n_fft, sample_rate_hz=self.sampling_rate
-        )
-        return filters.T
-
     def __call__(
         self,
         raw_speech: Any,
@@ -132,7 +123,10 @@ class WhisperFeatureExtractor(SpeechFeatureExtractor):
         )
         padded, masks = fit.apply(rows)
         if do_normalize:
-            padded = self.zero_mean_unit_var_norm(padded, masks, self.padding_value)
+            padded = [
+                self._normalized(row, int(mask.sum()))
+                for row, mask in zip(padded, masks, strict=True)
+            ]
         batch = BatchFeature({"input_features": self._features(padded, device)})
         if self._wants_mask(return_attention_mask):
             # Frames that start within it are content.
@@ -142,23 +136,12 @@ class WhisperFeatureExtractor(SpeechFeatureExtractor):
             batch["num_frames"] = [row.size // self.hop_length for row in rows]
         return batch.convert_to_tensors(return_tensors)
 
-    @staticmethod
-    def zero_mean_unit_var_norm(
-        input_values: Sequence[np.ndarray],
-        attention_mask: Sequence[np.ndarray] | None,
-        padding_value: float = 0.0,
-    ) -> list[np.ndarray]:
-        """Scale every row to zero mean and unit variance, computed where its mask is 1."""
-        if attention_mask is None:
-            return [(row - row.mean()) / np.sqrt(row.var() + 1e-7) for row in input_values]
-        normed = []
-        for row, mask in zip(input_values, attention_mask, strict=True):
-            # As in the reference, content is assumed at the start of the row.
-            content = row[: int(np.sum(mask))]
-            scaled = (row - content.mean()) / np.sqrt(content.var() + 1e-7)
-            scaled[len(content) :] = padding_value
-            normed.append(scaled)
-        return normed
+    def _normalized(self, row: np.ndarray, num_samples: int) -> np.ndarray:
+        # As in the reference, content is assumed at the start of the row.
+        content = row[:num_samples]
+        scaled: np.ndarray = (row - content.mean()) / np.sqrt(content.var() + 1e-7)
+        scaled[num_samples:] = self.padding_value
+        return scaled
 
     def _analysis(self) -> Analysis:
         return Analysis(
@@ -198,14 +181,6 @@ class WhisperProcessor(SpeechProcessor):
 
     feature_extractor: WhisperFeatureExtractor
     tokenizer: WhisperTokenizer
-
-    def get_decoder_prompt_ids(
-        self, task: str | None = None, language: str | None = None, no_timestamps: bool = True
-    ) -> Any:
-        """Return the positions and IDs of a decoder's start, as the tokenizer does."""
-        return self.tokenizer.get_decoder_prompt_ids(
-            task=task, language=language, no_timestamps=no_timestamps
-        )
 
     def get_prompt_ids(self, text: str, return_tensors: Any = "np") -> Any:
         """Return the IDs of a text to continue from, as the tokenizer does."""

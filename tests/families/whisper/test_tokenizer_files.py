@@ -45,7 +45,8 @@ def test_files_load_by_name_as_in_transformers(folder, pair):
 def test_saving_writes_what_both_load(folder, tmp_path):
     ours = WhisperTokenizer.from_pretrained(folder, language="fr", padding_side="left")
     ours.add_tokens(["<new>"])
-    ours.add_special_tokens({"pad_token": "<|pad|>"})
+    ours.add_tokens("<|pad|>", special_tokens=True)
+    ours.pad_token = "<|pad|>"
     paths = ours.save_pretrained(tmp_path / "made")
     assert sorted(Path(p).name for p in paths) == sorted(
         path.name for path in (tmp_path / "made").iterdir()

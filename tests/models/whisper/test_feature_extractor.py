@@ -101,10 +101,6 @@ def test_other_sizes_equal_transformers(init: dict) -> None:
         frames = theirs["input_features"].shape[2]
         theirs["attention_mask"] = theirs["attention_mask"][:, :frames]
     assert_equal(ours, theirs)
-    theirs_filters = transformers.WhisperFeatureExtractor(**init).mel_filters
-    np.testing.assert_allclose(
-        WhisperFeatureExtractor(**init).mel_filters, theirs_filters, atol=1e-7
-    )
 
 
 # Settings in files.
