@@ -1,32 +1,18 @@
-"""Beam search over many windows in parallel.
+"""Beam search over many windows in parallel."""
 
-A place is one window with `num_beams` adjacent slots of the model; the occupied places are always
-the first ones.
-"""
-
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from corpus_asr.array_types import Bool, Float, Int
 from corpus_asr.decoding.batch import frames_encoded, pad_prompts, scores_wanted, token_scores
-from corpus_asr.decoding.device import (
-    CudaRecorder,
-    Download,
-    FinishedFlags,
-    StepGraphs,
-    reach_of,
-    upload,
-)
-from corpus_asr.decoding.jobs import WindowJob, WindowResult, no_numbers
-from corpus_asr.decoding.options import Layout, SlotOptions, should_stop
-from corpus_asr.decoding.phrases import PhraseLayout, SlotPhrases
+from corpus_asr.decoding.device import CudaRecorder, Download, upload
+from corpus_asr.decoding.jobs import Outcome, WindowJob, WindowResult, no_numbers
+from corpus_asr.decoding.options import should_stop
+from corpus_asr.decoding.phrases import PhraseLayout
+from corpus_asr.decoding.places import PlaceBatch, StepLayout
 from corpus_asr.decoding.protocols import SlotModel
-from corpus_asr.decoding.rules import RepetitionDetector, SlotRules
-from corpus_asr.errors import ItemError
 
 Rows = slice | Tensor
 """Index of places in tensors: a slice of the first ones, which copies nothing, or a tensor."""
@@ -60,21 +46,6 @@ class Beams:
         """Sum of log-probabilities; of finished sequences with length penalty."""
         self.end: Int[Tensor, "*some"] = rows[..., 2, -1]
         """1 if finished, 2 if finished by a repetition loop; 0 if empty. Its row has no others."""
-
-
-def result_of(found: Beams, job: WindowJob, *, token_score: float) -> WindowResult:
-    """Return the best finished sequence of one window as a result."""
-    new = slice(len(job.prompt), int(found.length[0]))
-    tokens: list[int] = found.text[0, new].tolist()
-    logprobs: list[float] = found.logprob[0, new].tolist()
-    end_logprob = logprobs.pop() if tokens and tokens[-1] == job.rules.last else None
-    return WindowResult(
-        tokens=tuple(tokens[: len(logprobs)]),
-        logprobs=tuple(logprobs),
-        end_logprob=end_logprob,
-        score=None if job.score_token is None else token_score,
-        looped=int(found.end[0]) == _LOOPED,
-    )
 
 
 # Columns of which the highest values are compared first; of 128 to 1,024 the quickest.
@@ -118,8 +89,8 @@ def in_place_order(sources: Int[Tensor, "place beam"]) -> Int[Tensor, "place bea
     return torch.where(moves, target, sources).argsort(dim=1)
 
 
-class BeamBatch:
-    """Beams as tensors; every method runs under inference mode, and steps as in `SlotBatch`.
+class BeamBatch(PlaceBatch):
+    """Beams as tensors.
 
     Equal token for token to transformers' beam search: the rules are applied to the
     log-probabilities of the raw logits, which are added to a beam's score unchanged; of twice
@@ -139,16 +110,8 @@ class BeamBatch:
         whole: bool = False,
     ) -> None:
         """Allocate the places; with `whole` every step computes all of them."""
-        self.model = model
-        self._whole = whole
-        self.places = places
-        self.num_beams = num_beams
-        self._state: Any = model.new_state(places * num_beams, beams=num_beams)
-        device = model.device
-        slots = places * num_beams
-        self._by_row = device.type == "cpu" and recorder is None
-        self._rules = SlotRules(slots, model.vocab_size, device, by_row=self._by_row)
-        self._repetition = RepetitionDetector(places, model.vocab_size, device)
+        super().__init__(model, places, num_beams, recorder=recorder, whole=whole)
+        slots, device = places * num_beams, model.device
         # A spare column for discarded values, and one for values of the whole text.
         self._spare = model.max_target_positions
         rows = (2, places, num_beams, 3, self._spare + 2)
@@ -167,22 +130,12 @@ class BeamBatch:
         self._hoped = torch.zeros(places, dtype=torch.long, device=device)
         self._until_full = torch.zeros(places, dtype=torch.bool, device=device)
         # Also for empty places: a replayed step computes some free places.
-        self._ended = torch.ones(places, num_beams, dtype=torch.bool, device=device)
-        self._options = SlotOptions(
+        self._share(
             self._beams.text[_RUNNING].flatten(0, 1),
             self._beams.length[_RUNNING].flatten(),
-            self._ended.flatten(),
+            torch.ones(places, num_beams, dtype=torch.bool, device=device),
         )
-        self._phrases = SlotPhrases(slots, model.vocab_size, device)
-        self._flags = FinishedFlags(
-            self._ended[:, 0], behind=recorder is not None or device.type == "cuda"
-        )
-        self._graphs = StepGraphs(places, recorder) if recorder else None
-        self._has_short = False  # whether steps must handle windows of several lengths
-        self._requested: tuple[tuple[int, ...], Download] | None = None
-        self._jobs: list[WindowJob | None] = [None] * places
         self._token_score = torch.zeros(places, device=device)
-        self._counts = [0] * places
 
     @torch.inference_mode()
     def fill(
@@ -221,7 +174,7 @@ class BeamBatch:
             job_scores = token_scores(self.model, hidden, scored_at, score_tokens)
             self._token_score.index_copy_(0, index, job_scores)
         for place, job in zip(places, jobs, strict=True):
-            self._jobs[place], self._counts[place] = job, 0
+            self._jobs[place], self._longest[place] = job, len(job.prompt) + 1
         searches = [job.search for job in jobs for _ in range(self.num_beams)]
         self._options.admit(self._slots(places), slots, searches)
         self._phrases.admit(self._slots(places), slots, [search.phrases for search in searches])
@@ -230,125 +183,64 @@ class BeamBatch:
         logits = self.model.logits(hidden[rows, length - 1])
         logits = logits.repeat_interleave(self.num_beams, dim=0)
         scores = logits.log_softmax(dim=1)
-        options = self._options.layout(self._slots(places))
-        scores = self._options.before_rules(scores, self._slots(places), slots, options)
-        self._take(
-            self._rules.apply_first(scores, slots, prefixes),
-            index,
-            places=places,
-            watched=self._watched(places),
-            phrases=self._phrases.layout(self._slots(places)),
-        )
+        layout = self._layout(places, sampled=False)
+        scores = self._options.before_rules(scores, self._slots(places), slots, layout.options)
+        self._take(self._rules.apply_first(scores, slots, prefixes), index, places, layout)
 
-    @torch.inference_mode()
-    def step(self, active: int, *, sampled: bool) -> None:
-        """Advance the beams of the first `active` places by one token, as `SlotBatch.step`."""
-        active = self.places if self._whole else active
-        arguments: dict[str, Any] = {
-            "reach": self._look_no_further(active),
-            "options": self._options.layout(range(active * self.num_beams)),
-            "watched": self._watched(range(active)),
-            "phrases": self._phrases.layout(range(active * self.num_beams)),
-        }  # fmt: skip
-        if self._graphs is None or self._options.exact:
-            self._advance(active, **arguments)
-            return
-        count = self._graphs.rung(active)
-        self._graphs.run(
-            (count, *arguments.values(), self._has_short, *self._rules.layout),
-            partial(self._advance, count, **arguments),
-        )
-
-    def _advance(self, count: int, *, reach: int, options: Layout, **asked: Any) -> None:
+    def _advance(self, count: int, layout: StepLayout) -> None:
         slots = range(count * self.num_beams)
         tokens = self._token[:count].flatten()
         # The length of a finished place is constant, so that it stays within the cache.
         positions = (self._beams.length[_RUNNING, :count] - 1).flatten()
-        logits = self.model.step(self._state, tokens, positions, reach=reach)
+        logits = self.model.step(self._state, tokens, positions, reach=layout.reach)
         scores = self._options.before_rules(
-            logits.log_softmax(dim=1), slots, self._numbers[: len(slots)], options
+            logits.log_softmax(dim=1), slots, self._numbers[: len(slots)], layout.options
         )
-        self._take(self._rules.apply(scores), slice(count), places=range(count), **asked)
+        self._take(self._rules.apply(scores), slice(count), range(count), layout)
 
-    def _watched(self, places: Sequence[int]) -> Sequence[int] | None:
-        """Count a token per place; return the rows to check for loops, None for all."""
-        for place in places:
-            self._counts[place] += 1
+    def _watched(self, places: Sequence[int]) -> bool | tuple[int, ...]:
         if not self._by_row:
-            return None if self._repetition.watches(places) else ()
-        return [
+            return self._repetition.watches(places)
+        return tuple(
             row
             for row, place in enumerate(places)
-            if self._counts[place] % _LOOK_FOR_LOOPS == 0 and self._repetition.watches([place])
-        ]
+            if (job := self._jobs[place]) is not None
+            and (self._longest[place] - len(job.prompt)) % _LOOK_FOR_LOOPS == 0
+            and self._repetition.watches([place])
+        )
 
-    def _look_no_further(self, active: int) -> int:
-        room = self.model.max_target_positions
-        jobs = zip(self._jobs[:active], self._counts[:active], strict=True)
-        longest = max((len(job.prompt) + count for job, count in jobs if job), default=1)
-        return room if self._whole else reach_of(longest, room)
-
-    def look(self) -> None:
-        """Request the finished flags of the places without waiting."""
-        self._flags.ask()
-
-    def ended(self, active: int) -> list[int]:
-        """Return the places among the first `active` that are known to have finished."""
-        flags = self._flags.read(active)
-        return [place for place, flag in enumerate(flags) if flag]
-
-    @property
-    def works_behind(self) -> bool:
-        """As in `SlotBatch`."""
-        return self._flags.behind
-
-    def request(self, places: Sequence[int]) -> None:
-        """Request the current results of finished places; `collect` waits for them."""
+    def _download(self, places: Sequence[int]) -> Callable[[], list[Outcome]]:
         (index,) = upload(self.model.device, list(places))
-        tensors = self._token_score[index], self._beams.rows[_FINISHED, index]
-        self._requested = tuple(places), Download(*tensors)
+        download = Download(self._token_score[index], self._beams.rows[_FINISHED, index])
 
-    def collect(self, places: Sequence[int]) -> list[WindowResult | ItemError]:
-        """Return the results of finished places, each from the best beam."""
-        if self._requested is None or self._requested[0] != tuple(places):
-            self.request(places)
-        assert self._requested is not None, "just requested"
-        (_, arriving), self._requested = self._requested, None
-        token_scores, rows = arriving.wait()
-        results: list[WindowResult | ItemError] = []
-        for row, place in enumerate(places):
-            job = self._jobs[place]
-            assert job is not None, "collected from an empty place"
-            beams = Beams(rows[row])
-            if (error := no_numbers(beams.score.tolist(), self.model)) is not None:
-                results.append(error)
-                continue
-            results.append(result_of(beams, job, token_score=float(token_scores[row])))
+        def results() -> list[Outcome]:
+            return list(map(self._result, places, *download.wait()))
+
         return results
 
-    @torch.inference_mode()
-    def move(self, source: int, target: int) -> None:
-        """Copy place `source` to place `target` and free `source`."""
-        beams = self.num_beams
-        for beam in range(beams):
-            self.model.move(self._state, source * beams + beam, target * beams + beam)
-            self._rules.move(source * beams + beam, target * beams + beam)
-            self._options.move(source * beams + beam, target * beams + beam)
-            self._phrases.move(source * beams + beam, target * beams + beam)
-        self._repetition.move(source, target)
-        self._beams.rows[:, target] = self._beams.rows[:, source]
-        for tensor in (
-            self._token, self._prompt, self._limit, self._end, self._length_penalty, self._hoped,
-            self._until_full, self._ended, self._token_score,
-        ):  # fmt: skip
-            tensor[target] = tensor[source]
-        self._ended[source].fill_(True)
-        self._jobs[target] = self._jobs[source]
-        self._counts[target] = self._counts[source]
+    def _result(self, place: int, token_score: Tensor, rows: Tensor) -> Outcome:
+        """Return the result of a place from its best beam."""
+        job, beams = self._jobs[place], Beams(rows)
+        assert job is not None, "collected from an empty place"
+        if (error := no_numbers(beams.score.tolist(), self.model)) is not None:
+            return error
+        new = slice(len(job.prompt), int(beams.length[0]))
+        tokens: list[int] = beams.text[0, new].tolist()
+        logprobs: list[float] = beams.logprob[0, new].tolist()
+        end_logprob = logprobs.pop() if tokens and tokens[-1] == job.rules.last else None
+        return WindowResult(
+            tokens=tuple(tokens[: len(logprobs)]),
+            logprobs=tuple(logprobs),
+            end_logprob=end_logprob,
+            score=None if job.score_token is None else float(token_score),
+            looped=int(beams.end[0]) == _LOOPED,
+        )
 
-    def _slots(self, places: Sequence[int]) -> list[int]:
-        beams = self.num_beams
-        return [place * beams + beam for place in places for beam in range(beams)]
+    def _tensors(self) -> Sequence[Tensor]:
+        return (
+            self._token, self._prompt, self._limit, self._end, self._length_penalty, self._hoped,
+            self._until_full, self._ended, self._token_score, self._beams.rows.transpose(0, 1),
+        )  # fmt: skip
 
     def _begin(
         self, index: Tensor, prompts: Int[Tensor, "place token"], jobs: Sequence[WindowJob]
@@ -389,16 +281,14 @@ class BeamBatch:
         self,
         scores: Float[Tensor, "slot vocab"],
         at: Rows,
-        *,
         places: Sequence[int],
-        watched: Sequence[int] | None,
-        phrases: PhraseLayout | None,
+        layout: StepLayout,
     ) -> None:
         """Continue the places at `at` with their best candidates.
 
         Finished places keep their beams.
         """
-        numbers = self._slots(places)
+        numbers, phrases = self._slots(places), layout.phrases
         self._options.after_rules(scores, numbers)
         beams, vocab = self.num_beams, scores.shape[1]
         held, length = self._beams, self._beams.length[_RUNNING, at, 0] + 1
@@ -420,7 +310,7 @@ class BeamBatch:
         last = count >= self._limit[at]
         stop = (token == self._end[at].unsqueeze(1)) | last.unsqueeze(1)
         self._stop_by_criteria(stop, source, token, places)
-        looped = self._looped(source, token, at, length, watched)
+        looped = self._looped(source, token, at, length, layout.watched)
         if looped is not None:
             looped &= ~stop
             stop |= looped
@@ -534,9 +424,9 @@ class BeamBatch:
         token: Int[Tensor, "place choice"],
         at: Rows,
         length: Int[Tensor, " place"],
-        watched: Sequence[int] | None,
+        watched: bool | tuple[int, ...],
     ) -> Bool[Tensor, "place choice"] | None:
-        if watched is None:
+        if watched is True:
             is_loop = self._repetition.found_in(self._texts(source, token, at), length, at)
             due = (length - self._prompt[at]) % _LOOK_FOR_LOOPS == 0
             return is_loop & due.unsqueeze(1)
