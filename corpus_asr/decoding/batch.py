@@ -10,7 +10,6 @@ from torch.nn.utils.rnn import pad_sequence
 from corpus_asr.array_types import Float, Int
 from corpus_asr.decoding.alignment import Alignments, align_windows
 from corpus_asr.decoding.device import (
-    CudaRecorder,
     Download,
     to_device,
     upload,
@@ -39,16 +38,8 @@ class SlotBatch(PlaceBatch):
     Filling and starting a few slots can be recorded as well, with slot numbers in a device tensor.
     """
 
-    def __init__(
-        self,
-        model: SlotModel,
-        slots: int,
-        *,
-        recorder: CudaRecorder | None = None,
-        whole: bool = False,
-    ) -> None:
-        """Allocate the slots; with `whole` every step computes all of them."""
-        super().__init__(model, slots, recorder=recorder, whole=whole)
+    def _allocate(self) -> None:
+        model, slots = self.model, self.places
         length, device = model.max_target_positions, model.device
         # Prompt and text; the spare column takes tokens of finished slots until they are collected.
         self._text = torch.zeros(slots, length + 1, dtype=torch.long, device=device)
@@ -165,7 +156,7 @@ class SlotBatch(PlaceBatch):
         if graphs is not None:
             width = min(room, max(_SHORTEST_RECORDED, 1 << (width - 1).bit_length()))
             # Padded with the last one, which writes the same values again.
-            more = graphs.rung(len(jobs)) - len(jobs)
+            more = graphs.graph_size(len(jobs)) - len(jobs)
             slots, jobs = slots + slots[-1:] * more, jobs + jobs[-1:] * more
         numbers = _numbers_of(slots, jobs, width=width, room=room)
         numbers = to_device(numbers, device) if graphs is None else graphs.hold(numbers, device)
@@ -215,7 +206,7 @@ class SlotBatch(PlaceBatch):
         self._looped.index_fill_(0, index, False)
         logits = self._options.before_rules(logits, slots, index, layout.options)
         allowed = self._rules.apply_first(logits, index, [job.prefix for job in jobs])
-        self._take(allowed, index, slots, layout)
+        self._choose_tokens(allowed, index, slots, layout)
 
     def _advance(self, count: int, layout: StepLayout) -> None:
         logits = self.model.step(
@@ -225,16 +216,16 @@ class SlotBatch(PlaceBatch):
         logits = self._options.before_rules(logits, slots, index, layout.options)
         plain = not (layout.options.top_k or layout.phrases or self._options.exact)
         if self.model.device.type == "cpu" or not plain:
-            self._take(self._rules.apply(logits), index, slots, layout)
+            self._choose_tokens(self._rules.apply(logits), index, slots, layout)
             return
         held = self._temperature[:count], self._seed[:count], self._length[:count]
         rule_state = self._rules.of_first(count)
         token, logprob = CHOOSE_NEXT(
             logits, *rule_state, *held, *self._rules.layout, layout.sampled
         )
-        self._note(token, logprob, index, self._length[index], slots, layout)
+        self._append_tokens(token, logprob, index, self._length[index], slots, layout)
 
-    def _take(
+    def _choose_tokens(
         self,
         allowed: Float[Tensor, "batch vocab"],
         index: Int[Tensor, " batch"],
@@ -257,9 +248,9 @@ class SlotBatch(PlaceBatch):
         if phrases is not None:
             self._phrases.update(token, index, phrases)
         logprob = log_probability(scores, token)
-        self._note(token, logprob, index, length, slots, layout)
+        self._append_tokens(token, logprob, index, length, slots, layout)
 
-    def _note(
+    def _append_tokens(
         self,
         token: Int[Tensor, " batch"],
         logprob: Float[Tensor, " batch"],

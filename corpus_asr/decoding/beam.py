@@ -7,12 +7,11 @@ from torch import Tensor
 
 from corpus_asr.array_types import Bool, Float, Int
 from corpus_asr.decoding.batch import frames_encoded, pad_prompts, scores_wanted, token_scores
-from corpus_asr.decoding.device import CudaRecorder, Download, upload
+from corpus_asr.decoding.device import Download, upload
 from corpus_asr.decoding.jobs import Outcome, WindowJob, WindowResult, no_numbers
 from corpus_asr.decoding.options import should_stop
 from corpus_asr.decoding.phrases import PhraseLayout
 from corpus_asr.decoding.places import PlaceBatch, StepLayout
-from corpus_asr.decoding.protocols import SlotModel
 
 Rows = slice | Tensor
 """Index of places in tensors: a slice of the first ones, which copies nothing, or a tensor."""
@@ -23,7 +22,7 @@ _LOOK_FOR_LOOPS = 8
 
 # Score below any real one, as minus infinity would make 0 * score NaN. Equal to that of
 # transformers, so that ties are resolved alike.
-OUT = -1e9
+NO_SCORE = -1e9
 
 _RUNNING, _FINISHED = 0, 1
 _LOOPED = 2
@@ -100,25 +99,15 @@ class BeamBatch(PlaceBatch):
     Source: transformers/generation/utils.py, `_beam_search`.
     """
 
-    def __init__(
-        self,
-        model: SlotModel,
-        places: int,
-        num_beams: int,
-        *,
-        recorder: CudaRecorder | None = None,
-        whole: bool = False,
-    ) -> None:
-        """Allocate the places; with `whole` every step computes all of them."""
-        super().__init__(model, places, num_beams, recorder=recorder, whole=whole)
-        slots, device = places * num_beams, model.device
+    def _allocate(self) -> None:
+        places, num_beams, device = self.places, self.num_beams, self.model.device
         # A spare column for discarded values, and one for values of the whole text.
-        self._spare = model.max_target_positions
+        self._spare = self.model.max_target_positions
         rows = (2, places, num_beams, 3, self._spare + 2)
         self._beams = Beams(torch.zeros(rows, dtype=torch.long, device=device))
         self._beams.length.fill_(1)  # also if empty: a step may compute these
         self._rows = self._beams.rows.flatten(0, 2)
-        self._numbers = torch.arange(2 * slots, device=device)  # row indices
+        self._numbers = torch.arange(2 * places * num_beams, device=device)  # row indices
         self._own = self._numbers.view(2, places, num_beams)
         self._token = torch.zeros(places, num_beams, dtype=torch.long, device=device)
         self._prompt = torch.zeros(places, dtype=torch.long, device=device)
@@ -127,7 +116,7 @@ class BeamBatch(PlaceBatch):
         # float64, as transformers computes the divisor in Python
         self._length_penalty = torch.zeros(places, dtype=torch.float64, device=device)
         # Length assumed for running beams' best possible score, if more than the current one.
-        self._hoped = torch.zeros(places, dtype=torch.long, device=device)
+        self._optimistic_length = torch.zeros(places, dtype=torch.long, device=device)
         self._until_full = torch.zeros(places, dtype=torch.bool, device=device)
         # Also for empty places: a replayed step computes some free places.
         self._share(
@@ -185,7 +174,9 @@ class BeamBatch(PlaceBatch):
         scores = logits.log_softmax(dim=1)
         layout = self._layout(places, sampled=False)
         scores = self._options.before_rules(scores, self._slots(places), slots, layout.options)
-        self._take(self._rules.apply_first(scores, slots, prefixes), index, places, layout)
+        self._choose_candidates(
+            self._rules.apply_first(scores, slots, prefixes), index, places, layout
+        )
 
     def _advance(self, count: int, layout: StepLayout) -> None:
         slots = range(count * self.num_beams)
@@ -196,7 +187,7 @@ class BeamBatch(PlaceBatch):
         scores = self._options.before_rules(
             logits.log_softmax(dim=1), slots, self._numbers[: len(slots)], layout.options
         )
-        self._take(self._rules.apply(scores), slice(count), range(count), layout)
+        self._choose_candidates(self._rules.apply(scores), slice(count), range(count), layout)
 
     def _watched(self, places: Sequence[int]) -> bool | tuple[int, ...]:
         if not self._by_row:
@@ -238,8 +229,9 @@ class BeamBatch(PlaceBatch):
 
     def _tensors(self) -> Sequence[Tensor]:
         return (
-            self._token, self._prompt, self._limit, self._end, self._length_penalty, self._hoped,
-            self._until_full, self._ended, self._token_score, self._beams.rows.transpose(0, 1),
+            self._token, self._prompt, self._limit, self._end, self._length_penalty,
+            self._optimistic_length, self._until_full, self._ended, self._token_score,
+            self._beams.rows.transpose(0, 1),
         )  # fmt: skip
 
     def _begin(
@@ -262,7 +254,7 @@ class BeamBatch(PlaceBatch):
             torch.tensor([search.early_stopping not in (False, "never") for search in searches]),
         )
         held = (
-            self._prompt, self._limit, self._end, self._length_penalty, self._hoped,
+            self._prompt, self._limit, self._end, self._length_penalty, self._optimistic_length,
             self._until_full,
         )  # fmt: skip
         for tensor, new in zip(held, values, strict=True):
@@ -272,12 +264,12 @@ class BeamBatch(PlaceBatch):
         beams = self._beams
         beams.end.index_fill_(1, index, 0)
         # All beams are still equal: only the first continues, or all would be the same.
-        beams.score.index_fill_(1, index, OUT)
+        beams.score.index_fill_(1, index, NO_SCORE)
         beams.score[_RUNNING, :, 0].index_fill_(0, index, 0.0)
         beams.length[:, index] = self._prompt[index].unsqueeze(1)
         beams.text[:, index, :, : prompts.shape[1]] = prompts.unsqueeze(1)
 
-    def _take(
+    def _choose_candidates(
         self,
         scores: Float[Tensor, "slot vocab"],
         at: Rows,
@@ -316,7 +308,7 @@ class BeamBatch(PlaceBatch):
             stop |= looped
         # As in transformers: ended candidates after the first half are dropped.
         ended = stop & (torch.arange(considered, device=stop.device) < beams)
-        lengths = torch.stack([count, torch.maximum(count, self._hoped[at])], dim=1)
+        lengths = torch.stack([count, torch.maximum(count, self._optimistic_length[at])], dim=1)
         divisor = (lengths.double() ** self._length_penalty[at].unsqueeze(1)).float()
         reached = best
         if phrases is not None:  # an ended text gets no advance bonus
@@ -324,39 +316,39 @@ class BeamBatch(PlaceBatch):
                 token.flatten(), slots.gather(1, source).flatten(), phrases
             )
             reached = best - unsaid.view_as(best)
-        score = (reached / divisor[:, :1]).add(~ended, alpha=OUT)
+        score = (reached / divisor[:, :1]).add(~ended, alpha=NO_SCORE)
         score = torch.cat([held.score[_FINISHED, at].float(), score], dim=1)
         ranked, finished = score.topk(beams)
-        running_scores, running = best.add(stop, alpha=OUT).topk(beams)
+        running_scores, running = best.add(stop, alpha=NO_SCORE).topk(beams)
         highest = running_scores[:, :1]
         if scores.device.type == "cpu":  # elsewhere nothing is copied
             order = in_place_order(source.gather(1, running))
             running_scores, running = running_scores.gather(1, order), running.gather(1, order)
-        how = ended.long() if looped is None else ended.long() + looped
-        choice, ranks = (
-            torch.stack([running + beams, finished]),
-            torch.stack([running_scores, ranked]),
+        finish_reasons = ended.long() if looped is None else ended.long() + looped
+        choice = torch.stack([running + beams, finished])
+        ranks = torch.stack([running_scores, ranked])
+        token, row = self._copy_beams(
+            choice, ranks, source, token, finish_reasons, scores, length, at
         )
-        token, row = self._pick(choice, ranks, source, token, how, scores, length, at)
-        self._go_on(token, row, places, at, phrases)
+        self._append_tokens(token, row, places, at, phrases)
         # Whether a running beam can still beat the worst finished one.
         is_finished = held.end[_FINISHED, at] > 0
         worst = ranked.amin(dim=1, keepdim=True)
         possible = highest / divisor[:, 1:]
-        hopeless = ~(possible > worst.where(is_finished, OUT)).any(dim=1)
+        hopeless = ~(possible > worst.where(is_finished, NO_SCORE)).any(dim=1)
         full = is_finished.all(dim=1) & self._until_full[at]
         over = hopeless | full | stop.all(dim=1)
         if looped is not None:  # longer loops are likelier still
             over |= looped[:, 0]
         self._ended[at] = self._ended[at] | over.unsqueeze(1)
 
-    def _pick(
+    def _copy_beams(
         self,
         choice: Int[Tensor, "2 place beam"],
         ranks: Float[Tensor, "2 place beam"],
         sources: Int[Tensor, "place choice"],
         tokens: Int[Tensor, "place choice"],
-        how: Int[Tensor, "place choice"],
+        finish_reasons: Int[Tensor, "place choice"],
         scores: Float[Tensor, "slot vocab"],
         length: Int[Tensor, " place"],
         at: Rows,
@@ -384,7 +376,7 @@ class BeamBatch(PlaceBatch):
         values = (
             token, length.unsqueeze(1).expand_as(token),
             likely.double().view(torch.long), ranks.double().view(torch.long),
-            token, how.expand(2, -1, -1).gather(2, candidate),
+            token, finish_reasons.expand(2, -1, -1).gather(2, candidate),
         )  # fmt: skip
         new = self._rows.index_select(0, row.flatten()).view(*row.shape, 3, -1)
         new.scatter_(
@@ -394,7 +386,7 @@ class BeamBatch(PlaceBatch):
         self._beams.rows[:, at] = new
         return token[_RUNNING], row[_RUNNING]
 
-    def _go_on(
+    def _append_tokens(
         self,
         token: Int[Tensor, "place beam"],
         row: Int[Tensor, "place beam"],

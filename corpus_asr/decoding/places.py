@@ -63,12 +63,17 @@ class PlaceBatch(ABC):
         self._repetition = RepetitionDetector(places, model.vocab_size, device)
         self._phrases = SlotPhrases(slots, model.vocab_size, device)
         self._graphs = StepGraphs(places, recorder) if recorder else None
-        self._is_asynchronous = recorder is not None or device.type == "cuda"
+        self._queues_steps = recorder is not None or device.type == "cuda"
         self._has_short = False  # whether steps must handle windows of several lengths
         self._jobs: list[WindowJob | None] = [None] * places
         # Upper bound of each text's length, known to the host without a device read.
         self._longest = [1] * places
         self._requested: tuple[tuple[int, ...], Callable[[], list[Outcome]]] | None = None
+        self._allocate()
+
+    @abstractmethod
+    def _allocate(self) -> None:
+        """Allocate the tensors of texts, and `_share` them."""
 
     def _share(
         self,
@@ -80,7 +85,7 @@ class PlaceBatch(ABC):
         self._ended = ended
         self._options = SlotOptions(tokens, lengths, ended.flatten())
         first_beams = ended.view(self.places, -1)[:, 0]
-        self._flags = FinishedFlags(first_beams, behind=self._is_asynchronous)
+        self._flags = FinishedFlags(first_beams, behind=self._queues_steps)
 
     @torch.inference_mode()
     def step(self, active: int, *, sampled: bool) -> None:
@@ -95,7 +100,7 @@ class PlaceBatch(ABC):
         if self._graphs is None or self._options.exact:
             self._advance(active, layout)
             return
-        count = self._graphs.rung(active)
+        count = self._graphs.graph_size(active)
         key = (count, layout, self._has_short, *self._rules.layout)
         self._graphs.run(key, partial(self._advance, count, layout))
 
@@ -139,7 +144,7 @@ class PlaceBatch(ABC):
         return [place for place, flag in enumerate(self._flags.read(active)) if flag]
 
     @property
-    def works_behind(self) -> bool:
+    def is_asynchronous(self) -> bool:
         """Whether the device runs asynchronously and can have steps queued while the host reads."""
         return self._flags.behind
 

@@ -36,7 +36,7 @@ class SpeculativeBatch(SlotBatch):
         self._assistant_state: Any = assistant.new_state(places)
 
     @property
-    def works_behind(self) -> bool:
+    def is_asynchronous(self) -> bool:
         """False: each step reads the result of the one before."""
         return False
 
@@ -130,7 +130,7 @@ class SpeculativeBatch(SlotBatch):
             position_logits[index] = self._options.before_rules(
                 position_logits[index], going, index, layout.options
             )
-            self._take(self._rules.apply(position_logits)[index], index, going, layout)
+            self._choose_tokens(self._rules.apply(position_logits)[index], index, going, layout)
             if number == last:
                 return
             right = (self._token[index] == drafts[index, number]) & ~self._ended[index]

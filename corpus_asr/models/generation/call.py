@@ -5,7 +5,8 @@ caller's functions.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -182,12 +183,12 @@ class Call:
         if own is not None:
             config.update(defaults_only=True, allow_custom_entries=True, **_values_set(own))
         limits = keywords.get("max_length"), config.max_length
-        self.says_length = limits != (None, None)
+        self.has_length_limit = limits != (None, None)
         """Whether the length limit is other than the default."""
         config.update(defaults_only=True, **DEFAULTS)
         others = {name: v for name, v in config.update(**keywords).items() if v is not None}
         known = (*self.keywords, *_WITHOUT_EFFECT, *RARE, *KEPT)
-        self._unknown = [name for name in others if name not in known]
+        self._unknown_names = [name for name in others if name not in known]
         self._arguments = named | others
         self.config = config
 
@@ -211,9 +212,9 @@ class Call:
     def refuse_unknown(self) -> None:
         """Raise ValueError for arguments that neither this search nor transformers' has."""
         refuse_if(
-            bool(self._unknown),
-            f"the following `model_kwargs` are not used by the model: {self._unknown} (note: typos "
-            "in the generate arguments will also show up in this list)",
+            bool(self._unknown_names),
+            f"the following `model_kwargs` are not used by the model: {self._unknown_names} (note: "
+            "typos in the generate arguments will also show up in this list)",
         )
 
     def set_rules(self, *, temperatures: Sequence[float | None], **more: Any) -> None:
@@ -251,8 +252,12 @@ class Call:
 
         `row` is its index among all texts; a temperature of None selects the most likely tokens.
         """
-        config, begin = self.config, len(prompt)
-        sampled = temperature is not None
+        config, begin, sampled = self.config, len(prompt), temperature is not None
+        is_restricted = (
+            self["prefix_allowed_tokens_fn"] is not None
+            or config.forced_bos_token_id is not None
+            or bool(self.suppressed_second)
+        )
         return Search(
             temperature=temperature or 0.0,
             top_k=(config.top_k or None) if sampled else None,
@@ -264,20 +269,33 @@ class Call:
             early_stopping=config.early_stopping or False,  # type: ignore[arg-type]
             # The order affects the text, and is that of transformers: processors of settings, then
             # Whisper's own rules, which search applies itself, then the caller's.
-            early_processors=tuple(self._early_processors(row, begin)),
+            early_processors=(partial(self._apply_settings, row, begin),) if is_restricted else (),
             processors=tuple(_with_begin(processor, begin) for processor in self._processors),
             stopping=self._stopping,
             **more,
         )
 
-    def _early_processors(self, row: int, begin: int) -> Iterator[LogitsProcessor]:
+    def _apply_settings(self, row: int, begin: int, tokens: Tokens, scores: Scores) -> Scores:
+        """Return scores under the settings that come before the token rules."""
+        # Lengths are of the whole sequence, prompt included.
+        length, start_token = tokens.shape[1], self.config.forced_bos_token_id
         if (choose := self["prefix_allowed_tokens_fn"]) is not None:
-            yield _allowed(choose, row)
-        if (forced := self.config.forced_bos_token_id) is not None:
+            allowed_ids = list(choose(row, tokens[0]))
+            refuse_if(
+                not allowed_ids,
+                f"prefix_allowed_tokens_fn returned no token for batch row {row} after {length} "
+                "tokens, expected at least one; correct it",
+            )
+            allowed_scores = scores[:, allowed_ids]
+            scores = torch.full_like(scores, FORBIDDEN)
+            scores[:, allowed_ids] = allowed_scores
+        if start_token is not None and length == 1:
             # Only if a text starts with its start token alone, as in the reference.
-            yield _forced(forced)
-        if self.suppressed_second:
-            yield _forbidden(self.suppressed_second, length=begin + 1)
+            scores = torch.full_like(scores, FORBIDDEN)
+            scores[:, start_token] = 0.0
+        if length == begin + 1:
+            scores[:, list(self.suppressed_second)] = FORBIDDEN
+        return scores
 
 
 def _with_begin(processor: LogitsProcessor, begin: int) -> LogitsProcessor:
@@ -289,42 +307,6 @@ def _with_begin(processor: LogitsProcessor, begin: int) -> LogitsProcessor:
     def process(tokens: Tensor, scores: Tensor) -> Tensor:
         set_begin(begin)  # set at every step: windows of other rows are scored in between
         return processor(tokens, scores)
-
-    return process
-
-
-# Lengths are of the whole sequence, prompt included.
-def _forbidden(ids: Sequence[int], *, length: int) -> LogitsProcessor:
-    def process(tokens: Tokens, scores: Scores) -> Scores:
-        if tokens.shape[1] == length:
-            scores[:, list(ids)] = FORBIDDEN
-        return scores
-
-    return process
-
-
-def _only(ids: Sequence[int], scores: Scores) -> Scores:
-    masked = torch.full_like(scores, FORBIDDEN)
-    masked[:, ids] = scores[:, ids]
-    return masked
-
-
-def _forced(token: int) -> LogitsProcessor:
-    def process(tokens: Tokens, scores: Scores) -> Scores:
-        return _only([token], torch.zeros_like(scores)) if tokens.shape[1] == 1 else scores
-
-    return process
-
-
-def _allowed(choose: Callable[[int, Tensor], Sequence[int]], row: int) -> LogitsProcessor:
-    def process(tokens: Tokens, scores: Scores) -> Scores:
-        allowed = list(choose(row, tokens[0]))
-        refuse_if(
-            not allowed,
-            f"prefix_allowed_tokens_fn returned no token for batch row {row} after "
-            f"{tokens.shape[1]} tokens, expected at least one; correct it",
-        )
-        return _only(allowed, scores)
 
     return process
 
@@ -356,7 +338,7 @@ class WhisperCall(Call):
         """Validate all for windows of this many frames; whether all recordings fit in one."""
         config, model_config = self.config, self.model.config
         self._set_outputs()
-        self.timestamps = self._whether_timestamps(is_short=is_short)
+        self.has_timestamps = self._whether_timestamps(is_short=is_short)
         self._store()
         no_times = config.no_timestamps_token_id
         self.temperatures = temperatures_of(self["temperature"])
@@ -367,7 +349,7 @@ class WhisperCall(Call):
         self.set_rules(
             temperatures=self.temperatures,
             suppress_first=allowed_tokens(first, model_config.vocab_size),
-            timestamp_begin=(no_times or 0) + 1 if self.timestamps else None,
+            timestamp_begin=(no_times or 0) + 1 if self.has_timestamps else None,
             no_timestamps=no_times,
             max_initial_timestamp=config.max_initial_timestamp_index,
         )
@@ -395,11 +377,11 @@ class WhisperCall(Call):
         """Whether only one window is decoded."""
 
     def _set_outputs(self) -> None:
-        self.is_mapping = bool(self.setting("return_dict_in_generate"))
+        self.returns_names = bool(self.setting("return_dict_in_generate"))
         """Whether named results are returned."""
         # Windows with thresholds or times return more than tokens, as in the reference.
         given = self["return_token_timestamps"] or self["logprob_threshold"] is not None
-        self.config.return_dict_in_generate = self.is_mapping or bool(given)
+        self.config.return_dict_in_generate = self.returns_names or bool(given)
 
     def _whether_timestamps(self, *, is_short: bool) -> bool:
         wanted = self.setting("return_timestamps")

@@ -66,7 +66,7 @@ def _max_new_tokens(call: Call, length: int) -> int:
     config = call.config
     # As a number of new tokens: the reference adds the prompt's length to its default.
     wanted = config.max_new_tokens or DEFAULTS["max_length"]
-    if config.max_new_tokens is None and call.says_length:
+    if config.max_new_tokens is None and call.has_length_limit:
         assert config.max_length is not None
         wanted = config.max_length - length
         refuse_if(

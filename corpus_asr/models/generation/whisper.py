@@ -100,7 +100,7 @@ def generate(
         is_short=audio.is_short, input_stride=audio.input_stride, window_frames=audio.window_frames
     )
     call.assistant = _assistant(call, audio)
-    begins = starts(call.config, model.config, audio.batch_size, timestamps=call.timestamps)
+    begins = starts(call.config, model.config, audio.batch_size, timestamps=call.has_timestamps)
     rows = audio.rows(attention_mask)
     report = _reporter(rows, monitor_progress)
     tasks = [
@@ -109,13 +109,13 @@ def generate(
     batch = Batch(run(model, tasks), call)
     if return_token_timestamps:
         time_tokens(batch, call)
-    if call.is_mapping and (call.is_single or not return_timestamps):
+    if call.returns_names and (call.is_single or not return_timestamps):
         return batch.unique()
     names = ("sequences", "token_timestamps") if return_token_timestamps else ("sequences",)
     output: dict[str, Any] = {
         name: batch.first(name) if call.is_single else getattr(batch, name)() for name in names
     }
-    if return_segments or call.is_mapping:
+    if return_segments or call.returns_names:
         output["segments"] = batch.segments()
     return output if len(output) > 1 else output["sequences"]
 
