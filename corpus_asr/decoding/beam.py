@@ -107,6 +107,7 @@ class BeamBatch(PlaceBatch):
         self._beams = Beams(torch.zeros(rows, dtype=torch.long, device=device))
         self._beams.length.fill_(1)  # also if empty: a step may compute these
         self._rows = self._beams.rows.flatten(0, 2)
+        self._place_rows = self._beams.rows.transpose(0, 1)
         self._numbers = torch.arange(2 * places * num_beams, device=device)  # row indices
         self._own = self._numbers.view(2, places, num_beams)
         self._token = torch.zeros(places, num_beams, dtype=torch.long, device=device)
@@ -231,7 +232,7 @@ class BeamBatch(PlaceBatch):
         return (
             self._token, self._prompt, self._limit, self._end, self._length_penalty,
             self._optimistic_length, self._until_full, self._ended, self._token_score,
-            self._beams.rows.transpose(0, 1),
+            self._place_rows,
         )  # fmt: skip
 
     def _begin(
