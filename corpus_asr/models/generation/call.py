@@ -163,33 +163,37 @@ class Call:
         named = {name: value for name, value in arguments.items() if value is not None}
         self.options = named | keywords
         """All arguments as given, for transformers."""
-        config, given = self.settings_class(), named.get("generation_config")
+        config, call_config = self.settings_class(), named.get("generation_config")
         refuse_if(
-            given is not None and not hasattr(given, "to_dict"),
-            f"found a {type(given).__name__} as generation_config, expected a GenerationConfig; "
-            "make one by GenerationConfig.from_dict(...)",
+            call_config is not None and not hasattr(call_config, "to_dict"),
+            f"found a {type(call_config).__name__} as generation_config, expected a "
+            "GenerationConfig; make one by GenerationConfig.from_dict(...)",
             error=TypeError,
         )
         # Later updates only set unset values: that is transformers' order of precedence.
-        if given is not None:
-            config.update(**_values_set(given), allow_custom_entries=True)
+        if call_config is not None:
+            config.update(**_values_set(call_config), allow_custom_entries=True)
             if clash := sorted(name for name in keywords if hasattr(config, name)):
                 logger.warning(
                     "settings found in generation_config and by name (%s): the names are used; "
                     "remove one of the two",
                     ", ".join(clash),
                 )
-        own = getattr(self.model, "generation_config", None)
-        if own is not None:
-            config.update(defaults_only=True, allow_custom_entries=True, **_values_set(own))
+        model_settings = getattr(self.model, "generation_config", None)
+        if model_settings is not None:
+            config.update(
+                defaults_only=True, allow_custom_entries=True, **_values_set(model_settings)
+            )
         limits = keywords.get("max_length"), config.max_length
         self.has_length_limit = limits != (None, None)
         """Whether the length limit is other than the default."""
         config.update(defaults_only=True, **DEFAULTS)
-        others = {name: v for name, v in config.update(**keywords).items() if v is not None}
-        known = (*self.keywords, *_WITHOUT_EFFECT, *RARE, *KEPT)
-        self._unknown_names = [name for name in others if name not in known]
-        self._arguments = named | others
+        other_arguments = {
+            name: v for name, v in config.update(**keywords).items() if v is not None
+        }
+        known_names = (*self.keywords, *_WITHOUT_EFFECT, *RARE, *KEPT)
+        self._unknown_names = [name for name in other_arguments if name not in known_names]
+        self._arguments = named | other_arguments
         self.config = config
 
     def __getitem__(self, name: str) -> Any:
@@ -203,11 +207,12 @@ class Call:
 
     def only_given(self, *names: str) -> Any:
         """Return the only given argument of several synonyms; None if none was given."""
-        given = [name for name in names if self[name] is not None]
+        given_names = [name for name in names if self[name] is not None]
         refuse_if(
-            len(given) > 1, f"found {' and '.join(given)}, which are synonyms; pass one of them"
+            len(given_names) > 1,
+            f"found {' and '.join(given_names)}, which are synonyms; pass one of them",
         )
-        return self[given[0]] if given else None
+        return self[given_names[0]] if given_names else None
 
     def refuse_unknown(self) -> None:
         """Raise ValueError for arguments that neither this search nor transformers' has."""
@@ -380,8 +385,8 @@ class WhisperCall(Call):
         self.returns_names = bool(self.setting("return_dict_in_generate"))
         """Whether named results are returned."""
         # Windows with thresholds or times return more than tokens, as in the reference.
-        given = self["return_token_timestamps"] or self["logprob_threshold"] is not None
-        self.config.return_dict_in_generate = self.returns_names or bool(given)
+        needs_scores = self["return_token_timestamps"] or self["logprob_threshold"] is not None
+        self.config.return_dict_in_generate = self.returns_names or bool(needs_scores)
 
     def _whether_timestamps(self, *, is_short: bool) -> bool:
         wanted = self.setting("return_timestamps")
