@@ -1,12 +1,7 @@
-"""Decoder slots on the device: admit windows, advance all by one token, collect finished ones.
+"""Decoder slots on the device: admit windows, advance all by one token, collect finished ones."""
 
-The occupied slots are always the first ones, so a step computes nothing for empty ones.
-"""
-
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,11 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from corpus_asr.array_types import Float, Int
 from corpus_asr.decoding.alignment import Alignments, align_windows
 from corpus_asr.decoding.device import (
-    CudaRecorder,
     Download,
-    FinishedFlags,
-    StepGraphs,
-    reach_of,
     to_device,
     upload,
     upload_stack,
@@ -27,15 +18,12 @@ from corpus_asr.decoding.device import (
 from corpus_asr.decoding.jobs import AlignJob, Job, Outcome, WindowJob, WindowResult, no_numbers
 from corpus_asr.decoding.options import (
     CHOOSE_NEXT,
-    Layout,
-    SlotOptions,
     choose,
     is_exact,
     log_probability,
 )
-from corpus_asr.decoding.phrases import PhraseLayout, SlotPhrases
+from corpus_asr.decoding.places import PlaceBatch, StepLayout
 from corpus_asr.decoding.protocols import SlotModel
-from corpus_asr.decoding.rules import RepetitionDetector, SlotRules
 from corpus_asr.errors import ItemError
 
 # Limits of recorded starts, in windows and prompt tokens: larger ones keep a GPU busy for about as
@@ -44,43 +32,15 @@ MOST_RECORDED = 16
 _SHORTEST_RECORDED, _LONGEST_RECORDED = 4, 256
 
 
-@dataclass(frozen=True, slots=True)
-class _InFlight:
-    """Results being copied to the host."""
+class SlotBatch(PlaceBatch):
+    """Slots of one text each.
 
-    slots: tuple[int, ...]
-    decoded: list[int]
-    aligned: dict[int, tuple[Alignments, int]]
-    groups: list[Alignments]
-    download: Download
-
-
-class SlotBatch:
-    """Per-slot state as tensors; methods that change it run under inference mode.
-
-    A step uses tensors at fixed addresses, never synchronizes with the device, and depends only on
-    these and on its key in `step`, so it can be recorded and replayed. Filling and starting a few
-    slots can be recorded as well, with slot numbers in a device tensor.
+    Filling and starting a few slots can be recorded as well, with slot numbers in a device tensor.
     """
 
-    def __init__(
-        self,
-        model: SlotModel,
-        slots: int,
-        *,
-        recorder: CudaRecorder | None = None,
-        whole: bool = False,
-    ) -> None:
-        """Allocate the slots; with `whole` every step computes all of them."""
-        self.model = model
-        self.places = slots
-        self._whole = whole
-        self._state: Any = model.new_state(slots)
+    def _allocate(self) -> None:
+        model, slots = self.model, self.places
         length, device = model.max_target_positions, model.device
-        by_row = device.type == "cpu" and recorder is None
-        self._rules = SlotRules(slots, model.vocab_size, device, by_row=by_row)
-        self._repetition = RepetitionDetector(slots, model.vocab_size, device)
-        self._phrases = SlotPhrases(slots, model.vocab_size, device)
         # Prompt and text; the spare column takes tokens of finished slots until they are collected.
         self._text = torch.zeros(slots, length + 1, dtype=torch.long, device=device)
         self._logprob = torch.zeros(slots, length + 1, device=device)
@@ -89,27 +49,18 @@ class SlotBatch:
         self._numbers = torch.ones(4, slots, dtype=torch.long, device=device)
         self._length, self._limit, self._end, self._seed = self._numbers.unbind()
         self._temperature = torch.zeros(slots, device=device)
-        # Also for empty slots: a replayed step computes some free slots.
-        self._ended = torch.ones(slots, dtype=torch.bool, device=device)
         self._looped = torch.zeros(slots, dtype=torch.bool, device=device)
         self._score = torch.zeros(slots, device=device)
-        self._slots = torch.arange(slots, device=device)
-        self._options = SlotOptions(self._text, self._length, self._ended)
-        self._flags = FinishedFlags(
-            self._ended, behind=recorder is not None or device.type == "cuda"
-        )
-        self._graphs = StepGraphs(slots, recorder) if recorder else None
+        self._slot_numbers = torch.arange(slots, device=device)
+        # Also for empty slots: a replayed step computes some free slots.
+        ended = torch.ones(slots, dtype=torch.bool, device=device)
+        self._share(self._text, self._length, ended)
         # A CPU does not record starts: it has no kernel launch overhead.
         self._starts = self._graphs if device.type != "cpu" else None
         if self._starts is not None:
             windows = (min(MOST_RECORDED, slots), *model.window_shape)
             self._windows = torch.zeros(windows, dtype=model.dtype, device=device)
-        self._heard_short = False  # whether steps must handle windows of several lengths
-        # Upper bound of each text's length, known to the host without a device read.
-        self._longest = [1] * slots
-        self._jobs: list[WindowJob | None] = [None] * slots
         self._aligned: dict[int, tuple[Alignments, int]] = {}
-        self._requested: _InFlight | None = None
 
     @torch.inference_mode()
     def fill(
@@ -117,8 +68,8 @@ class SlotBatch:
     ) -> None:
         """Store the jobs' encoded windows in `slots` until the next fill."""
         num_frames = frames_encoded(jobs)
-        self._heard_short |= num_frames is not None
-        if self._starts is None or self._heard_short:
+        self._has_short |= num_frames is not None
+        if self._starts is None or self._has_short:
             self.model.fill(self._state, slots, encoded, num_frames=num_frames)
             return
         slots_to_fill = list(slots)
@@ -149,101 +100,47 @@ class SlotBatch:
         if windows:
             self._start([*windows], [*windows.values()])
 
-    @torch.inference_mode()
-    def step(self, active: int, *, sampled: bool) -> None:
-        """Advance the first `active` slots by one token.
-
-        Slots that ended since the last `collect` repeat their last position; their tokens are
-        dropped.
-        """
-        active = self.places if self._whole else active
-        watched = self._repetition.watches(range(active))
-        options = self._options.layout(range(active))
-        phrases = self._phrases.layout(range(active))
-        reach = self._look_no_further(active)
-        arguments: dict[str, Any] = {
-            "sampled": sampled, "watched": watched, "options": options, "phrases": phrases,
-            "reach": reach,
-        }  # fmt: skip
-        if self._graphs is None or self._options.exact:
-            self._advance(active, **arguments)
-            return
-        count = self._graphs.rung(active)
-        self._graphs.run(
-            (count, *arguments.values(), self._heard_short, *self._rules.layout),
-            partial(self._advance, count, **arguments),
-        )
-
-    def _look_no_further(self, active: int) -> int:
-        room = self.model.max_target_positions
-        if self._whole:
-            return room
-        reach = reach_of(max(self._longest[:active]), room)
-        for slot in range(active):
-            self._longest[slot] += 1
-        return reach
-
-    def look(self) -> None:
-        """Request the finished flags of the slots without waiting."""
-        self._flags.ask()
+    def _watched(self, places: Sequence[int]) -> bool:
+        return self._repetition.watches(places)
 
     def ended(self, active: int) -> list[int]:
         """Return the slots among the first `active` that are known to have finished."""
-        flags = self._flags.read(active)
-        return [slot for slot, flag in enumerate(flags) if flag or slot in self._aligned]
+        return sorted({*super().ended(active), *(s for s in self._aligned if s < active)})
 
-    @property
-    def works_behind(self) -> bool:
-        """Whether the device runs asynchronously and can have steps queued while the host reads."""
-        return self._flags.behind
-
-    def request(self, slots: Sequence[int]) -> None:
-        """Request the current results of finished slots; `collect` waits for them."""
-        decoded = [slot for slot in slots if slot not in self._aligned]
-        aligned = {slot: self._aligned.pop(slot) for slot in slots if slot in self._aligned}
+    def _download(self, places: Sequence[int]) -> Callable[[], list[Outcome]]:
+        decoded = [slot for slot in places if slot not in self._aligned]
+        aligned = {slot: self._aligned.pop(slot) for slot in places if slot in self._aligned}
         groups = list({id(group): group for group, _ in aligned.values()}.values())
         tensors = [tensor for group in groups for tensor in (group.logprobs, group.found)]
         if decoded:
             (index,) = upload(self.model.device, decoded)
-            held = (self._text, self._logprob, self._length, self._looped, self._score)
-            tensors += [tensor[index] for tensor in held]
+            rows = (self._text, self._logprob, self._length, self._looped, self._score)
+            tensors += [tensor[index] for tensor in rows]
         # One transfer, as each is a synchronization.
-        self._requested = _InFlight(tuple(slots), decoded, aligned, groups, Download(*tensors))
+        download = Download(*tensors)
 
-    def collect(self, slots: Sequence[int]) -> list[Outcome]:
-        """Return the results of finished slots, requested before or not."""
-        if self._requested is None or self._requested.slots != tuple(slots):
-            self.request(slots)
-        requested, self._requested = self._requested, None
-        assert requested is not None, "just requested"
-        copies = iter(requested.download.wait())
-        read = {id(group): (next(copies), next(copies)) for group in requested.groups}
-        outcomes: dict[int, Outcome] = {
-            slot: group.result(row, *read[id(group)], self.model)
-            for slot, (group, row) in requested.aligned.items()
-        }
-        rows = zip(requested.decoded, *copies, strict=True) if requested.decoded else ()
-        for slot, *row in rows:
-            outcomes[slot] = self._result(slot, row)
-        return [outcomes[slot] for slot in slots]
+        def results() -> list[Outcome]:
+            copies = iter(download.wait())
+            read = {id(group): (next(copies), next(copies)) for group in groups}
+            outcomes: dict[int, Outcome] = {
+                slot: group.result(row, *read[id(group)], self.model)
+                for slot, (group, row) in aligned.items()
+            }
+            for slot, *row in zip(decoded, *copies, strict=True) if decoded else ():
+                outcomes[slot] = self._result(slot, row)
+            return [outcomes[slot] for slot in places]
 
-    @torch.inference_mode()
-    def move(self, source: int, target: int) -> None:
-        """Copy slot `source` to slot `target` and free `source`."""
-        self.model.move(self._state, source, target)
-        self._rules.move(source, target)
-        self._repetition.move(source, target)
-        self._options.move(source, target)
-        self._phrases.move(source, target)
-        for tensor in (
+        return results
+
+    def _tensors(self) -> Sequence[Tensor]:
+        return (
             self._text, self._logprob, self._token, self._length, self._limit, self._end,
             self._seed, self._temperature, self._ended, self._looped, self._score,
-        ):  # fmt: skip
-            tensor[target] = tensor[source]
-        # Not assigned: assignment of a number would synchronize with the device.
-        self._ended[source].fill_(True)
-        self._jobs[target] = self._jobs[source]
-        self._longest[target] = self._longest[source]
+        )  # fmt: skip
+
+    def move(self, source: int, target: int) -> None:
+        """Copy slot `source` to slot `target` and free `source`."""
+        super().move(source, target)
         if source in self._aligned:
             self._aligned[target] = self._aligned.pop(source)
 
@@ -259,7 +156,7 @@ class SlotBatch:
         if graphs is not None:
             width = min(room, max(_SHORTEST_RECORDED, 1 << (width - 1).bit_length()))
             # Padded with the last one, which writes the same values again.
-            more = graphs.rung(len(jobs)) - len(jobs)
+            more = graphs.graph_size(len(jobs)) - len(jobs)
             slots, jobs = slots + slots[-1:] * more, jobs + jobs[-1:] * more
         numbers = _numbers_of(slots, jobs, width=width, room=room)
         numbers = to_device(numbers, device) if graphs is None else graphs.hold(numbers, device)
@@ -271,19 +168,15 @@ class SlotBatch:
         self._repetition.admit(slots, jobs)
         self._options.admit(slots, index, [job.search for job in jobs])
         self._phrases.admit(slots, index, [job.search.phrases for job in jobs])
-        arguments: dict[str, Any] = {
-            "recorded": graphs is not None,
-            "scored": any(job.score_token is not None for job in jobs),
-            "sampled": any(job.search.temperature > 0 for job in jobs),
-            "watched": self._repetition.watches(slots),
-            "options": self._options.layout(slots),
-            "phrases": self._phrases.layout(slots),
-        }
-        begin = partial(self._begin, numbers, slots, jobs, **arguments)
+        is_recorded = graphs is not None
+        is_scored = any(job.score_token is not None for job in jobs)
+        sampled = any(job.search.temperature > 0 for job in jobs)
+        layout = self._layout(slots, sampled=sampled)
+        begin = partial(self._begin, numbers, slots, jobs, is_recorded, is_scored, layout)
         if graphs is None:
             begin()
             return
-        key = (numbers.shape, *arguments.values(), self._heard_short, *self._rules.layout)
+        key = (numbers.shape, is_scored, layout, self._has_short, *self._rules.layout)
         graphs.run(("start", *key), begin)
 
     def _begin(
@@ -291,21 +184,19 @@ class SlotBatch:
         numbers: Int[Tensor, "number batch"],
         slots: list[int],
         jobs: list[WindowJob],
-        *,
-        recorded: bool,
-        scored: bool,
-        sampled: bool,
-        watched: bool,
-        options: Layout,
-        phrases: PhraseLayout | None,
+        is_recorded: bool,
+        is_scored: bool,
+        layout: StepLayout,
     ) -> None:
         index, length, _, _, _, temperature, scored_at, score_token = numbers[:_NUMBERS]
         prompts = numbers[_NUMBERS:].T
         hidden = self.model.prefill(
-            self._state, index if recorded else slots, prompts, [len(job.prompt) for job in jobs]
+            self._state, index if is_recorded else slots, prompts, [len(job.prompt) for job in jobs]
         )  # (batch, token, width)
-        logits = self.model.logits(hidden[self._slots[: len(jobs)], length - 1])  # (batch, vocab)
-        if scored:
+        logits = self.model.logits(
+            hidden[self._slot_numbers[: len(jobs)], length - 1]
+        )  # (batch, vocab)
+        if is_scored:
             scores = token_scores(self.model, hidden, scored_at, score_token)
             self._score.index_copy_(0, index, scores)
         self._text[:, : prompts.shape[1]].index_copy_(0, index, prompts)
@@ -313,65 +204,40 @@ class SlotBatch:
         self._temperature.index_copy_(0, index, temperature.view(torch.float64).float())
         self._ended.index_fill_(0, index, False)
         self._looped.index_fill_(0, index, False)
-        logits = self._options.before_rules(logits, slots, index, options)
-        self._take(
-            self._rules.apply_first(logits, index, [job.prefix for job in jobs]),
-            index,
-            slots=slots,
-            sampled=sampled,
-            watched=watched,
-            options=options,
-            phrases=phrases,
-        )
+        logits = self._options.before_rules(logits, slots, index, layout.options)
+        allowed = self._rules.apply_first(logits, index, [job.prefix for job in jobs])
+        self._choose_tokens(allowed, index, slots, layout)
 
-    def _advance(
-        self,
-        count: int,
-        *,
-        sampled: bool,
-        watched: bool,
-        options: Layout,
-        phrases: PhraseLayout | None,
-        reach: int,
-    ) -> None:
+    def _advance(self, count: int, layout: StepLayout) -> None:
         logits = self.model.step(
-            self._state, self._token[:count], self._position[:count], reach=reach
+            self._state, self._token[:count], self._position[:count], reach=layout.reach
         )
-        slots, index = range(count), self._slots[:count]
-        logits = self._options.before_rules(logits, slots, index, options)
-        plain = not (options.top_k or phrases or self._options.exact)
+        slots, index = range(count), self._slot_numbers[:count]
+        logits = self._options.before_rules(logits, slots, index, layout.options)
+        plain = not (layout.options.top_k or layout.phrases or self._options.exact)
         if self.model.device.type == "cpu" or not plain:
-            self._take(
-                self._rules.apply(logits),
-                index,
-                slots=slots,
-                sampled=sampled,
-                watched=watched,
-                options=options,
-                phrases=phrases,
-            )
+            self._choose_tokens(self._rules.apply(logits), index, slots, layout)
             return
         held = self._temperature[:count], self._seed[:count], self._length[:count]
         rule_state = self._rules.of_first(count)
-        token, logprob = CHOOSE_NEXT(logits, *rule_state, *held, *self._rules.layout, sampled)
-        self._note(token, logprob, index, self._length[index], slots=slots, watched=watched)
+        token, logprob = CHOOSE_NEXT(
+            logits, *rule_state, *held, *self._rules.layout, layout.sampled
+        )
+        self._append_tokens(token, logprob, index, self._length[index], slots, layout)
 
-    def _take(
+    def _choose_tokens(
         self,
         allowed: Float[Tensor, "batch vocab"],
         index: Int[Tensor, " batch"],
-        *,
         slots: Sequence[int],
-        sampled: bool,
-        watched: bool,
-        options: Layout,
-        phrases: PhraseLayout | None,
+        layout: StepLayout,
     ) -> None:
+        sampled, phrases = layout.sampled, layout.phrases
         self._options.after_rules(allowed, slots)
         length = self._length[index]
-        if sampled and options.top_k:
+        if sampled and layout.options.top_k:
             temperatures = self._temperature[index]
-            allowed = self._options.narrow(allowed, index, options, temperatures)
+            allowed = self._options.narrow(allowed, index, layout.options, temperatures)
         self._options.keep(allowed, slots)
         scores = allowed
         if phrases is not None:  # the bonus is not part of log-probabilities
@@ -382,17 +248,16 @@ class SlotBatch:
         if phrases is not None:
             self._phrases.update(token, index, phrases)
         logprob = log_probability(scores, token)
-        self._note(token, logprob, index, length, slots=slots, watched=watched)
+        self._append_tokens(token, logprob, index, length, slots, layout)
 
-    def _note(
+    def _append_tokens(
         self,
         token: Int[Tensor, " batch"],
         logprob: Float[Tensor, " batch"],
         index: Int[Tensor, " batch"],
         length: Int[Tensor, " batch"],
-        *,
         slots: Sequence[int],
-        watched: bool,
+        layout: StepLayout,
     ) -> None:
         going = ~self._ended[index]
         column = length.masked_fill(~going, self._text.shape[1] - 1)
@@ -402,7 +267,7 @@ class SlotBatch:
         self._token[index] = token
         self._length[index] = length + going
         ended = (token == self._end[index]) | (length + 1 >= self._limit[index])
-        if watched:
+        if layout.watched:
             looped = self._repetition.update(token, index, self._text, length, going) & ~ended
             self._looped[index] |= looped
             ended |= looped

@@ -1,32 +1,17 @@
-"""Beam search over many windows in parallel.
+"""Beam search over many windows in parallel."""
 
-A place is one window with `num_beams` adjacent slots of the model; the occupied places are always
-the first ones.
-"""
-
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from corpus_asr.array_types import Bool, Float, Int
 from corpus_asr.decoding.batch import frames_encoded, pad_prompts, scores_wanted, token_scores
-from corpus_asr.decoding.device import (
-    CudaRecorder,
-    Download,
-    FinishedFlags,
-    StepGraphs,
-    reach_of,
-    upload,
-)
-from corpus_asr.decoding.jobs import WindowJob, WindowResult, no_numbers
-from corpus_asr.decoding.options import Layout, SlotOptions, should_stop
-from corpus_asr.decoding.phrases import PhraseLayout, SlotPhrases
-from corpus_asr.decoding.protocols import SlotModel
-from corpus_asr.decoding.rules import RepetitionDetector, SlotRules
-from corpus_asr.errors import ItemError
+from corpus_asr.decoding.device import Download, upload
+from corpus_asr.decoding.jobs import Outcome, WindowJob, WindowResult, no_numbers
+from corpus_asr.decoding.options import should_stop
+from corpus_asr.decoding.phrases import PhraseLayout
+from corpus_asr.decoding.places import PlaceBatch, StepLayout
 
 Rows = slice | Tensor
 """Index of places in tensors: a slice of the first ones, which copies nothing, or a tensor."""
@@ -37,7 +22,7 @@ _LOOK_FOR_LOOPS = 8
 
 # Score below any real one, as minus infinity would make 0 * score NaN. Equal to that of
 # transformers, so that ties are resolved alike.
-OUT = -1e9
+NO_SCORE = -1e9
 
 _RUNNING, _FINISHED = 0, 1
 _LOOPED = 2
@@ -60,21 +45,6 @@ class Beams:
         """Sum of log-probabilities; of finished sequences with length penalty."""
         self.end: Int[Tensor, "*some"] = rows[..., 2, -1]
         """1 if finished, 2 if finished by a repetition loop; 0 if empty. Its row has no others."""
-
-
-def result_of(found: Beams, job: WindowJob, *, token_score: float) -> WindowResult:
-    """Return the best finished sequence of one window as a result."""
-    new = slice(len(job.prompt), int(found.length[0]))
-    tokens: list[int] = found.text[0, new].tolist()
-    logprobs: list[float] = found.logprob[0, new].tolist()
-    end_logprob = logprobs.pop() if tokens and tokens[-1] == job.rules.last else None
-    return WindowResult(
-        tokens=tuple(tokens[: len(logprobs)]),
-        logprobs=tuple(logprobs),
-        end_logprob=end_logprob,
-        score=None if job.score_token is None else token_score,
-        looped=int(found.end[0]) == _LOOPED,
-    )
 
 
 # Columns of which the highest values are compared first; of 128 to 1,024 the quickest.
@@ -118,8 +88,8 @@ def in_place_order(sources: Int[Tensor, "place beam"]) -> Int[Tensor, "place bea
     return torch.where(moves, target, sources).argsort(dim=1)
 
 
-class BeamBatch:
-    """Beams as tensors; every method runs under inference mode, and steps as in `SlotBatch`.
+class BeamBatch(PlaceBatch):
+    """Beams as tensors.
 
     Equal token for token to transformers' beam search: the rules are applied to the
     log-probabilities of the raw logits, which are added to a beam's score unchanged; of twice
@@ -129,33 +99,16 @@ class BeamBatch:
     Source: transformers/generation/utils.py, `_beam_search`.
     """
 
-    def __init__(
-        self,
-        model: SlotModel,
-        places: int,
-        num_beams: int,
-        *,
-        recorder: CudaRecorder | None = None,
-        whole: bool = False,
-    ) -> None:
-        """Allocate the places; with `whole` every step computes all of them."""
-        self.model = model
-        self._whole = whole
-        self.places = places
-        self.num_beams = num_beams
-        self._state: Any = model.new_state(places * num_beams, beams=num_beams)
-        device = model.device
-        slots = places * num_beams
-        self._by_row = device.type == "cpu" and recorder is None
-        self._rules = SlotRules(slots, model.vocab_size, device, by_row=self._by_row)
-        self._repetition = RepetitionDetector(places, model.vocab_size, device)
+    def _allocate(self) -> None:
+        places, num_beams, device = self.places, self.num_beams, self.model.device
         # A spare column for discarded values, and one for values of the whole text.
-        self._spare = model.max_target_positions
+        self._spare = self.model.max_target_positions
         rows = (2, places, num_beams, 3, self._spare + 2)
         self._beams = Beams(torch.zeros(rows, dtype=torch.long, device=device))
         self._beams.length.fill_(1)  # also if empty: a step may compute these
         self._rows = self._beams.rows.flatten(0, 2)
-        self._numbers = torch.arange(2 * slots, device=device)  # row indices
+        self._place_rows = self._beams.rows.transpose(0, 1)
+        self._numbers = torch.arange(2 * places * num_beams, device=device)  # row indices
         self._own = self._numbers.view(2, places, num_beams)
         self._token = torch.zeros(places, num_beams, dtype=torch.long, device=device)
         self._prompt = torch.zeros(places, dtype=torch.long, device=device)
@@ -164,25 +117,15 @@ class BeamBatch:
         # float64, as transformers computes the divisor in Python
         self._length_penalty = torch.zeros(places, dtype=torch.float64, device=device)
         # Length assumed for running beams' best possible score, if more than the current one.
-        self._hoped = torch.zeros(places, dtype=torch.long, device=device)
+        self._optimistic_length = torch.zeros(places, dtype=torch.long, device=device)
         self._until_full = torch.zeros(places, dtype=torch.bool, device=device)
         # Also for empty places: a replayed step computes some free places.
-        self._ended = torch.ones(places, num_beams, dtype=torch.bool, device=device)
-        self._options = SlotOptions(
+        self._share(
             self._beams.text[_RUNNING].flatten(0, 1),
             self._beams.length[_RUNNING].flatten(),
-            self._ended.flatten(),
+            torch.ones(places, num_beams, dtype=torch.bool, device=device),
         )
-        self._phrases = SlotPhrases(slots, model.vocab_size, device)
-        self._flags = FinishedFlags(
-            self._ended[:, 0], behind=recorder is not None or device.type == "cuda"
-        )
-        self._graphs = StepGraphs(places, recorder) if recorder else None
-        self._has_short = False  # whether steps must handle windows of several lengths
-        self._requested: tuple[tuple[int, ...], Download] | None = None
-        self._jobs: list[WindowJob | None] = [None] * places
         self._token_score = torch.zeros(places, device=device)
-        self._counts = [0] * places
 
     @torch.inference_mode()
     def fill(
@@ -221,7 +164,7 @@ class BeamBatch:
             job_scores = token_scores(self.model, hidden, scored_at, score_tokens)
             self._token_score.index_copy_(0, index, job_scores)
         for place, job in zip(places, jobs, strict=True):
-            self._jobs[place], self._counts[place] = job, 0
+            self._jobs[place], self._longest[place] = job, len(job.prompt) + 1
         searches = [job.search for job in jobs for _ in range(self.num_beams)]
         self._options.admit(self._slots(places), slots, searches)
         self._phrases.admit(self._slots(places), slots, [search.phrases for search in searches])
@@ -230,125 +173,67 @@ class BeamBatch:
         logits = self.model.logits(hidden[rows, length - 1])
         logits = logits.repeat_interleave(self.num_beams, dim=0)
         scores = logits.log_softmax(dim=1)
-        options = self._options.layout(self._slots(places))
-        scores = self._options.before_rules(scores, self._slots(places), slots, options)
-        self._take(
-            self._rules.apply_first(scores, slots, prefixes),
-            index,
-            places=places,
-            watched=self._watched(places),
-            phrases=self._phrases.layout(self._slots(places)),
+        layout = self._layout(places, sampled=False)
+        scores = self._options.before_rules(scores, self._slots(places), slots, layout.options)
+        self._choose_candidates(
+            self._rules.apply_first(scores, slots, prefixes), index, places, layout
         )
 
-    @torch.inference_mode()
-    def step(self, active: int, *, sampled: bool) -> None:
-        """Advance the beams of the first `active` places by one token, as `SlotBatch.step`."""
-        active = self.places if self._whole else active
-        arguments: dict[str, Any] = {
-            "reach": self._look_no_further(active),
-            "options": self._options.layout(range(active * self.num_beams)),
-            "watched": self._watched(range(active)),
-            "phrases": self._phrases.layout(range(active * self.num_beams)),
-        }  # fmt: skip
-        if self._graphs is None or self._options.exact:
-            self._advance(active, **arguments)
-            return
-        count = self._graphs.rung(active)
-        self._graphs.run(
-            (count, *arguments.values(), self._has_short, *self._rules.layout),
-            partial(self._advance, count, **arguments),
-        )
-
-    def _advance(self, count: int, *, reach: int, options: Layout, **asked: Any) -> None:
+    def _advance(self, count: int, layout: StepLayout) -> None:
         slots = range(count * self.num_beams)
         tokens = self._token[:count].flatten()
         # The length of a finished place is constant, so that it stays within the cache.
         positions = (self._beams.length[_RUNNING, :count] - 1).flatten()
-        logits = self.model.step(self._state, tokens, positions, reach=reach)
+        logits = self.model.step(self._state, tokens, positions, reach=layout.reach)
         scores = self._options.before_rules(
-            logits.log_softmax(dim=1), slots, self._numbers[: len(slots)], options
+            logits.log_softmax(dim=1), slots, self._numbers[: len(slots)], layout.options
         )
-        self._take(self._rules.apply(scores), slice(count), places=range(count), **asked)
+        self._choose_candidates(self._rules.apply(scores), slice(count), range(count), layout)
 
-    def _watched(self, places: Sequence[int]) -> Sequence[int] | None:
-        """Count a token per place; return the rows to check for loops, None for all."""
-        for place in places:
-            self._counts[place] += 1
+    def _watched(self, places: Sequence[int]) -> bool | tuple[int, ...]:
         if not self._by_row:
-            return None if self._repetition.watches(places) else ()
-        return [
+            return self._repetition.watches(places)
+        return tuple(
             row
             for row, place in enumerate(places)
-            if self._counts[place] % _LOOK_FOR_LOOPS == 0 and self._repetition.watches([place])
-        ]
+            if (job := self._jobs[place]) is not None
+            and (self._longest[place] - len(job.prompt)) % _LOOK_FOR_LOOPS == 0
+            and self._repetition.watches([place])
+        )
 
-    def _look_no_further(self, active: int) -> int:
-        room = self.model.max_target_positions
-        jobs = zip(self._jobs[:active], self._counts[:active], strict=True)
-        longest = max((len(job.prompt) + count for job, count in jobs if job), default=1)
-        return room if self._whole else reach_of(longest, room)
-
-    def look(self) -> None:
-        """Request the finished flags of the places without waiting."""
-        self._flags.ask()
-
-    def ended(self, active: int) -> list[int]:
-        """Return the places among the first `active` that are known to have finished."""
-        flags = self._flags.read(active)
-        return [place for place, flag in enumerate(flags) if flag]
-
-    @property
-    def works_behind(self) -> bool:
-        """As in `SlotBatch`."""
-        return self._flags.behind
-
-    def request(self, places: Sequence[int]) -> None:
-        """Request the current results of finished places; `collect` waits for them."""
+    def _download(self, places: Sequence[int]) -> Callable[[], list[Outcome]]:
         (index,) = upload(self.model.device, list(places))
-        tensors = self._token_score[index], self._beams.rows[_FINISHED, index]
-        self._requested = tuple(places), Download(*tensors)
+        download = Download(self._token_score[index], self._beams.rows[_FINISHED, index])
 
-    def collect(self, places: Sequence[int]) -> list[WindowResult | ItemError]:
-        """Return the results of finished places, each from the best beam."""
-        if self._requested is None or self._requested[0] != tuple(places):
-            self.request(places)
-        assert self._requested is not None, "just requested"
-        (_, arriving), self._requested = self._requested, None
-        token_scores, rows = arriving.wait()
-        results: list[WindowResult | ItemError] = []
-        for row, place in enumerate(places):
-            job = self._jobs[place]
-            assert job is not None, "collected from an empty place"
-            beams = Beams(rows[row])
-            if (error := no_numbers(beams.score.tolist(), self.model)) is not None:
-                results.append(error)
-                continue
-            results.append(result_of(beams, job, token_score=float(token_scores[row])))
+        def results() -> list[Outcome]:
+            return list(map(self._result, places, *download.wait()))
+
         return results
 
-    @torch.inference_mode()
-    def move(self, source: int, target: int) -> None:
-        """Copy place `source` to place `target` and free `source`."""
-        beams = self.num_beams
-        for beam in range(beams):
-            self.model.move(self._state, source * beams + beam, target * beams + beam)
-            self._rules.move(source * beams + beam, target * beams + beam)
-            self._options.move(source * beams + beam, target * beams + beam)
-            self._phrases.move(source * beams + beam, target * beams + beam)
-        self._repetition.move(source, target)
-        self._beams.rows[:, target] = self._beams.rows[:, source]
-        for tensor in (
-            self._token, self._prompt, self._limit, self._end, self._length_penalty, self._hoped,
-            self._until_full, self._ended, self._token_score,
-        ):  # fmt: skip
-            tensor[target] = tensor[source]
-        self._ended[source].fill_(True)
-        self._jobs[target] = self._jobs[source]
-        self._counts[target] = self._counts[source]
+    def _result(self, place: int, token_score: Tensor, rows: Tensor) -> Outcome:
+        """Return the result of a place from its best beam."""
+        job, beams = self._jobs[place], Beams(rows)
+        assert job is not None, "collected from an empty place"
+        if (error := no_numbers(beams.score.tolist(), self.model)) is not None:
+            return error
+        new = slice(len(job.prompt), int(beams.length[0]))
+        tokens: list[int] = beams.text[0, new].tolist()
+        logprobs: list[float] = beams.logprob[0, new].tolist()
+        end_logprob = logprobs.pop() if tokens and tokens[-1] == job.rules.last else None
+        return WindowResult(
+            tokens=tuple(tokens[: len(logprobs)]),
+            logprobs=tuple(logprobs),
+            end_logprob=end_logprob,
+            score=None if job.score_token is None else float(token_score),
+            looped=int(beams.end[0]) == _LOOPED,
+        )
 
-    def _slots(self, places: Sequence[int]) -> list[int]:
-        beams = self.num_beams
-        return [place * beams + beam for place in places for beam in range(beams)]
+    def _tensors(self) -> Sequence[Tensor]:
+        return (
+            self._token, self._prompt, self._limit, self._end, self._length_penalty,
+            self._optimistic_length, self._until_full, self._ended, self._token_score,
+            self._place_rows,
+        )  # fmt: skip
 
     def _begin(
         self, index: Tensor, prompts: Int[Tensor, "place token"], jobs: Sequence[WindowJob]
@@ -370,7 +255,7 @@ class BeamBatch:
             torch.tensor([search.early_stopping not in (False, "never") for search in searches]),
         )
         held = (
-            self._prompt, self._limit, self._end, self._length_penalty, self._hoped,
+            self._prompt, self._limit, self._end, self._length_penalty, self._optimistic_length,
             self._until_full,
         )  # fmt: skip
         for tensor, new in zip(held, values, strict=True):
@@ -380,25 +265,23 @@ class BeamBatch:
         beams = self._beams
         beams.end.index_fill_(1, index, 0)
         # All beams are still equal: only the first continues, or all would be the same.
-        beams.score.index_fill_(1, index, OUT)
+        beams.score.index_fill_(1, index, NO_SCORE)
         beams.score[_RUNNING, :, 0].index_fill_(0, index, 0.0)
         beams.length[:, index] = self._prompt[index].unsqueeze(1)
         beams.text[:, index, :, : prompts.shape[1]] = prompts.unsqueeze(1)
 
-    def _take(
+    def _choose_candidates(
         self,
         scores: Float[Tensor, "slot vocab"],
         at: Rows,
-        *,
         places: Sequence[int],
-        watched: Sequence[int] | None,
-        phrases: PhraseLayout | None,
+        layout: StepLayout,
     ) -> None:
         """Continue the places at `at` with their best candidates.
 
         Finished places keep their beams.
         """
-        numbers = self._slots(places)
+        numbers, phrases = self._slots(places), layout.phrases
         self._options.after_rules(scores, numbers)
         beams, vocab = self.num_beams, scores.shape[1]
         held, length = self._beams, self._beams.length[_RUNNING, at, 0] + 1
@@ -420,13 +303,13 @@ class BeamBatch:
         last = count >= self._limit[at]
         stop = (token == self._end[at].unsqueeze(1)) | last.unsqueeze(1)
         self._stop_by_criteria(stop, source, token, places)
-        looped = self._looped(source, token, at, length, watched)
+        looped = self._looped(source, token, at, length, layout.watched)
         if looped is not None:
             looped &= ~stop
             stop |= looped
         # As in transformers: ended candidates after the first half are dropped.
         ended = stop & (torch.arange(considered, device=stop.device) < beams)
-        lengths = torch.stack([count, torch.maximum(count, self._hoped[at])], dim=1)
+        lengths = torch.stack([count, torch.maximum(count, self._optimistic_length[at])], dim=1)
         divisor = (lengths.double() ** self._length_penalty[at].unsqueeze(1)).float()
         reached = best
         if phrases is not None:  # an ended text gets no advance bonus
@@ -434,39 +317,39 @@ class BeamBatch:
                 token.flatten(), slots.gather(1, source).flatten(), phrases
             )
             reached = best - unsaid.view_as(best)
-        score = (reached / divisor[:, :1]).add(~ended, alpha=OUT)
+        score = (reached / divisor[:, :1]).add(~ended, alpha=NO_SCORE)
         score = torch.cat([held.score[_FINISHED, at].float(), score], dim=1)
         ranked, finished = score.topk(beams)
-        running_scores, running = best.add(stop, alpha=OUT).topk(beams)
+        running_scores, running = best.add(stop, alpha=NO_SCORE).topk(beams)
         highest = running_scores[:, :1]
         if scores.device.type == "cpu":  # elsewhere nothing is copied
             order = in_place_order(source.gather(1, running))
             running_scores, running = running_scores.gather(1, order), running.gather(1, order)
-        how = ended.long() if looped is None else ended.long() + looped
-        choice, ranks = (
-            torch.stack([running + beams, finished]),
-            torch.stack([running_scores, ranked]),
+        finish_reasons = ended.long() if looped is None else ended.long() + looped
+        choice = torch.stack([running + beams, finished])
+        ranks = torch.stack([running_scores, ranked])
+        token, row = self._copy_beams(
+            choice, ranks, source, token, finish_reasons, scores, length, at
         )
-        token, row = self._pick(choice, ranks, source, token, how, scores, length, at)
-        self._go_on(token, row, places, at, phrases)
+        self._append_tokens(token, row, places, at, phrases)
         # Whether a running beam can still beat the worst finished one.
         is_finished = held.end[_FINISHED, at] > 0
         worst = ranked.amin(dim=1, keepdim=True)
         possible = highest / divisor[:, 1:]
-        hopeless = ~(possible > worst.where(is_finished, OUT)).any(dim=1)
+        hopeless = ~(possible > worst.where(is_finished, NO_SCORE)).any(dim=1)
         full = is_finished.all(dim=1) & self._until_full[at]
         over = hopeless | full | stop.all(dim=1)
         if looped is not None:  # longer loops are likelier still
             over |= looped[:, 0]
         self._ended[at] = self._ended[at] | over.unsqueeze(1)
 
-    def _pick(
+    def _copy_beams(
         self,
         choice: Int[Tensor, "2 place beam"],
         ranks: Float[Tensor, "2 place beam"],
         sources: Int[Tensor, "place choice"],
         tokens: Int[Tensor, "place choice"],
-        how: Int[Tensor, "place choice"],
+        finish_reasons: Int[Tensor, "place choice"],
         scores: Float[Tensor, "slot vocab"],
         length: Int[Tensor, " place"],
         at: Rows,
@@ -494,7 +377,7 @@ class BeamBatch:
         values = (
             token, length.unsqueeze(1).expand_as(token),
             likely.double().view(torch.long), ranks.double().view(torch.long),
-            token, how.expand(2, -1, -1).gather(2, candidate),
+            token, finish_reasons.expand(2, -1, -1).gather(2, candidate),
         )  # fmt: skip
         new = self._rows.index_select(0, row.flatten()).view(*row.shape, 3, -1)
         new.scatter_(
@@ -504,7 +387,7 @@ class BeamBatch:
         self._beams.rows[:, at] = new
         return token[_RUNNING], row[_RUNNING]
 
-    def _go_on(
+    def _append_tokens(
         self,
         token: Int[Tensor, "place beam"],
         row: Int[Tensor, "place beam"],
@@ -534,9 +417,9 @@ class BeamBatch:
         token: Int[Tensor, "place choice"],
         at: Rows,
         length: Int[Tensor, " place"],
-        watched: Sequence[int] | None,
+        watched: bool | tuple[int, ...],
     ) -> Bool[Tensor, "place choice"] | None:
-        if watched is None:
+        if watched is True:
             is_loop = self._repetition.found_in(self._texts(source, token, at), length, at)
             due = (length - self._prompt[at]) % _LOOK_FOR_LOOPS == 0
             return is_loop & due.unsqueeze(1)

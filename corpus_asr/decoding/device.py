@@ -137,7 +137,7 @@ class StepGraphs:
         self._held: dict[torch.Size, Tensor] = {}
         self._works = True
 
-    def rung(self, active: int) -> int:
+    def graph_size(self, active: int) -> int:
         """Return the slot count of a step for `active` slots: a power of two, or all places."""
         # Few counts, as each needs a warm-up and memory for its recording.
         return min(self._places, 1 << (active - 1).bit_length())

@@ -106,9 +106,9 @@ class SearchQueue:
         ended = self._ended()
         taken_s = (time.perf_counter() - began_s) / steps
         self._step_s = taken_s if self._step_s is None else (self._step_s + taken_s) / 2
-        if self._batch.works_behind and len(ended) < active // _ACTIVE_PER_START:
+        if self._batch.is_asynchronous and len(ended) < active // _ACTIVE_PER_START:
             return
-        if ended and self._batch.works_behind:
+        if ended and self._batch.is_asynchronous:
             # One more step keeps the device busy while the host processes these results: it wastes
             # a step of the ended slots, where idling would waste a step of all.
             with self._statistics.timing("step_s"):
@@ -494,21 +494,18 @@ class SlotScheduler:
 
     def _batch(self, search: Search) -> SlotBatch | BeamBatch:
         places = places_of(self._slots, search.num_beams, self._model.device)
-        if _kind(search) == _PLAIN:
-            return SlotBatch(
-                self._model, self._slots, recorder=self._recorder, whole=self.reproducible
-            )
-        if search.assistant is None:
-            return BeamBatch(
-                self._model,
-                places,
-                search.num_beams,
-                recorder=self._recorder,
-                whole=self.reproducible,
-            )
-        from corpus_asr.decoding.speculative import SpeculativeBatch
+        if search.assistant is not None:
+            from corpus_asr.decoding.speculative import SpeculativeBatch
 
-        return SpeculativeBatch(self._model, search.assistant, places, search.num_draft_tokens)
+            return SpeculativeBatch(self._model, search.assistant, places, search.num_draft_tokens)
+        kind = BeamBatch if search.num_beams > 1 else SlotBatch
+        return kind(
+            self._model,
+            places,
+            search.num_beams,
+            recorder=self._recorder,
+            whole=self.reproducible,
+        )
 
 
 def places_of(slots: int, num_beams: int, device: torch.device) -> int:

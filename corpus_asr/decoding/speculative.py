@@ -36,7 +36,7 @@ class SpeculativeBatch(SlotBatch):
         self._assistant_state: Any = assistant.new_state(places)
 
     @property
-    def works_behind(self) -> bool:
+    def is_asynchronous(self) -> bool:
         """False: each step reads the result of the one before."""
         return False
 
@@ -126,19 +126,11 @@ class SpeculativeBatch(SlotBatch):
         for number in range(last + 1):
             (index,) = upload(logits.device, going)
             position_logits = logits[:, number].contiguous()
-            options = self._options.layout(going)
+            layout = self._layout(going, sampled=sampled)
             position_logits[index] = self._options.before_rules(
-                position_logits[index], going, index, options
+                position_logits[index], going, index, layout.options
             )
-            self._take(
-                self._rules.apply(position_logits)[index],
-                index,
-                slots=going,
-                sampled=sampled,
-                watched=self._repetition.watches(going),
-                options=options,
-                phrases=self._phrases.layout(going),
-            )
+            self._choose_tokens(self._rules.apply(position_logits)[index], index, going, layout)
             if number == last:
                 return
             right = (self._token[index] == drafts[index, number]) & ~self._ended[index]

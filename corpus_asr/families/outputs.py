@@ -58,24 +58,20 @@ class ModelOutput(dict[str, Any], metaclass=_PairConstructible):
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         names = [f.name for f in fields(self)]  # type: ignore[arg-type]
-        if name not in names:
-            return
-        if value is None:
-            super().pop(name, None)
-        elif name in self or not any(later in self for later in names[names.index(name) :]):
-            super().__setitem__(name, value)
-        else:
+        if name in names:
             # Keys are in the order of the fields, which defines positions.
-            held = {key: getattr(self, key) for key in names if key in self or key == name}
+            values = {key: getattr(self, key) for key in names}
             super().clear()
-            super().update(held)
-
-    def __delitem__(self, key: str) -> None:
-        raise TypeError(_FIXED.format(doing="deleting a key", kind=type(self).__name__))
+            super().update({key: v for key, v in values.items() if v is not None})
 
     def pop(self, *args: Any) -> Any:
         """Raise an error: fields cannot be removed."""
-        raise TypeError(_FIXED.format(doing="popping a key", kind=type(self).__name__))
+        raise TypeError(
+            f"removing a key of a {type(self).__name__}: found a field of it, expected a plain "
+            "dictionary; use dict(output)"
+        )
+
+    __delitem__ = pop
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Set fields by name."""
@@ -94,9 +90,6 @@ class ModelOutput(dict[str, Any], metaclass=_PairConstructible):
         """Return this output or a plain tuple; None means the configuration's value."""
         return_dict = config.return_dict if return_dict is None else return_dict
         return self if return_dict else self.to_tuple()
-
-
-_FIXED = "{doing} of a {kind}: found a field of it, expected a plain dictionary; use dict(output)"
 
 
 def _unpickled(kind: type[Any], held: dict[str, Any]) -> Any:

@@ -9,8 +9,8 @@ lower the log-probability by more than a limit.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -38,11 +38,7 @@ from corpus_asr.transcription.windows import (
     Window,
     frames_to_encode,
 )
-from corpus_asr.transcription.words import (
-    AlignmentSpec,
-    DraftSegment,
-    time_words,
-)
+from corpus_asr.transcription.words import DraftSegment, time_words
 from corpus_asr.units import FRAMES_PER_SECOND, TIMESTAMP_STEP_S, WINDOW_S
 
 # Audio before the first word of a window and after its last one, if it is silent.
@@ -66,50 +62,60 @@ class KnownTextAligner:
         part: PartRequest,
         known: KnownText,
         words: TextWords,
+        recognized: PartTranscript,
         settings: DecodingSettings,
         prompt_format: PromptFormat,
     ) -> None:
         self._part = part
+        self._recognized = recognized
         self._text = words
         self._places = TextPlaces(part, known, words)
         self._settings = settings
         self._prompt_format = prompt_format
+        # Without recognized text and a configured language, any language serves.
+        code = recognized.language or next(iter(prompt_format.languages), None)
+        self._language = Language(code=code, probability=recognized.language_probability)
+        alignment = prompt_format.alignment(code, settings.task)
+        # Include the end token, which may come in place of omitted words.
+        self._alignment = replace(alignment, choices=alignment.end + 1)
+        if not words.has_blanks:
+            self._alignment = replace(
+                self._alignment, spell=lambda tokens: split_characters(tokens, prompt_format.text)
+            )
 
-    def run(self, recognized: PartTranscript) -> Steps[PartTranscript]:
+    def run(self) -> Steps[PartTranscript]:
         """Return the part's segments with words of the text, and the indices of these words.
 
         Raises:
             AlignmentError: the part is the whole recording and contains hardly any of the text.
         """
-        # Without recognized text and a configured language, any language serves.
-        code = recognized.language or next(iter(self._prompt_format.languages), None)
-        language = Language(code=code, probability=recognized.language_probability)
-        recognized_words = [word for segment in recognized.segments for word in segment.words or ()]
+        recognized_words = [
+            word for segment in self._recognized.segments for word in segment.words or ()
+        ]
         positions = self._places.find(recognized_words)
         windows = [
             window
             for stretch in stretches(positions)
-            for window in self._windows(stretch, language)
+            for window in self._windows(stretch)
             if any(place.index is not None for place in window)
         ]
         before_s = [self._part.start_s, *(window[-1].end_s for window in windows)]
         placed: list[list[PlacedWord]] = yield Gather(
             self._align(
-                self._edges(windows, number, recognized_words), window, language, before_s[number]
+                self._window(*self._edges(windows, number, recognized_words)),
+                window,
+                before_s[number],
             )
             for number, window in enumerate(windows)
         )
         words = [word for window_words in placed for word in window_words]
         return self._places.transcript(
-            recognized, positions, words, language=language, task=self._settings.task
+            self._recognized, positions, words, self._language, self._settings.task
         )
 
-    def _windows(
-        self, places: Sequence[TextPosition], language: Language
-    ) -> Iterator[list[TextPosition]]:
+    def _windows(self, places: Sequence[TextPosition]) -> Iterator[list[TextPosition]]:
         """Split the words into windows, preferably at pauses between anchors."""
-        alignment = self._prompt_format.alignment(language.code, self._settings.task)
-        room = alignment.room - len(alignment.prompt) - 1  # minus the end token
+        room = self._alignment.room - len(self._alignment.prompt) - 1  # minus the end token
         longest_s = WINDOW_S - 2 * _MARGIN_S
         rest = list(places)
         while rest:
@@ -148,40 +154,48 @@ class KnownTextAligner:
         start = min(start, part.num_frames - 1)
         return start, min(max(end, start + 1), start + WINDOW_S * FRAMES_PER_SECOND)
 
-    def _spelled(self, place: TextPosition) -> Spelled:
-        if place.index is not None:
-            return self._text.spelled[place.index]
-        return place.word, self._prompt_format.encode(place.word)
+    def _window(self, start: int, end: int) -> Window:
+        return Window(
+            seek=start,
+            end=end,
+            content_frames=end - start,
+            features=self._part.window_in_silence(start, end),
+            num_frames=frames_to_encode(end - start, self._settings.first_padding_s),
+            language=self._language,
+            prompt=(),
+            max_new_tokens=0,
+        )
 
     def _align(
-        self,
-        edges: tuple[int, int],
-        places: Sequence[TextPosition],
-        language: Language,
-        last_speech_s: float,
+        self, window: Window, places: Sequence[TextPosition], last_speech_s: float
     ) -> Steps[list[PlacedWord]]:
         """Return the window's words of the text that are spoken, with times."""
-        reading = _ForcedWindow(
-            self._part, self._prompt_format, self._settings, places, self._spelled,
-            self._text.has_blanks, edges, language, last_speech_s,
-        )  # fmt: skip
+
+        def total(chosen: Collection[int]) -> Steps[float]:
+            # Recognized words are not read where any word of the text may be what is spoken.
+            return self._total(window, words_to_read(places, chosen, every))
+
+        def placed(chosen: Collection[int]) -> Steps[list[PlacedWord]]:
+            return self._timed(window, words_to_read(places, chosen, chosen), last_speech_s)
+
         every = {place.index for place in places if place.index is not None}
         chosen = {place.index for place in places if place.index is not None and place.anchor}
         if not chosen:
             # The probability of the recognized text bounds those of all other texts.
-            least = yield from reading.total((), ())
-            least -= _MAX_LOSSES[0] + _MAX_LOSS_PER_TOKEN * len(reading.tokens(every, every))
-            is_said = (yield from reading.total(every, every)) >= least
-            return (yield from reading.placed(every)) if is_said else []
+            least = yield from self._total(window, words_to_read(places, (), ()))
+            num_tokens = len(self._tokens(words_to_read(places, every, every)))
+            least -= _MAX_LOSSES[0] + _MAX_LOSS_PER_TOKEN * num_tokens
+            is_said = (yield from total(every)) >= least
+            return (yield from placed(every)) if is_said else []
         runs = list(_runs(places, chosen))
-        total = (yield from reading.total(chosen, every)) if runs else 0.0
+        highest = (yield from total(chosen)) if runs else 0.0
         for loss in _MAX_LOSSES:
             num_chosen = len(chosen)
             while runs:
                 run = runs.pop(0)
-                with_run = yield from reading.total(chosen.union(run), every)
-                if with_run >= total - loss:
-                    chosen, total = chosen.union(run), with_run
+                with_run = yield from total(chosen.union(run))
+                if with_run >= highest - loss:
+                    chosen, highest = chosen.union(run), with_run
                 elif len(run) > 1:
                     middle = len(run) // 2
                     runs = [run[:middle], run[middle:], *runs]
@@ -189,11 +203,76 @@ class KnownTextAligner:
                 break
             # Next to accepted words, further words may be accepted.
             runs = list(_runs(places, chosen))
-        placed = yield from reading.placed(chosen)
-        crowded = {index for run in _crowded(placed, places) for index in run}
-        if crowded:
-            placed = yield from reading.placed(chosen - crowded)
-        return placed
+        words = yield from placed(chosen)
+        crowded = {index for run in _crowded(words, places) for index in run}
+        return (yield from placed(chosen - crowded)) if crowded else words
+
+    def _total(self, window: Window, read: Sequence[TextPosition]) -> Steps[float]:
+        """Return the log-probability of these words and the following end token."""
+        alignment = self._alignment
+        tokens = (*alignment.prompt, *self._tokens(read), alignment.end)[: alignment.room]
+        result: AlignResult = yield AlignJob(
+            features=window.features,
+            window=window.name,
+            tokens=tokens,
+            heads=alignment.heads[:1],
+            choices=alignment.choices,
+            num_frames=window.num_frames,
+        )
+        return math.fsum(result.logprobs[len(alignment.prompt) - 1 :])
+
+    def _timed(
+        self, window: Window, read: Sequence[TextPosition], last_speech_s: float
+    ) -> Steps[list[PlacedWord]]:
+        """Return the words of the text among those read, with their times."""
+        if all(place.index is None for place in read):
+            return []
+        start_s, end_s = self._part.seconds(window.seek), self._part.seconds(window.end)
+        tokens = self._tokens(read)
+        steps = time_words(
+            [DraftSegment(tokens=tokens, start_s=start_s, end_s=end_s)],
+            window,
+            start_s=start_s,
+            last_speech_s=last_speech_s,
+            alignment=self._alignment,
+        )
+        result: AlignResult = yield next(steps)
+        logprobs = result.logprobs[len(self._alignment.prompt) - 1 :][: len(tokens)]
+        try:
+            steps.send(result)
+        except StopIteration as done:
+            (draft,) = done.value
+        return list(self._words(read, draft.words, logprobs))
+
+    def _spelled(self, place: TextPosition) -> Spelled:
+        if place.index is not None:
+            return self._text.spelled[place.index]
+        return place.word, self._prompt_format.encode(place.word)
+
+    def _tokens(self, read: Iterable[TextPosition]) -> tuple[int, ...]:
+        return tuple(token for place in read for token in self._spelled(place)[1])
+
+    def _words(
+        self, read: Iterable[TextPosition], timed: Sequence[Word], logprobs: Sequence[float]
+    ) -> Iterator[PlacedWord]:
+        """Map words timed by cross-attention to those of the text; both spell the same text."""
+        ends = np.cumsum([len(word.word) for word in timed])
+        first_letter = first_token = 0
+        for place in read:
+            text, tokens = self._spelled(place)
+            last_letter, last_token = first_letter + len(text), first_token + len(tokens)
+            if place.index is not None:
+                first = timed[int(np.searchsorted(ends, first_letter, side="right"))]
+                last = timed[int(np.searchsorted(ends, last_letter, side="left"))]
+                word_logprobs = tuple(logprobs[first_token:last_token])
+                word = Word(
+                    word=place.word,
+                    start_s=first.start_s,
+                    end_s=max(first.start_s, last.end_s),
+                    probability=float(np.mean(np.exp(word_logprobs))),
+                )
+                yield PlacedWord(index=place.index, word=word, logprobs=word_logprobs)
+            first_letter, first_token = last_letter, last_token
 
 
 def _crowded(placed: Sequence[PlacedWord], places: Sequence[TextPosition]) -> Iterator[list[int]]:
@@ -213,109 +292,3 @@ def _runs(places: Sequence[TextPosition], chosen: Collection[int]) -> Iterator[l
     for is_chosen, run in groupby(indices, key=chosen.__contains__):
         if not is_chosen:
             yield list(run)
-
-
-@dataclass(frozen=True, slots=True)
-class _ForcedWindow:
-    """A window in which the decoder is forced to words of the text."""
-
-    part: PartRequest
-    prompt_format: PromptFormat
-    settings: DecodingSettings
-    places: Sequence[TextPosition]
-    spelled: Callable[[TextPosition], Spelled]
-    """Returns a word as it is tokenized."""
-    has_blanks: bool
-    edges: tuple[int, int]
-    language: Language
-    last_speech_s: float
-
-    def total(self, chosen: Collection[int], possible: Collection[int]) -> Steps[float]:
-        """Return the log-probability of chosen words and the following end token.
-
-        Recognized words are read along, but not where `possible` words may be what is spoken.
-        """
-        alignment, window = self._alignment(), self._window()
-        read = (*alignment.prompt, *self.tokens(chosen, possible), alignment.end)[: alignment.room]
-        result: AlignResult = yield AlignJob(
-            features=window.features,
-            window=window.name,
-            tokens=read,
-            heads=alignment.heads[:1],
-            choices=alignment.choices,
-            num_frames=window.num_frames,
-        )
-        return math.fsum(result.logprobs[len(alignment.prompt) - 1 :])
-
-    def placed(self, chosen: Collection[int]) -> Steps[list[PlacedWord]]:
-        """Return the chosen words with their times."""
-        if not chosen:
-            return []
-        alignment, window = self._alignment(), self._window()
-        start_s, end_s = self.part.seconds(window.seek), self.part.seconds(window.end)
-        tokens = self.tokens(chosen, chosen)
-        steps = time_words(
-            [DraftSegment(tokens=tokens, start_s=start_s, end_s=end_s)],
-            window,
-            start_s=start_s,
-            last_speech_s=self.last_speech_s,
-            alignment=alignment,
-        )
-        result: AlignResult = yield next(steps)
-        logprobs = result.logprobs[len(alignment.prompt) - 1 :][: len(tokens)]
-        try:
-            steps.send(result)
-        except StopIteration as done:
-            (draft,) = done.value
-        read = words_to_read(self.places, chosen, chosen)
-        return list(self._words(read, draft.words, logprobs))
-
-    def tokens(self, chosen: Collection[int], possible: Collection[int]) -> tuple[int, ...]:
-        """Return the tokens of these words and of those that are read along."""
-        read = words_to_read(self.places, chosen, possible)
-        return tuple(token for place in read for token in self.spelled(place)[1])
-
-    def _alignment(self) -> AlignmentSpec:
-        alignment = self.prompt_format.alignment(self.language.code, self.settings.task)
-        # Include the end token, which may come in place of omitted words.
-        alignment = replace(alignment, choices=alignment.end + 1)
-        if not self.has_blanks:
-            alignment = replace(
-                alignment, spell=lambda tokens: split_characters(tokens, self.prompt_format.text)
-            )
-        return alignment
-
-    def _window(self) -> Window:
-        part, (start, end) = self.part, self.edges
-        return Window(
-            seek=start,
-            end=end,
-            content_frames=end - start,
-            features=part.window_in_silence(start, end),
-            num_frames=frames_to_encode(end - start, self.settings.first_padding_s),
-            language=self.language,
-            prompt=(),
-            max_new_tokens=0,
-        )
-
-    def _words(
-        self, read: Iterable[TextPosition], timed: Sequence[Word], logprobs: Sequence[float]
-    ) -> Iterator[PlacedWord]:
-        """Map words timed by cross-attention to those of the text; both spell the same text."""
-        ends = np.cumsum([len(word.word) for word in timed])
-        first_letter = first_token = 0
-        for place in read:
-            text, tokens = self.spelled(place)
-            last_letter, last_token = first_letter + len(text), first_token + len(tokens)
-            if place.index is not None:
-                first = timed[int(np.searchsorted(ends, first_letter, side="right"))]
-                last = timed[int(np.searchsorted(ends, last_letter, side="left"))]
-                word_logprobs = tuple(logprobs[first_token:last_token])
-                word = Word(
-                    word=place.word,
-                    start_s=first.start_s,
-                    end_s=max(first.start_s, last.end_s),
-                    probability=float(np.mean(np.exp(word_logprobs))),
-                )
-                yield PlacedWord(index=place.index, word=word, logprobs=word_logprobs)
-            first_letter, first_token = last_letter, last_token

@@ -377,7 +377,6 @@ class TextPlaces:
         recognized: PartTranscript,
         positions: Sequence[TextPosition],
         placed: Sequence[PlacedWord],
-        *,
         language: Language,
         task: str,
     ) -> PartTranscript:

@@ -111,8 +111,10 @@ class WhisperTranscriber:
         recognized = yield from self._recognize(part.silent(), settings)
         if recognized.elsewhere:
             return recognized
-        aligner = KnownTextAligner(part, known_text, words, settings, self._prompt_format)
-        return (yield from aligner.run(recognized))
+        aligner = KnownTextAligner(
+            part, known_text, words, recognized, settings, self._prompt_format
+        )
+        return (yield from aligner.run())
 
     def _words_of(self, known: KnownText) -> "TextWords":
         from corpus_asr.transcription.text_places import TextWords

@@ -9,7 +9,7 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,6 +55,8 @@ _FLOOR = 1e-9
 class _TextSpan:
     """Words that are aligned together, with an approximate time span."""
 
+    index: int | None
+    """Index of a recognized segment, or of the word in the text."""
     start_s: float
     end_s: float
     words: tuple[str, ...]
@@ -173,9 +175,7 @@ class WordPlacer:
         positions = places.find(words)
         placed = self._of_text(part, features, positions, places.bounds())
         language = Language(code=recognized.language, probability=recognized.language_probability)
-        return places.transcript(
-            recognized, positions, placed, language=language, task=settings.task
-        )
+        return places.transcript(recognized, positions, placed, language, settings.task)
 
     def _words_of(self, known: KnownText) -> TextWords:
         # Parts of one recording arrive consecutively.
@@ -203,12 +203,15 @@ class WordPlacer:
         """
         pieces = [
             _TextSpan(
-                start_s=segment.start_s, end_s=segment.end_s, words=tuple(words_of(segment.text))
+                index=index,
+                start_s=segment.start_s,
+                end_s=segment.end_s,
+                words=tuple(words_of(segment.text)),
             )
-            for segment in segments
+            for index, segment in enumerate(segments)
         ]
         spelled_pieces = [piece for piece in pieces if self._aligner.knows(piece.words)]
-        placed: dict[int, list[Word]] = {}
+        placed: dict[int | None, list[Word]] = {}
         for first, last in clip_ranges(part, clips):
             bounds = part.seconds(first), part.seconds(last)
             clip_pieces = [
@@ -216,12 +219,10 @@ class WordPlacer:
                 for piece in spelled_pieces
                 if bounds[0] <= (piece.start_s + piece.end_s) / 2 <= bounds[1]
             ]
-            placed |= {
-                id(piece): words
-                for piece, words in self._placed(part, features, clip_pieces, bounds)
-            }
+            for piece, words in self._placed(part, features, clip_pieces, bounds):
+                placed[piece.index] = words
         for segment, piece in zip(segments, pieces, strict=True):
-            words = placed.get(id(piece)) or _spread(piece)
+            words = placed.get(piece.index) or _spread(piece)
             start_s, end_s = words[0].start_s, words[-1].end_s
             end_s = max(end_s, start_s + 1 / FRAMES_PER_SECOND)
             yield with_confidence(
@@ -250,16 +251,24 @@ class WordPlacer:
         ]
         possible = {place.index for place in near_text if place.index is not None}
         while True:
-            places = {
-                id(span): (span, place.index)
+            spans = [
+                _TextSpan(
+                    index=place.index,
+                    start_s=place.start_s,
+                    end_s=place.end_s,
+                    words=(place.word,),
+                    certain=place.anchor or place.index is None,
+                )
                 for place in words_to_read(near_text, possible, possible)
-                for span in [_span_of(place)]
-            }
-            spans = [span for span, _ in places.values()]
+            ]
             words = [
-                PlacedWord(index=index, word=word, logprobs=(_logprob(word),))
+                PlacedWord(
+                    index=span.index,
+                    word=word,
+                    logprobs=(math.log(max(word.probability, _FLOOR)),),
+                )
                 for span, (word,) in self._placed(part, features, spans, bounds)
-                if (index := places[id(span)][1]) is not None
+                if span.index is not None
             ]
             spoken = {word.index for word in words}
             # Recognized words are read where no word of the text was what is spoken.
@@ -310,7 +319,6 @@ class WordPlacer:
             return
         begin_s = first_s + low * step_s
         for piece in run:
-            piece_words = [next(timed_words) for _ in piece.words]
             yield (
                 piece,
                 [
@@ -320,20 +328,9 @@ class WordPlacer:
                         end_s=min(begin_s + timed_word.end_s, edges[1]),
                         probability=timed_word.probability,
                     )
-                    for timed_word in piece_words
+                    for timed_word in islice(timed_words, len(piece.words))
                 ],
             )
-
-
-def _span_of(place: TextPosition) -> _TextSpan:
-    return _TextSpan(
-        start_s=place.start_s, end_s=place.end_s, words=(place.word,),
-        certain=place.anchor or place.index is None,
-    )  # fmt: skip
-
-
-def _logprob(word: Word) -> float:
-    return math.log(max(word.probability, _FLOOR))
 
 
 def _wanted(part: PartRequest, settings: DecodingSettings) -> bool:

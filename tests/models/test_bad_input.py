@@ -90,7 +90,7 @@ GENERATE: list[tuple[Any, dict[str, Any], str]] = [
     (FEATURES, {"prompt_ids": torch.ones(60).long()}, "prompt_ids"),
     (FEATURES, {"prompt_ids": torch.tensor([10**6])}, "token 1000000"),
     (FEATURES, {"prompt_ids": torch.tensor([0.5])}, "float32"),
-    (FEATURES, {"prompt_ids": torch.zeros(1, 2)}, "one dimension"),
+    (FEATURES, {"prompt_ids": torch.zeros(1, 2)}, r"expected \(tokens\)"),
     (FEATURES, {"max_new_tokens": 40}, "max_new_tokens"),
     (FEATURES, {"temperature": -1.0}, "temperature"),
     (FEATURES, {"temperature": ()}, "empty list"),

@@ -437,7 +437,7 @@ class DecoderBlock(_Block):
             self.self_attn_layer_norm(hidden),
             causal=True,
             mask=mask,
-            kept=past.own if past else None,
+            kept=past,
             head_mask=head_mask,
             weights=record.own,
         )

@@ -48,82 +48,60 @@ class KeyValues:
     """Keys and values of one attention for all tokens so far; initially empty."""
 
     def __init__(self) -> None:
-        self.pair: KeysAndValues | None = None
+        self.keys: Keys | None = None
+        self.values: Keys | None = None
+
+    @property
+    def pair(self) -> KeysAndValues | None:
+        """Keys and values, if there are any."""
+        return None if self.keys is None or self.values is None else (self.keys, self.values)
 
     @property
     def length(self) -> int:
         """Number of tokens so far."""
-        return 0 if self.pair is None else self.pair[0].shape[2]
-
-    @property
-    def keys(self) -> Keys | None:
-        """Keys of all tokens so far."""
-        return None if self.pair is None else self.pair[0]
-
-    @property
-    def values(self) -> Keys | None:
-        """Values of all tokens so far."""
-        return None if self.pair is None else self.pair[1]
+        return 0 if self.keys is None else self.keys.shape[2]
 
     def append(self, keys: Heads, values: Heads) -> KeysAndValues:
         """Append the keys and values of further tokens; return all."""
-        if self.pair is not None:
-            kept, new = self.pair[0].shape, keys.shape
+        if (pair := self.pair) is not None:
+            kept, new = pair[0].shape, keys.shape
             if (*kept[:2], kept[3]) != (*new[:2], new[3]):
                 raise ValueError(
                     f"continuing with past_key_values: found keys of batch {kept[0]}, {kept[1]} "
                     f"heads and head_dim {kept[3]}, expected {new[0]}, {new[1]} and {new[3]}; "
                     "pass the cache of the same model and batch"
                 )
-            keys = torch.cat([self.pair[0], keys], dim=2)
-            values = torch.cat([self.pair[1], values], dim=2)
-        self.pair = keys, values
-        return self.pair
+            keys, values = torch.cat([pair[0], keys], dim=2), torch.cat([pair[1], values], dim=2)
+        self.keys, self.values = keys, values
+        return keys, values
 
     def change(self, function: Callable[[Tensor], Tensor]) -> None:
         """Replace keys and values by the result of `function`."""
-        if self.pair is not None:
-            self.pair = function(self.pair[0]), function(self.pair[1])
+        if (pair := self.pair) is not None:
+            self.keys, self.values = map(function, pair)
 
 
-class LayerPast:
-    """Cache of one decoder block."""
+class LayerPast(KeyValues):
+    """Keys and values of the tokens in one decoder block, and of its window."""
 
     def __init__(self) -> None:
-        self.own = KeyValues()
-        """Keys and values of the tokens so far."""
+        super().__init__()
         self.cross = KeyValues()
         """Keys and values of the window, computed once."""
 
-    @property
-    def keys(self) -> Keys | None:
-        """Keys of the tokens."""
-        return self.own.keys
-
-    @property
-    def values(self) -> Keys | None:
-        """Values of the tokens."""
-        return self.own.values
-
 
 class Cache:
-    """Base of caches with keys and values by layer."""
+    """Keys and values of one kind of attention by layer, with transformers' interface."""
 
-    layers: Sequence[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionCache(Cache):
-    """The cache of one kind of attention for all layers, with transformers' interface."""
-
-    layers: Sequence[KeyValues]
+    def __init__(self, layers: Sequence[KeyValues]) -> None:
+        self.layers = layers
 
     def __len__(self) -> int:
         return len(self.layers)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the number of cached tokens, or positions of the window."""
-        return self.layers[layer_idx].length if self.layers else 0
+        """Return the number of cached tokens or positions, the same in layers that have any."""
+        return max((layer.length for layer in self.layers), default=0)
 
 
 class TokenCache(Cache):
@@ -133,22 +111,16 @@ class TokenCache(Cache):
     (batch, head, token or pos, head_dim).
     """
 
-    def __init__(self, num_layers: int) -> None:
-        self.layers = [LayerPast() for _ in range(num_layers)]
+    layers: list[LayerPast]
 
-    def __len__(self) -> int:
-        return len(self.layers)
+    def __init__(self, num_layers: int) -> None:
+        super().__init__([LayerPast() for _ in range(num_layers)])
 
     def __getitem__(self, layer: int) -> tuple[Tensor, ...]:
-        self_pair, cross_pair = self.layers[layer].own.pair, self.layers[layer].cross.pair
-        return (*(self_pair or ()), *(cross_pair or ()))
+        return (*(self.layers[layer].pair or ()), *(self.layers[layer].cross.pair or ()))
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         return (self[i] for i in range(len(self)))
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the number of cached tokens, the same in every layer that has any."""
-        return max((layer.own.length for layer in self.layers), default=0)
 
     def reorder_cache(self, beam_idx: Int[Tensor, " batch"]) -> None:
         """Replace row i by row `beam_idx[i]`."""
@@ -164,37 +136,37 @@ class TokenCache(Cache):
 
     def _change(self, function: Callable[[Tensor], Tensor]) -> None:
         for layer in self.layers:
-            for kept in (layer.own, layer.cross):
-                kept.change(function)
+            layer.change(function)
+            layer.cross.change(function)
 
     def crop(self, max_length: int) -> None:
         """Drop all tokens from `max_length`; if negative, that many last ones."""
         length = self.get_seq_length()
         keep = max(0, length + max_length) if max_length < 0 else min(max_length, length)
         for layer in self.layers:
-            layer.own.change(lambda tensor: tensor[:, :, :keep])
+            layer.change(lambda tensor: tensor[:, :, :keep])
 
 
 class DecoderCache(TokenCache):
     """Keys and values of the tokens and of the windows, for every decoder layer."""
 
     @property
-    def self_attention_cache(self) -> AttentionCache:
+    def self_attention_cache(self) -> Cache:
         """Keys and values of the tokens."""
-        return AttentionCache([layer.own for layer in self.layers])
+        return Cache(self.layers)
 
     @property
-    def cross_attention_cache(self) -> AttentionCache:
+    def cross_attention_cache(self) -> Cache:
         """Keys and values of the windows."""
-        return AttentionCache([layer.cross for layer in self.layers])
+        return Cache([layer.cross for layer in self.layers])
 
     @property
     def is_updated(self) -> dict[int, bool]:
         """Whether each layer has keys and values of the windows."""
-        return {number: layer.cross.pair is not None for number, layer in enumerate(self.layers)}
+        return {number: layer.cross.length > 0 for number, layer in enumerate(self.layers)}
 
 
-def taken(past_key_values: Any, *, num_layers: int) -> TokenCache | None:
+def as_decoder_cache(past_key_values: Any, *, num_layers: int) -> TokenCache | None:
     """Convert a caller's `past_key_values`; None stays None.
 
     Keys and values of transformers' DynamicCache and EncoderDecoderCache are reused; only the
@@ -219,13 +191,15 @@ def taken(past_key_values: Any, *, num_layers: int) -> TokenCache | None:
 
 def _converted(own: Any, cross: Any, *, num_layers: int) -> TokenCache:
     cache = TokenCache(num_layers) if cross is None else DecoderCache(num_layers)
-    for number, layer in enumerate(cache.layers):
-        for kept, source in ((layer.own, own), (layer.cross, cross)):
-            layers = [] if source is None else source.layers
-            # Before its first use it has fewer layers, or layers without tensors.
-            if number < len(layers) and getattr(layers[number], "keys", None) is not None:
-                keys, values = layers[number].keys, layers[number].values
-                kept.pair = (keys, values) if keys.numel() else None
+    for source, targets in (
+        (own, cache.layers),
+        (cross, [layer.cross for layer in cache.layers]),
+    ):
+        # Before its first use it has fewer layers, or layers without tensors.
+        for layer, target in zip(() if source is None else source.layers, targets, strict=False):
+            keys = getattr(layer, "keys", None)
+            if keys is not None and keys.numel():
+                target.keys, target.values = keys, layer.values
     return cache
 
 

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from corpus_asr.array_types import Bool, Float, Int
 from corpus_asr.families.layers.blocks import DecoderBlock, Hidden, Record, causal_mask
-from corpus_asr.families.layers.kv_cache import DecoderCache, TokenCache, taken
+from corpus_asr.families.layers.kv_cache import DecoderCache, TokenCache, as_decoder_cache
 from corpus_asr.families.outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 
 # Wavelengths run from 2 pi to 10,000 * 2 pi positions (Vaswani et al. 2017, section 3.5).
@@ -266,7 +266,7 @@ class TokenDecoder(Stack):
         Arguments are those of transformers; None means the configuration's value. Without
         `encoder_hidden_states` there is no cross-attention.
         """
-        past = taken(past_key_values, num_layers=len(self.layers))
+        past = as_decoder_cache(past_key_values, num_layers=len(self.layers))
         use_cache = self.config.use_cache if use_cache is None else use_cache
         # With recomputation the cache would be filled twice.
         caches = bool(use_cache) and not (self.training and self.gradient_checkpointing)

@@ -12,7 +12,7 @@ from corpus_asr.array_types import Float
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.decoding.slots import encode_batch_on
 from corpus_asr.families.speech2text.model import Speech2TextSlotModel
-from corpus_asr.models.generation.settings import encoded_of, features_of, lengths_of
+from corpus_asr.models.generation.call import refuse_if, tensor_of
 from corpus_asr.models.generation.slots import in_own_type, slot_model
 
 
@@ -22,6 +22,45 @@ def seed_of(sound: Float[np.ndarray, "*_"], name: str) -> int:
     digest = hashlib.blake2b(np.ascontiguousarray(sound).data, digest_size=8)
     digest.update(name.encode())
     return int.from_bytes(digest.digest(), "little", signed=True)
+
+
+def features_of(given: Any, *axes: int | str) -> Tensor:
+    """Validate features with these axes after the batch's."""
+    features = tensor_of("input_features", given, "batch", *axes)
+    # Synchronizes with a GPU once a call: later errors would be unclear.
+    finite = features.isfinite()
+    if not bool(finite.all()):
+        rows = (~finite).flatten(1).any(dim=1).nonzero().flatten().tolist()
+        raise ValueError(
+            f"generating text: found NaN or infinity in the input_features of rows {rows}, "
+            "expected finite numbers; check the audio"
+        )
+    return features
+
+
+def _features_or_encoding(
+    features: Any, encoder_outputs: Any, *axes: int | str
+) -> tuple[Tensor | None, Tensor | None]:
+    """Validate features, the hidden states of an encoder's output, or both."""
+    refuse_if(
+        features is None and encoder_outputs is None,
+        "found neither `input_features` (`inputs`) nor `encoder_outputs`, expected one of them; "
+        "pass what the feature extractor returns",
+    )
+    states = getattr(encoder_outputs, "last_hidden_state", encoder_outputs)
+    if isinstance(states, list | tuple) and states:
+        states = states[0]
+    return (
+        None if features is None else features_of(features, *axes),
+        None if states is None else tensor_of("encoder_outputs", states, "batch", "pos", "width"),
+    )
+
+
+def lengths_of(attention_mask: Any, batch_size: int) -> list[int]:
+    """Return the number of frames of each row."""
+    mask = tensor_of("attention_mask", attention_mask, batch_size, "frames")
+    lengths: list[int] = mask.sum(-1).long().tolist()
+    return lengths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,27 +108,21 @@ class Audio:
     @classmethod
     def of(cls, model: Any, input_features: Any, encoder_outputs: Any) -> "Audio":
         """Validate the arguments."""
-        config = model.config
-        encoder = model.get_encoder()
+        config, encoder = model.config, model.get_encoder()
         # 2 in every published checkpoint, but not in the configuration.
         stride = encoder.conv1.stride[0] * encoder.conv2.stride[0]
-        if input_features is None and encoder_outputs is None:
-            raise ValueError(
-                "generating text: found neither `input_features` nor `encoder_outputs`, expected "
-                "one of them; pass what the feature extractor returns"
-            )
-        bins = config.num_mel_bins
-        features = None if input_features is None else features_of(input_features, bins)
-        encoded = None if encoder_outputs is None else encoded_of(encoder_outputs)
+        features, encoded = _features_or_encoding(
+            input_features, encoder_outputs, config.num_mel_bins, "frames"
+        )
         window = stride * config.max_source_positions
         return cls(features=features, encoded=encoded, input_stride=stride, window_frames=window)
 
     @property
     def batch_size(self) -> int:
         """Number of rows."""
-        held = self.encoded if self.features is None else self.features
-        assert held is not None
-        return int(held.shape[0])
+        rows = self.encoded if self.features is None else self.features
+        assert rows is not None
+        return len(rows)
 
     @property
     def total_frames(self) -> int:
@@ -108,24 +141,22 @@ class Audio:
         """Split the batch."""
         frames = [self.total_frames] * self.batch_size
         if self.batch_size > 1 and not self.is_short:
-            if attention_mask is None:
-                raise ValueError(
-                    f"generating text for {self.batch_size} recordings longer than a window: "
-                    "found no `attention_mask`, expected one; call the feature extractor with "
-                    "return_attention_mask=True"
-                )
+            refuse_if(
+                attention_mask is None,
+                f"found {self.batch_size} recordings longer than a window without "
+                "`attention_mask`, expected one; call the feature extractor with "
+                "return_attention_mask=True",
+            )
             frames = lengths_of(attention_mask, self.batch_size)
+        nothing = [None] * self.batch_size
         features, encoded = self.features, self.encoded
         # At once: from a GPU each is a transfer.
-        arrays = None if features is None else list(features.detach().cpu().float().numpy())
+        arrays = nothing if features is None else features.detach().cpu().float().numpy()
         return [
-            Row(
-                index=i,
-                features=arrays[i] if arrays is not None else None,
-                encoded=encoded[i] if encoded is not None else None,
-                frames=frames[i],
+            Row(index=i, features=row_features, encoded=row_encoded, frames=frames[i])
+            for i, (row_features, row_encoded) in enumerate(
+                zip(arrays, nothing if encoded is None else encoded, strict=True)
             )
-            for i in range(self.batch_size)
         ]
 
 
@@ -146,44 +177,34 @@ class PaddedBatch:
         cls, model: Any, features: Any, encoder_outputs: Any, attention_mask: Any
     ) -> "PaddedBatch":
         """Validate the arguments."""
-        slots = slot_model(model)
+        slots, config = slot_model(model), model.config
         assert isinstance(slots, Speech2TextSlotModel)
-        if features is None and encoder_outputs is None:
-            raise ValueError(
-                "generating text: found neither `inputs` (`input_features`) nor `encoder_outputs`, "
-                "expected one of them; pass what the feature extractor returns"
-            )
-        encoded = None if encoder_outputs is None else encoded_of(encoder_outputs)
-        config = model.config
-        if encoded is None:
-            bins = config.input_feat_per_channel * config.input_channels
-            features = features_of(features, bins, mel_axis=2)
-            size, frames = features.shape[:2]
-        else:
-            features, size = None, len(encoded)
+        bins = config.input_feat_per_channel * config.input_channels
+        if encoder_outputs is not None:
+            features = None
+        features, encoded = _features_or_encoding(features, encoder_outputs, "frames", bins)
+        if encoded is not None:
             frames = _frames_of(encoded, attention_mask, config)
-        if frames > config.max_source_positions:
-            raise ValueError(
-                f"generating text: found {frames} frames, expected at most max_source_positions, "
-                f"which is {config.max_source_positions}; cut the audio"
-            )
+        else:
+            frames = features.shape[1]
+        refuse_if(
+            frames > config.max_source_positions,
+            f"found {frames} frames, expected at most max_source_positions, which is "
+            f"{config.max_source_positions}; cut the audio",
+        )
+        size = len(features if encoded is None else encoded)
         num_frames = [frames] * size
         if attention_mask is not None:
             num_frames = lengths_of(attention_mask, size)
-            wrong = [row for row, number in enumerate(num_frames) if not 1 <= number <= frames]
-            if wrong:
-                raise ValueError(
-                    f"generating text: attention_mask has {num_frames[wrong[0]]} frames in row "
-                    f"{wrong[0]}, expected 1 to {frames}, which the features have; remove empty "
-                    "rows"
-                )
-        slots = slots.for_windows(frames)
-        if encoded is not None and tuple(encoded.shape[1:]) != slots.window_shape:
-            raise ValueError(
-                f"generating text: encoder_outputs have shape {tuple(encoded.shape)}, expected "
-                f"(batch, {slots.window_shape[0]}, {slots.window_shape[1]}) for {frames} frames; "
-                "pass the encoder's attention_mask"
+        for row, number in enumerate(num_frames):
+            refuse_if(
+                not 1 <= number <= frames,
+                f"attention_mask has {number} frames in row {row}, expected 1 to {frames}, which "
+                "the features have; remove empty rows",
             )
+        slots = slots.for_windows(frames)
+        if encoded is not None:
+            tensor_of("encoder_outputs", encoded, "batch", *slots.window_shape)
         return cls(model=slots, features=features, given=encoded, num_frames=tuple(num_frames))
 
     @property

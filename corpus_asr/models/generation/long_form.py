@@ -14,8 +14,8 @@ from corpus_asr.decoding.jobs import Search, Steps, TokenRules, WindowJob, Windo
 from corpus_asr.families.whisper.config import GenerationConfig
 from corpus_asr.families.whisper.tokenizer import TASKS
 from corpus_asr.languages import resolve_language
+from corpus_asr.models.generation.call import WhisperCall, end_rules, refuse_if
 from corpus_asr.models.generation.inputs import Row
-from corpus_asr.models.generation.settings import Settings, end_rules, search_of
 from corpus_asr.transcription.fallback import Attempt
 from corpus_asr.transcription.long_form import LongFormRules, TokenSpan
 from corpus_asr.transcription.windows import Language, Window
@@ -25,14 +25,14 @@ DETECT = -1
 
 
 def starts(
-    config: GenerationConfig, model_config: Any, *, batch_size: int, timestamps: bool
+    config: GenerationConfig, model_config: Any, batch_size: int, *, timestamps: bool
 ) -> list[tuple[int, ...]]:
     """Return the start tokens of each row's text; `DETECT` is the placeholder of its language."""
-    if config.decoder_start_token_id is None:
-        raise ValueError(
-            "generating text: the generation settings have no decoder_start_token_id; set it to "
-            "the token <|startoftranscript|>"
-        )
+    refuse_if(
+        config.decoder_start_token_id is None,
+        "the generation settings have no decoder_start_token_id; set it to the token "
+        "<|startoftranscript|>",
+    )
     begin: list[int | None] = [config.decoder_start_token_id]
     language, task = config.language, config.task
     if task is None and language is None:
@@ -75,11 +75,11 @@ def _forced(config: GenerationConfig, model_config: Any) -> list[int | None]:
     if not forced or forced[0][0] != 1:
         return []
     for position, (index, _) in enumerate(forced, start=1):
-        if index != position:
-            raise ValueError(
-                f"generating text: forced_decoder_ids are {list(forced)}, expected one token for "
-                f"every position from 1 to {forced[-1][0]}; set language and task instead"
-            )
+        refuse_if(
+            index != position,
+            f"forced_decoder_ids are {list(forced)}, expected one token for every position from 1 "
+            f"to {forced[-1][0]}; set language and task instead",
+        )
     return [token for _, token in forced]
 
 
@@ -88,16 +88,17 @@ def _languages(language: Any, batch_size: int) -> Sequence[str] | None:
         return None if language is None else [language] * batch_size
     languages = list(language) if isinstance(language, Sequence) else [language]
     wrong = next((item for item in languages if not isinstance(item, str)), "")
-    if wrong != "":
-        raise TypeError(
-            f"generating text: `language` is {language!r} with {wrong!r} in it, expected None, "
-            "one language, or a list of one per recording"
-        )
-    if len(languages) != batch_size:
-        raise ValueError(
-            f"generating text: `language` lists {len(languages)} languages, expected "
-            f"{batch_size}, the batch size; pass one for each recording"
-        )
+    refuse_if(
+        wrong != "",
+        f"`language` is {language!r} with {wrong!r} in it, expected None, one language, or a list "
+        "of one per recording",
+        error=TypeError,
+    )
+    refuse_if(
+        len(languages) != batch_size,
+        f"`language` lists {len(languages)} languages, expected {batch_size}, the batch size; pass "
+        "one for each recording",
+    )
     return languages
 
 
@@ -105,19 +106,18 @@ def _language_id(language: str, config: GenerationConfig) -> int:
     language_ids = config.lang_to_id or {}
     name = language.lower()
     token = name if name in language_ids else f"<|{resolve_language(name)}|>"
-    if token not in language_ids:
-        raise ValueError(
-            f"generating text: {token} is not among the {len(language_ids)} languages of this "
-            "checkpoint; choose one of `generation_config.lang_to_id`, or add it there"
-        )
+    refuse_if(
+        token not in language_ids,
+        f"{token} is not among the {len(language_ids)} languages of this checkpoint; choose one of "
+        "`generation_config.lang_to_id`, or add it there",
+    )
     return language_ids[token]
 
 
 def _task_id(task: str, config: GenerationConfig) -> int:
-    if task not in TASKS:
-        raise ValueError(
-            f"generating text: task is {task!r}, expected one of {', '.join(TASKS)}; correct `task`"
-        )
+    refuse_if(
+        task not in TASKS, f"task is {task!r}, expected one of {', '.join(TASKS)}; correct `task`"
+    )
     return (config.task_to_id or {})[task]
 
 
@@ -172,33 +172,33 @@ class TransformersLongForm(LongFormRules[RowSegment]):
         self,
         row: Row,
         start: tuple[int, ...],
-        settings: Settings,
+        call: WhisperCall,
         report: Callable[[Row, int], None],
     ) -> None:
         """Start before the first window; `report` is called with the next frame to decode."""
-        config = settings.config
+        config = call.config
         self.row = row
         self.attempts: list[Attempt] = []
         """All attempts at windows, rejected ones included."""
         self.kept: list[Attempt] = []
         """The last attempt at each window."""
         self.segments = []
-        self.temperatures = settings.temperatures
+        self.temperatures = call.temperatures
         self.thresholds = config
-        self.token_rules = settings.rules
-        self.no_speech = settings.no_speech_token
+        self.token_rules = call.rules
+        self.no_speech = call.no_speech_token
         self.encoded = row.encoded
-        self.clock = settings.clock
-        self.window_frames = settings.window_frames
+        self.clock = call.clock
+        self.window_frames = call.window_frames
         self._start = start
-        self._settings = settings
+        self._call = call
         self._report = report
         self._num_beams = config.num_beams or 1
         self._max_length = config.max_length
         self._previous: list[tuple[int, ...]] = []
-        if settings.prompt is not None and not settings.repeat_prompt:
-            marked = settings.prompt[:1] == (config.prev_sot_token_id,)
-            self._previous.append(settings.prompt[1:] if marked else settings.prompt)
+        if call.prompt is not None and not call.repeats_prompt:
+            marked = call.prompt[:1] == (config.prev_sot_token_id,)
+            self._previous.append(call.prompt[1:] if marked else call.prompt)
 
     def transcribe(self) -> Steps["TransformersLongForm"]:
         """Decode the row to its end."""
@@ -207,7 +207,7 @@ class TransformersLongForm(LongFormRules[RowSegment]):
 
     def next_speech(self, frame: int, end: int) -> int | None:
         """Skip nothing; if a single window is requested, stop after it."""
-        if frame >= end or (self._settings.once and self.kept):
+        if frame >= end or (self._call.is_single and self.kept):
             return None
         self._report(self.row, frame)
         return frame
@@ -225,10 +225,8 @@ class TransformersLongForm(LongFormRules[RowSegment]):
     ) -> Steps[Language]:
         """Detect the row's language in its first window, for all of them."""
         if DETECT in self._start:
-            settings = self._settings
-            token = yield from detect(
-                self.row, settings.config, window_frames=settings.window_frames
-            )
+            call = self._call
+            token = yield from detect(self.row, call.config, window_frames=call.window_frames)
             self._start = tuple(token if item == DETECT else item for item in self._start)
         return Language(code=None, probability=None)
 
@@ -239,21 +237,21 @@ class TransformersLongForm(LongFormRules[RowSegment]):
         return prompt, (len(prompt) - len(self._start)) % len(prompt)
 
     def _prompt(self) -> tuple[int, ...]:
-        settings, config = self._settings, self._settings.config
-        if settings.begin is not None and not self.kept:
-            rows = settings.begin
+        call, config = self._call, self._call.config
+        if call.begin is not None and not self.kept:
+            rows = call.begin
             return tuple(rows[self.row.index if len(rows) > 1 else 0].tolist())
         if not (self._previous and self._is_conditioned()):
-            return (*(settings.prompt or ()), *self._start)
+            return (*(call.prompt or ()), *self._start)
         text: list[int] = []
         for tokens in self._previous:
             # Two timestamps at the end of a window only mean that it was cut there.
             paired = len(tokens) > 2 and self.clock.is_timestamp(tokens[-2])
             text += tokens[:-1] if paired else tokens
         # Half of the positions are reserved for the new text, and one for the marker before this.
-        kept = text[-(settings.max_target_positions // 2 - 1) :]
-        if settings.prompt is not None and settings.repeat_prompt:
-            return (*settings.prompt, *kept, *self._start)
+        kept = text[-(call.max_target_positions // 2 - 1) :]
+        if call.prompt is not None and call.repeats_prompt:
+            return (*call.prompt, *kept, *self._start)
         marker = config.prev_sot_token_id
         if marker is None and config.suppress_tokens and len(config.suppress_tokens) >= 2:
             marker = config.suppress_tokens[-2]  # its only position in old files
@@ -261,65 +259,63 @@ class TransformersLongForm(LongFormRules[RowSegment]):
 
     def _is_conditioned(self) -> bool:
         if not self.kept:
-            return self._settings.condition_first
+            return bool(self._call["condition_on_prev_tokens"])
         last = self.kept[-1].temperature
-        return bool(self._settings.config.condition_on_prev_tokens) and (
+        return bool(self._call.config.condition_on_prev_tokens) and (
             last is None or last < _TOO_WARM_TO_CONDITION
         )
 
     def max_new_tokens(self, prompt: Sequence[int]) -> int:
         """Return the call's limit, or the remaining positions of the decoder."""
-        length, room = len(prompt), self._settings.max_target_positions
-        wanted = self._settings.config.max_new_tokens
-        if (wanted or 0) + length > room:
-            raise ValueError(
-                f"generating text: found a prompt of {length} tokens and max_new_tokens "
-                f"{wanted or 0}, expected at most max_target_positions, {room}, together; shorten "
-                "prompt_ids or lower max_new_tokens"
-            )
+        length, room = len(prompt), self._call.max_target_positions
+        wanted = self._call.config.max_new_tokens
+        refuse_if(
+            (wanted or 0) + length > room,
+            f"found a prompt of {length} tokens and max_new_tokens {wanted or 0}, expected at most "
+            f"max_target_positions, {room}, together; shorten prompt_ids or lower max_new_tokens",
+        )
         if wanted is not None:
             return wanted
         assert self._max_length is not None
         # The reference raises the limit per window, by the length of its prompt.
         self._max_length = min(self._max_length + min(room // 2 - 1, length), room)
-        if self._max_length <= length:
-            raise ValueError(
-                f"generating text: the prompt has {length} tokens, but max_length is "
-                f"{self._max_length}; raise max_length, or set max_new_tokens"
-            )
+        refuse_if(
+            self._max_length <= length,
+            f"the prompt has {length} tokens, but max_length is {self._max_length}; raise "
+            "max_length, or set max_new_tokens",
+        )
         return self._max_length - length
 
     def search(self, window: Window, temperature: float | None) -> Search:
         """Use beam search until a window is sampled, and never afterwards."""
-        settings = self._settings
+        call = self._call
         if temperature:
             self._num_beams = 1
-        return search_of(
-            settings,
+        return call.search(
             window.prompt,
             row=self.row.index,
             temperature=temperature or None,
             num_beams=self._num_beams,
-            assistant=settings.assistant if self._num_beams == 1 else None,
-            num_draft_tokens=settings.config.num_assistant_tokens or Search().num_draft_tokens,
+            assistant=call.assistant if self._num_beams == 1 else None,
+            num_draft_tokens=call.config.num_assistant_tokens or Search().num_draft_tokens,
         )
 
     def seed(self, window: Window, temperature: float | None) -> int:
         """Derive the seed from a window's features, its position and the temperature."""
         if not temperature:
             return 0
-        return self.row.seed(self._settings.seed, window.seek, temperature, window.features)
+        return self.row.seed(self._call.seed, window.seek, temperature, window.features)
 
     def mean_logprob(self, result: WindowResult) -> float:
         """Return the mean over the new tokens, the end token included."""
         total = sum(result.logprobs) + (result.end_logprob or 0.0)
-        return total / len(with_end(result, self._settings.end))
+        return total / len(with_end(result, self._call.end))
 
     def compression_ratio(self, result: WindowResult) -> float:
         """Return the ratio of the bytes of token IDs to their compressed bytes."""
         # The same number of bytes per token as in the reference, which affects the ratio.
-        width = int(math.log2(self._settings.vocab_size) / 8) + 1
-        tokens = with_end(result, self._settings.end)
+        width = int(math.log2(self._call.vocab_size) / 8) + 1
+        tokens = with_end(result, self._call.end)
         raw = b"".join(token.to_bytes(width, "little") for token in tokens)
         return len(raw) / len(zlib.compress(raw))
 

@@ -16,9 +16,9 @@ from corpus_asr.array_types import Float, Int
 from corpus_asr.decoding.alignment import begins_on_path, median_filter
 from corpus_asr.decoding.jobs import AlignJob, AlignResult, Job, Result
 from corpus_asr.families.outputs import ModelOutput
+from corpus_asr.models.generation.call import WhisperCall
 from corpus_asr.models.generation.inputs import Row
 from corpus_asr.models.generation.long_form import RowSegment, TransformersLongForm, with_end
-from corpus_asr.models.generation.settings import Settings
 from corpus_asr.models.generation.slots import run
 from corpus_asr.transcription.fallback import Attempt
 
@@ -34,14 +34,12 @@ class GenerateEncoderDecoderOutput(ModelOutput):
 class Batch:
     """The decoded rows as the tensors of a batch."""
 
-    def __init__(
-        self, results: Sequence[TransformersLongForm], settings: Settings, device: Any
-    ) -> None:
+    def __init__(self, results: Sequence[TransformersLongForm], call: WhisperCall) -> None:
         self.results = results
         self.token_times: dict[Attempt, Float[Tensor, " token"]] = {}
         """Seconds of the tokens of windows, without prompts; set by `time_tokens`."""
-        self._settings = settings
-        self._device = device
+        self._call = call
+        self._device = call.model.device
         # The longest prompt of each round, and the longest text of each batch within it.
         self._prompts: dict[int, int] = {}
         self._lengths: dict[tuple[int, int], int] = {}
@@ -58,10 +56,10 @@ class Batch:
     def said(self, attempt: Attempt) -> tuple[int, ...]:
         """Return the new tokens, padded to the longest of the same batch."""
         text = self._text(attempt)
-        return (*text, *[self._settings.pad] * (self._lengths[_group(attempt)] - len(text)))
+        return (*text, *[self._call.pad] * (self._lengths[_group(attempt)] - len(text)))
 
     def _text(self, attempt: Attempt) -> tuple[int, ...]:
-        return with_end(attempt.result, self._settings.end)
+        return with_end(attempt.result, self._call.end)
 
     def output(self, attempt: Attempt) -> Any:
         """Return the result of the reference's search for a window."""
@@ -77,7 +75,7 @@ class Batch:
         last = max(len(result.kept) for result in self.results) - 1
         outputs = [self.output(row.kept[last]) for row in self.results if len(row.kept) > last]
         texts = [output["sequences"] for output in outputs]
-        sequences = stacked(texts, self._settings.pad).to(self._device)
+        sequences = stacked(texts, self._call.pad).to(self._device)
         if all("token_timestamps" in output for output in outputs):
             times = stacked([output["token_timestamps"] for output in outputs], None)
             return {"sequences": sequences, "token_timestamps": times.to(self._device)}
@@ -87,7 +85,7 @@ class Batch:
         """Return a tensor of each row's first window, stacked."""
         outputs = [self.output(result.kept[0]) for result in self.results]
         rows = [output[name] if isinstance(output, dict) else output for output in outputs]
-        return stacked(rows, self._settings.pad if name == "sequences" else None).to(self._device)
+        return stacked(rows, self._call.pad if name == "sequences" else None).to(self._device)
 
     def sequences(self) -> Int[Tensor, "batch token"]:
         """Return the text of each row, without prompts and end tokens."""
@@ -95,7 +93,7 @@ class Batch:
             torch.tensor([token for segment in result.segments for token in segment.tokens]).long()
             for result in self.results
         ]
-        return stacked(rows, self._settings.pad).to(self._device)
+        return stacked(rows, self._call.pad).to(self._device)
 
     def token_timestamps(self) -> Float[Tensor, "batch token"]:
         """Return seconds of each token of `sequences`, from its own window's start."""
@@ -120,7 +118,7 @@ class Batch:
             "result": self.output(attempt),
         }
         if attempt in self.token_times:
-            clock = self._settings.clock
+            clock = self._call.clock
             # float64, as in the reference: float32 has steps of 0.5 ms after two hours.
             offset = (
                 torch.tensor(attempt.window.seek).double()
@@ -136,9 +134,9 @@ class Batch:
     def _output(self, attempt: Attempt) -> Any:
         prompt_length = self.prompt_length(attempt)
         prompt = attempt.window.prompt
-        prompt = (*[self._settings.pad] * (prompt_length - len(prompt)), *prompt)
+        prompt = (*[self._call.pad] * (prompt_length - len(prompt)), *prompt)
         sequences = torch.tensor([*prompt, *self.said(attempt)])
-        if not self._settings.config.return_dict_in_generate:
+        if not self._call.config.return_dict_in_generate:
             return sequences.to(self._device)
         output = {"sequences": sequences}
         if attempt in self.token_times:
@@ -167,31 +165,32 @@ def stacked(rows: Sequence[Tensor], pad: float | None) -> Tensor:
 _SECONDS_PER_POSITION = 0.02
 
 
-def time_tokens(model: Any, batch: Batch, settings: Settings, attention_mask: Any) -> None:
+def time_tokens(batch: Batch, call: WhisperCall) -> None:
     """Set the token times of all kept windows in `batch`."""
-    ends = None if attention_mask is None else torch.as_tensor(attention_mask).sum(-1).tolist()
+    mask = call["attention_mask"]
+    ends = None if mask is None else torch.as_tensor(mask).sum(-1).tolist()
     windows = [(result.row, attempt) for result in batch.results for attempt in result.kept]
     tasks = [
         _align(
             row,
             attempt,
             batch.said(attempt),
-            settings,
+            call,
             None if ends is None else int(ends[row.index]) - attempt.window.seek,
         )
         for row, attempt in windows
     ]
-    for (_, attempt), times in zip(windows, run(model, tasks), strict=True):
+    for (_, attempt), times in zip(windows, run(call.model, tasks), strict=True):
         batch.token_times[attempt] = times
 
 
 def _align(
-    row: Row, attempt: Attempt, said: Sequence[int], settings: Settings, frames: int | None
+    row: Row, attempt: Attempt, said: Sequence[int], call: WhisperCall, frames: int | None
 ) -> Generator[Job, Result, Float[Tensor, " token"]]:
     read = said[:-1]  # the reference has no attention for the last token
     if not read:
         return torch.zeros(len(said))
-    heads = settings.config.alignment_heads
+    heads = call.config.alignment_heads
     assert heads is not None
     result = yield AlignJob(
         features=attempt.window.features,
@@ -204,8 +203,8 @@ def _align(
     weights = torch.from_numpy(np.asarray(result.weights))[:, len(attempt.window.prompt) :]
     if frames is not None:
         # Padding is attended to as well, and a path through it would move the last words.
-        weights = weights[..., : max(1, frames // settings.clock.input_stride)]
-    return _token_seconds(weights, width=settings.median_filter_width)
+        weights = weights[..., : max(1, frames // call.clock.input_stride)]
+    return _token_seconds(weights, width=call.model.config.median_filter_width)
 
 
 def _token_seconds(

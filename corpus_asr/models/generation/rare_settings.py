@@ -5,14 +5,12 @@ It calls this package's modules. transformers is only imported in these cases.
 
 import functools
 import importlib
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from corpus_asr.array_types import Float, Int
-from corpus_asr.models.generation.slots import changed_module
 
 # Values, besides None, for which the search here is equivalent, by name.
 RARE: dict[str, tuple[Any, ...]] = {
@@ -60,26 +58,6 @@ _NOT_PASSED = (
 )  # fmt: skip
 
 
-def or_transformers(search: Callable[..., Any]) -> Callable[..., Any]:
-    """Delegate to transformers if `search` does not support a setting or a module of the model.
-
-    The returned function raises ImportError if transformers is not installed.
-    """
-    signature = inspect.signature(search)
-
-    @functools.wraps(search)
-    def generate(model: Any, *args: Any, **keywords: Any) -> Any:
-        options = dict(signature.bind(model, *args, **keywords).arguments)
-        options |= options.pop("kwargs", {})
-        del options["model"]
-        setting = _rare_setting(model, options) or changed_module(model)
-        if setting is None:
-            return search(model, *args, **keywords)
-        return transformers_generate(model, setting, **options)
-
-    return generate
-
-
 def transformers_generate(model: Any, setting: str, /, **options: Any) -> Any:
     """Generate with transformers' search; errors name the setting or module that requires it."""
     if options.get("custom_generate") is not None:
@@ -114,28 +92,24 @@ def compute_transition_scores(
     return transition_scores
 
 
-def _rare_setting(model: Any, options: dict[str, Any]) -> str | None:
-    configs = [options.get("generation_config"), getattr(model, "generation_config", None)]
+def rare_setting(model: Any, setting: Callable[[str], Any]) -> str | None:
+    """Return the name of a setting that only transformers' search supports.
 
-    def value(name: str) -> Any:
-        if name in options:
-            return options[name]
-        values = (getattr(config, name, None) for config in configs)
-        return next((setting for setting in values if setting is not None), None)
-
+    `setting` returns a value of the call by its name.
+    """
     for name, neutral in RARE.items():
-        setting = value(name)
-        if setting is not None and setting not in neutral:
+        value = setting(name)
+        if value is not None and value not in neutral:
             return name
-    if value("return_dict_in_generate"):
+    if setting("return_dict_in_generate"):
         for name in KEPT:
-            if value(name):
+            if setting(name):
                 return name
-    ends = value("eos_token_id")
+    ends = setting("eos_token_id")
     if isinstance(ends, list | tuple | Tensor) and len(ends) > 1:
         return "eos_token_id"
     # Whisper samples one text for any `num_beams`.
-    if not _is_whisper(model) and value("do_sample") and (value("num_beams") or 1) > 1:
+    if not _is_whisper(model) and setting("do_sample") and (setting("num_beams") or 1) > 1:
         return "do_sample"
     return None
 

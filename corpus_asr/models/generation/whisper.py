@@ -12,38 +12,23 @@ from torch import Tensor
 
 from corpus_asr.array_types import Int
 from corpus_asr.decoding.protocols import SlotModel
-from corpus_asr.families.whisper.config import GenerationConfig
 from corpus_asr.families.whisper.model import WhisperForCausalLM as WhisperDecoderLM
 from corpus_asr.families.whisper.model import WhisperSeq2SeqLM
-from corpus_asr.models.generation.inputs import Audio, Row
+from corpus_asr.models.generation.call import WhisperCall, refuse_if
+from corpus_asr.models.generation.inputs import Audio, Row, features_of
 from corpus_asr.models.generation.long_form import TransformersLongForm, detect, starts
 from corpus_asr.models.generation.outputs import Batch, time_tokens
 from corpus_asr.models.generation.rare_settings import (
     compute_transition_scores,
-    or_transformers,
+    rare_setting,
     transformers_generate,
     transformers_view,
 )
-from corpus_asr.models.generation.settings import (
-    Settings,
-    check_condition_type,
-    check_language_and_task,
-    common_settings,
-    features_of,
-    note_thresholds,
-    prepare,
-    prompt_of,
-    resolve_timestamps,
-    temperatures_of,
-    token_rules,
-)
 from corpus_asr.models.generation.slots import changed_module, run, slot_model
-from corpus_asr.transcription.long_form import Clock
 
 logger = logging.getLogger(__name__)
 
 
-@or_transformers
 def generate(
     model: Any,
     input_features: Any = None,
@@ -104,82 +89,33 @@ def generate(
         `token_timestamps`; or with `return_dict_in_generate` and no timestamps, or a forced unique
         call, all results of the last window.
     """
-    model_settings = getattr(model, "generation_config", None)
-    config, rest = prepare(GenerationConfig, model_settings, generation_config, kwargs)
-    features = rest.get("inputs") if input_features is None else input_features
-    audio = Audio.of(model, features, rest.get("encoder_outputs"))
-    mapping = _note_outputs(
-        config, return_dict_in_generate, bool(return_token_timestamps), logprob_threshold
+    call = WhisperCall(locals())
+    reason = rare_setting(model, call.setting) or changed_module(model)
+    if reason is not None:
+        return transformers_generate(model, reason, **call.options)
+    call.refuse_unknown()
+    features = call["inputs"] if input_features is None else input_features
+    audio = Audio.of(model, features, call["encoder_outputs"])
+    call.prepare(
+        is_short=audio.is_short, input_stride=audio.input_stride, window_frames=audio.window_frames
     )
-    timestamps = resolve_timestamps(config, return_timestamps, is_short=audio.is_short)
-    check_language_and_task(config, language, task, is_multilingual)
-    if return_token_timestamps:
-        _check_token_timestamps(config, attention_mask)
-    note_thresholds(
-        config,
-        logprob_threshold=logprob_threshold,
-        compression_ratio_threshold=compression_ratio_threshold,
-        no_speech_threshold=no_speech_threshold,
-        condition_on_prev_tokens=condition_on_prev_tokens,
-        force_unique_generate_call=force_unique_generate_call,
-    )
-    no_times = config.no_timestamps_token_id
-    tried = temperatures_of(temperature)
-    settings = Settings(
-        **common_settings(
-            model,
-            config,
-            temperatures=tried,
-            logits_processor=logits_processor,
-            stopping_criteria=stopping_criteria,
-        ),
-        rules=token_rules(
-            config,
-            vocab_size=model.config.vocab_size,
-            timestamps=timestamps is True,
-            drafted="assistant_model" in rest,
-        ),
-        clock=Clock(
-            # Without timestamps in the vocabulary, no token is one.
-            timestamp_begin=model.config.vocab_size + 1 if no_times is None else no_times + 1,
-            input_stride=audio.input_stride,
-            time_precision=time_precision,
-            time_precision_features=time_precision_features,
-        ),
-        temperatures=tried,
-        prompt=prompt_of(prompt_ids),
-        repeat_prompt=check_condition_type(config, prompt_condition_type),
-        condition_first=bool(condition_on_prev_tokens),
-        begin=rest.get("decoder_input_ids"),
-        # <|nospeech|> has the ID before <|notimestamps|> in every published vocabulary.
-        no_speech_token=(
-            None if config.no_speech_threshold is None or no_times is None else no_times - 1
-        ),
-        median_filter_width=model.config.median_filter_width,
-        window_frames=audio.window_frames,
-        once=bool(config.force_unique_generate_call),
-        assistant=_assistant(audio, rest, config),
-        allowed=prefix_allowed_tokens_fn,
-    )
-    begins = starts(config, model.config, batch_size=audio.batch_size, timestamps=bool(timestamps))
+    call.assistant = _assistant(call, audio)
+    begins = starts(call.config, model.config, audio.batch_size, timestamps=call.has_timestamps)
     rows = audio.rows(attention_mask)
     report = _reporter(rows, monitor_progress)
     tasks = [
-        TransformersLongForm(row, begins[row.index], settings, report).transcribe() for row in rows
+        TransformersLongForm(row, begins[row.index], call, report).transcribe() for row in rows
     ]
-    batch = Batch(run(model, tasks), settings, model.device)
+    batch = Batch(run(model, tasks), call)
     if return_token_timestamps:
-        time_tokens(model, batch, settings, attention_mask)
-    if mapping and (settings.once or not return_timestamps):
+        time_tokens(batch, call)
+    if call.returns_names and (call.is_single or not return_timestamps):
         return batch.unique()
+    names = ("sequences", "token_timestamps") if return_token_timestamps else ("sequences",)
     output: dict[str, Any] = {
-        "sequences": batch.first("sequences") if settings.once else batch.sequences()
+        name: batch.first(name) if call.is_single else getattr(batch, name)() for name in names
     }
-    if return_token_timestamps:
-        output["token_timestamps"] = (
-            batch.first("token_timestamps") if settings.once else batch.token_timestamps()
-        )
-    if return_segments or mapping:
+    if return_segments or call.returns_names:
         output["segments"] = batch.segments()
     return output if len(output) > 1 else output["sequences"]
 
@@ -198,14 +134,14 @@ def detect_language(
             "one of them"
         )
     if input_features is not None:
-        input_features = features_of(input_features, model.config.num_mel_bins)
-        input_features = input_features[:, :, :num_segment_frames]
+        bins = model.config.num_mel_bins
+        input_features = features_of(input_features, bins, "frames")[:, :, :num_segment_frames]
     if (changed := changed_module(model)) is not None:
         view = transformers_view(model, changed)
         found: Tensor = view.detect_language(input_features, encoder_outputs, generation_config)
         return found
-    model_settings = getattr(model, "generation_config", None)
-    config, _ = prepare(GenerationConfig, model_settings, generation_config, {})
+    call = WhisperCall({"model": model, "kwargs": {}, "generation_config": generation_config})
+    config = call.config
     if not config.lang_to_id or config.decoder_start_token_id is None:
         raise ValueError(
             "detecting the language: found no lang_to_id or decoder_start_token_id in the "
@@ -239,55 +175,28 @@ class WhisperForCausalLM(WhisperDecoderLM):
     compute_transition_scores = compute_transition_scores
 
 
-def _note_outputs(
-    config: GenerationConfig,
-    wanted: bool | None,
-    token_times: bool,
-    logprob_threshold: float | None,
-) -> bool:
-    if wanted is None:
-        wanted = bool(config.return_dict_in_generate)
-    # Windows with thresholds or times return more than tokens, as in the reference.
-    config.return_dict_in_generate = wanted or token_times or logprob_threshold is not None
-    return wanted
-
-
-def _check_token_timestamps(config: GenerationConfig, attention_mask: Any) -> None:
-    if config.alignment_heads is None:
-        raise ValueError(
-            "generating text: found return_token_timestamps without alignment_heads, expected "
-            "both; set the (layer, head) pairs in the generation settings"
-        )
-    if config.task == "translate":
-        logger.warning("times of tokens may be wrong where text is translated: task is translate")
-    if attention_mask is None:
-        logger.warning(
-            "times of tokens are more precise with an attention_mask; call the feature extractor "
-            "with return_attention_mask=True"
-        )
-
-
-def _assistant(audio: Audio, rest: dict[str, Any], config: GenerationConfig) -> SlotModel | None:
-    assistant = rest.get("assistant_model")
+def _assistant(call: WhisperCall, audio: Audio) -> SlotModel | None:
+    assistant = call["assistant_model"]
     if assistant is None:
         return None
-    if (config.num_beams or 1) > 1:
+    if (call.config.num_beams or 1) > 1:
         # The reference drops the assistant too: it drafts for one hypothesis only.
         logger.warning("assistant_model drafts nothing for beams: num_beams is not 1")
         return None
-    if not hasattr(assistant, "slot_model"):
-        raise TypeError(
-            f"generating text: found a {type(assistant).__name__} as assistant_model, expected a "
-            "model; load it with WhisperForCausalLM.from_pretrained"
-        )
+    refuse_if(
+        not hasattr(assistant, "slot_model"),
+        f"found a {type(assistant).__name__} as assistant_model, expected a model; load it with "
+        "WhisperForCausalLM.from_pretrained",
+        error=TypeError,
+    )
     if changed_module(assistant) is not None:
         return None
     draft = slot_model(assistant)
-    if audio.features is None and draft.has_encoder:
-        raise ValueError(
-            "generating text: found encoder_outputs without input_features for an assistant_model "
-            "with an encoder, expected both; pass both, or a WhisperForCausalLM"
-        )
+    refuse_if(
+        audio.features is None and draft.has_encoder,
+        "found encoder_outputs without input_features for an assistant_model with an encoder, "
+        "expected both; pass both, or a WhisperForCausalLM",
+    )
     return draft
 
 

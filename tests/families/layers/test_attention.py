@@ -93,7 +93,7 @@ def test_keys_grow_in_order() -> None:
 def test_crop_counts_from_either_end() -> None:
     for crop, left in ((2, 2), (9, 3), (-1, 2), (-9, 0), (0, 0)):
         cache = DecoderCache(1)
-        cache.layers[0].own.append(keys(), keys())
+        cache.layers[0].append(keys(), keys())
         cache.layers[0].cross.append(keys(tokens=9), keys(tokens=9))
         cache.crop(crop)
         assert [part.shape[2] for part in cache[0]] == [left, left, 9, 9]
@@ -102,7 +102,7 @@ def test_crop_counts_from_either_end() -> None:
 def test_rows_of_a_cache_are_chosen_and_repeated() -> None:
     cache: Any = DecoderCache(1)
     first = keys()
-    cache.layers[0].own.append(first, first)
+    cache.layers[0].append(first, first)
     cache.batch_repeat_interleave(2)
     assert torch.equal(cache.self_attention_cache.layers[0].keys, first.repeat_interleave(2, dim=0))
     cache.batch_select_indices(torch.tensor([3, 0]))

@@ -15,8 +15,9 @@ import torch
 from corpus_asr.decoding.device import CudaRecorder
 from corpus_asr.families.loading import resolve_dtype
 from corpus_asr.families.whisper.config import GenerationConfig
-from corpus_asr.models.generation import settings, slots
-from corpus_asr.models.generation.inputs import Row
+from corpus_asr.models.generation import call as calls
+from corpus_asr.models.generation import slots
+from corpus_asr.models.generation.inputs import Row, lengths_of
 from corpus_asr.models.generation.long_form import starts
 from corpus_asr.models.generation.slots import run, slot_model
 from corpus_asr.models.whisper import WhisperForConditionalGeneration, pipeline
@@ -29,11 +30,11 @@ def test_another_type_is_named() -> None:
     config: Any = GenerationConfig(decoder_start_token_id=1, lang_to_id={"<|en|>": 2})
     config.language = ["en", None]
     for call, message in (
-        (lambda: starts(config, None, batch_size=2, timestamps=False), "with None in it"),
-        (lambda: settings.temperatures_of((0.0, "1")), "temperature '1'"),
-        (lambda: settings.lengths_of("1100", 2), "found a str as attention_mask"),
-        (lambda: settings.temperatures_of("0.5"), "temperature '0.5', expected"),
-        (lambda: settings.functions_of(max, what="those"), "method as those, .*correct it"),
+        (lambda: starts(config, None, 2, timestamps=False), "with None in it"),
+        (lambda: calls.temperatures_of((0.0, "1")), "temperature '1'"),
+        (lambda: lengths_of("1100", 2), "found a str as attention_mask"),
+        (lambda: calls.temperatures_of("0.5"), "temperature '0.5', expected"),
+        (lambda: calls.functions_of(max, what="those"), "method as those, .*correct it"),
     ):
         with pytest.raises(TypeError, match=message):
             call()
