@@ -30,6 +30,8 @@ _ETAG = _field("etag", pa.string(), "content version when listed: ETag, or size 
 _DIGEST = _field("content_digest", pa.string(), "hash of the packets of all audio tracks, by which "
                  "a sound is recognized; null where they could not be read to the end, and "
                  "in parts before the last")  # fmt: skip
+_BEGUN_BY = _field("begun_by", pa.string(), "the run that began this attempt at the recording; "
+                   "rows of one attempt are of one sound and make one recording")  # fmt: skip
 _METADATA = _field("metadata", pa.string(), "extra manifest columns as a JSON object, or null: in "
                    "recordings the newest, elsewhere those of the run")  # fmt: skip
 _PART = _field("part", pa.int32(), "index of the part within its recording, from 0")
@@ -86,8 +88,15 @@ _SPANS = pa.list_(pa.struct([pa.field("start_s", pa.float64()), pa.field("end_s"
 
 FILES = _schema("files", _RECORDING_ID, _URI, _SIZE, _ETAG, _METADATA)
 
+FILE_COLUMNS = (*FILES.names, _BEGUN_BY.name)
+"""What each row of a file's parts carries of it."""
+
 PACK_FILE = pa.struct(
-    [*FILES, pa.field("done_parts", pa.list_(pa.int32()), metadata={"doc": "parts to leave out"})]
+    [
+        *FILES,
+        _BEGUN_BY.with_metadata({"doc": "run whose attempt is continued; null: a new attempt"}),
+        pa.field("done_parts", pa.list_(pa.int32()), metadata={"doc": "parts to leave out"}),
+    ]
 )
 PACKS = _schema(
     "packs",
@@ -143,7 +152,7 @@ _FURTHER_KIND = pa.struct(
 
 PARTS = _schema(
     "parts",
-    _RECORDING_ID, _URI, _SIZE, _ETAG, _DIGEST, _METADATA,
+    _RECORDING_ID, _URI, _SIZE, _ETAG, _DIGEST, _METADATA, _BEGUN_BY,
     _PART, _LAST, _CHANNEL, _PART_START, _PART_END,
     _STATUS, *_ERRORS, *_AUDIO,
     _field("speech_s", pa.float64(), "detected speech within the part; null if not looked for",
@@ -281,7 +290,7 @@ _PART_RESULT = (
 
 RESULTS = _schema(
     "results",
-    _RECORDING_ID, _URI, _SIZE, _ETAG, _DIGEST, _METADATA,
+    _RECORDING_ID, _URI, _SIZE, _ETAG, _DIGEST, _METADATA, _BEGUN_BY,
     _PART, _LAST, _CHANNEL, _PART_START, _PART_END,
     *_PART_RESULT,
     _field("segments", pa.list_(pa.struct(list(SEGMENT_FIELDS))), "the part's segments, in order"),
@@ -309,13 +318,13 @@ LABELS = _schema(
 
 OUTCOMES = _schema(
     "outcomes",
-    _RUN_ID, _RECORDING_ID, _URI, _SIZE, _ETAG, _DIGEST, _METADATA,
+    _RUN_ID, _BEGUN_BY, _RECORDING_ID, _URI, _SIZE, _ETAG, _DIGEST, _METADATA,
     _PART, _LAST, _CHANNEL, _PART_START, _PART_END, *_PART_RESULT,
 )  # fmt: skip
 
 RECORDINGS = _schema(
     "recordings",
-    _RUN_ID, _RECORDING_ID, _URI, _SIZE, _ETAG, _METADATA,
+    _RUN_ID, _BEGUN_BY, _RECORDING_ID, _URI, _SIZE, _ETAG, _DIGEST, _METADATA,
     _field("status", pa.string(), "failed if any part failed, else ok if any part has segments or "
            "labels, else no_speech"),
     *_ERRORS, *_AUDIO,

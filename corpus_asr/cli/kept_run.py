@@ -139,7 +139,7 @@ class KeptRun:
         with RunTables(self._store, names=names) as tables:
             commit_of = dict(tables.rows(_COMMIT_OF))
             now_utc = datetime.datetime.now(datetime.UTC)
-            for rows in tables.complete(now_utc, rows=BATCH_ROWS):
+            for rows in tables.changed(now_utc, rows=BATCH_ROWS):
                 for number, name in enumerate(rows["recording_id"].to_pylist()):
                     stem = _stem_of(commit_of[name])
                     put_rows(self._store, RECORDINGS_FOLDER, rows.slice(number, 1), stem=stem)

@@ -39,7 +39,7 @@ from corpus_asr.storage.run_state.lock import USUAL, Lock, Timing
 from corpus_asr.storage.run_state.plan import Plan
 from corpus_asr.storage.run_state.rewriting import FAILING_NAME
 from corpus_asr.storage.run_state.run_files import SUMMARIES_FOLDER, new_run_id
-from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
+from corpus_asr.storage.run_state.run_tables import FAILED, VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 
@@ -52,14 +52,14 @@ _FAILING = pa.schema([
 _LATEST = """
 with latest as (
   select recording_id, uri, outcomes.etag, outcomes.size_bytes, run_id
-  from outcomes join standing using (id) join live using (id, recording_id)
-  where live.origin = 'program' and failed and (counts or failing)
+  from outcomes join row_states using (id) join part_rows using (id, recording_id)
+  where origin = 'program' and failed and (counts or failing)
   qualify row_number() over (partition by recording_id order by run_id desc, id desc) = 1)
 select latest.*,
-  if(noted.etag is not distinct from latest.etag
-       and noted.size_bytes is not distinct from latest.size_bytes,
-     coalesce(tries, 0) + (noted.run_id is distinct from latest.run_id)::int, 1)::int as tries
-from latest left join noted using (recording_id) order by uri
+  if(tried.etag is not distinct from latest.etag
+       and tried.size_bytes is not distinct from latest.size_bytes,
+     coalesce(tries, 0) + (tried.run_id is distinct from latest.run_id)::int, 1)::int as tries
+from latest left join tried using (recording_id) order by uri
 """
 # What is planned, but for recordings of which some parts were done.
 _PLANNED = ("new", "changed", "retried", "redone")
@@ -258,6 +258,6 @@ def count_tries(store: OutputStore) -> pa.Table:
     noted = _FAILING.empty_table()
     if store.exists(FAILING_NAME):
         noted = store.read_table(FAILING_NAME, _FAILING)
-    with RunTables(store, columns=(*VERSION_COLUMNS, "uri"), from_base=True) as tables:
-        tables.add("noted", noted)
+    with RunTables(store, columns=(*VERSION_COLUMNS, "uri"), opened=FAILED) as tables:
+        tables.add("tried", noted)
         return tables.table(_LATEST).cast(_FAILING)

@@ -169,9 +169,9 @@ def as_data(night: Night) -> dict[str, Any]:
 
 def findings_of(store: OutputStore, run_id: str) -> RunNumbers:
     """Return what recordings of a finished run came to."""
-    with RunTables(store, from_base=True) as tables:
-        of_run = "select recording_id from settled where run_id = $run"
-        tables.unsettle(tables.table(of_run, run=run_id)["recording_id"])
+    with RunTables(store, opened="false") as tables:
+        of_run = "select recording_id from recorded where run_id = $run"
+        tables.open(tables.table(of_run, run=run_id)["recording_id"])
         # Objects without parts of the run or its recordings need not be opened.
         counting = f"counts and (run_id = $run or {OF_RUN})"
         read_confidences(store, tables, SEGMENT_ROWS, which=counting, run=run_id)

@@ -34,7 +34,7 @@ create or replace table failures as
 with failed as (
   select recording_id, id, coalesce(nullif(error_stage, ''), 'unknown') as stage,
     coalesce(nullif(error_kind, ''), 'unknown') as kind, coalesce(retryable, false) as retryable
-  from outcomes join standing using (id)
+  from outcomes join row_states using (id)
   where status = 'failed' and (counts or failing) and ({which}))
 select stage, kind, recording_id, min(id) as id, bool_or(retryable) as retryable
 from failed group by all

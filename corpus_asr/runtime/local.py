@@ -133,13 +133,14 @@ class _RunPipeline(Pipeline[pa.Table]):
         """
         num_transcribing = 0
         while not stop.expired:
-            while not stop.requested and self.begin(packs) is not None:
-                pass
-            is_extracted = self.is_exhausted and not self.extractions
             while self._waiting and num_transcribing < at_once and not stop.requested:
                 parts = self._waiting.popleft()
                 self.thread("transcribe", partial(self._transcribe, stage, parts)).start()
                 num_transcribing += 1
+            # After that: the next pack may be long in coming.
+            while not stop.requested and self.begin(packs) is not None:
+                pass
+            is_extracted = self.is_exhausted and not self.extractions and not self._waiting
             if self._results:
                 num_transcribing -= 1
                 yield self._results.popleft()

@@ -18,10 +18,10 @@ from corpus_asr.activity import Tally
 from corpus_asr.config.run import DEFAULT_OPTIONS, RunOptions
 from corpus_asr.errors import ItemError
 from corpus_asr.runtime.commit import COUNTED, tally_of
-from corpus_asr.schemas import FILES, PACK_FILE, PACKS, RESULTS
+from corpus_asr.schemas import FILE_COLUMNS, FILES, PACK_FILE, PACKS, RESULTS
 from corpus_asr.stages.parts import NOTHING_SAID, failure_fields
 from corpus_asr.storage.run_state.recording_rows import LostPortion
-from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
+from corpus_asr.storage.run_state.run_tables import FAILED, VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 
@@ -96,7 +96,7 @@ class RetriedRecording:
             "check their logs for lack of memory, and transcribe it alone with another output.uri"
         )
         error = ItemError(message, kind=POISON, retryable=True)
-        row = {name: self.file[name] for name in FILES.names} | NOTHING_SAID
+        row = {name: self.file[name] for name in FILE_COLUMNS} | NOTHING_SAID
         row |= failure_fields(error, stage="transcribe")
         row |= {"part": part, "last_part": True, "attempts": self.attempt - 1}
         return pa.Table.from_pylist([row], schema=RESULTS)
@@ -120,7 +120,7 @@ def recordings_left(
     store.relist()
     recordings: list[RetriedRecording] = []
     columns = tuple({*VERSION_COLUMNS, *COUNTED})
-    with RunTables(store, columns=columns, from_base=True) as tables:
+    with RunTables(store, columns=columns, opened=FAILED) as tables:
         failed = tables.table(_FAILED_NOW, run_id=run_id)["recording_id"].combine_chunks()
         for pack in packs:
             files = pa.Table.from_struct_array(pc.list_flatten(pack["files"])).select(FILES.names)

@@ -22,7 +22,7 @@ from corpus_asr.config.run import ModelSettings, RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, DecodeError, EngineError
 from corpus_asr.families.registry import further_folders, users_family
 from corpus_asr.logs import event
-from corpus_asr.schemas import FILES, PARTS
+from corpus_asr.schemas import FILE_COLUMNS, PARTS
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.parts import (
     DONE,
@@ -186,7 +186,7 @@ class ExtractStage:
         self, file: dict[str, Any], following: list[dict[str, Any]]
     ) -> Generator[pa.Table, None, None]:
         """Yield the parts of one file, one part late, so that the last is marked."""
-        identity = {name: file[name] for name in FILES.names} | {"content_digest": None}
+        identity = {name: file[name] for name in FILE_COLUMNS} | {"content_digest": None}
         done = frozenset(file["done_parts"] or ())
         request = ExtractRequest(
             uri=located(file["uri"], file["etag"]),
@@ -274,7 +274,7 @@ class ExtractStage:
             check_finite(row)
             table = one_row(PARTS, row)
         except Exception as error:
-            columns = (*FILES.names, "content_digest", "part", "last_part")
+            columns = (*FILE_COLUMNS, "content_digest", "part", "last_part")
             row = {name: row[name] for name in columns}
             row |= failure_fields(error, stage="extract", of=row)
             table = one_row(PARTS, row)

@@ -87,7 +87,7 @@ def one_row(schema: pa.Schema, row: Mapping[str, Any]) -> pa.Table:
 
 
 def part_rows(parts: pa.Table) -> list[PartRow]:
-    """Return PARTS rows whose features are read-only views of the table's memory."""
+    """Return PARTS rows whose features are views of the table's memory."""
     rows: list[PartRow] = parts.drop_columns(list(FEATURE_COLUMNS)).to_pylist()
     for name in FEATURE_COLUMNS:
         for row, value in zip(rows, parts[name], strict=True):
@@ -102,7 +102,12 @@ def _view(value: pa.Scalar) -> Any:
     if isinstance(value, pa.StructScalar):
         return {name: _view(inner) for name, inner in value.items()}
     if value.type == pa.list_(pa.float16()):
-        return value.values.to_numpy()
+        halves = value.values
+        if not len(halves):
+            return np.empty(0, np.float16)
+        # Not `to_numpy`, whose arrays cannot be written to, of which torch warns.
+        view = np.frombuffer(halves.buffers()[1], dtype=np.float16)
+        return view[halves.offset : halves.offset + len(halves)]
     return [_view(inner) for inner in value] if isinstance(value, pa.ListScalar) else value.as_py()
 
 

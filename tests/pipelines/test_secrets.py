@@ -333,7 +333,7 @@ def test_a_run_on_ray_gives_the_rows_of_this_process_and_keeps_no_option(
     assert segments_on_ray == segments
     outcomes, outcomes_on_ray = map(outcomes_in, stores)
     assert outcomes_on_ray.keys() == outcomes.keys()
-    varying = {"run_id", "decode_s", "transcribe_s"}
+    varying = {"run_id", "begun_by", "decode_s", "transcribe_s"}
     for key, row in outcomes.items():
         for name in row.keys() - varying:
             assert outcomes_on_ray[key][name] == pytest.approx(row[name], abs=1e-6), (key, name)

@@ -134,7 +134,7 @@ def probabilities(name: str, part: int, seconds: float, *likeliest: float) -> li
     ]  # fmt: skip
 
 
-# What counts is said in tests/storage/test_what_counts.py: here, that the sums are of that.
+# What counts is said in tests/storage/test_fold.py: here, that the sums are of that.
 FAILED: dict[str, Any] = {"status": "failed"}
 MUSIC, SPEECH = ([{"label": name, "probability": 0.9}] for name in ("music", "speech"))
 COUNTED: dict[str, tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]] = {
@@ -231,7 +231,7 @@ def test_contradictions_between_tables_are_told() -> None:
     with read([outcome("a"), outcome("b"), outcome("a")]) as tables:
         ids = pa.array(range(3))
         mistaken = pa.table({"id": ids, "counts": [True] * 3, "failing": [False] * 3})
-        tables.add("standing", mistaken)
+        tables.add("row_states", mistaken)
         accounting = reconcile(tables, is_listed=False)
     assert accounting.problems == ("counted more than once: 1 part",)
 

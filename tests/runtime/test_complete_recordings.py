@@ -21,7 +21,7 @@ from corpus_asr.export.speakers import (
 from corpus_asr.export.write import MissingWords, missing_words_of
 from corpus_asr.report.run import load_report, render
 from corpus_asr.runtime import complete_recordings
-from corpus_asr.runtime.complete_recordings import find_speakers_of_run, place_words_once
+from corpus_asr.runtime.complete_recordings import place_words_once
 from corpus_asr.runtime.ray_cluster import Cluster
 from corpus_asr.runtime.ray_workers import on_workers
 from corpus_asr.schemas import RECORDINGS, SPEAKERS
@@ -29,7 +29,7 @@ from corpus_asr.speakers import clustering
 from corpus_asr.speakers.voices import find_voices
 from corpus_asr.stages.measures import measured_columns
 from corpus_asr.storage.run_state import recording_rows, speaker_turns
-from corpus_asr.storage.run_state.finish import settle
+from corpus_asr.storage.run_state.finish import merge_parts
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
@@ -42,6 +42,7 @@ from tests.support.tables import (
     commit,
     complete,
     part,
+    record,
     results,
     rows_of,
     stored_segments,
@@ -53,6 +54,11 @@ pytestmark = pytest.mark.long
 WORDS = [" so", " we", " row", " the", " boat", " and", " row", " the", " boat", " home"]
 TEXT = "".join(WORDS).strip()
 ALL = pa.array([recording_id("/a"), recording_id("/b")])
+
+
+def find_speakers_of_run(store: OutputStore, *arguments: Any) -> int:
+    record(store)
+    return complete_recordings.find_speakers_of_run(store, *arguments)
 
 
 def saying(
@@ -141,7 +147,7 @@ def place_all(store: OutputStore) -> int:
         num_parts = place_words_once(store, tables)
         if num_parts:
             tables.reread(store)
-        settle(store, tables, None)
+        store.replace(*merge_parts(store, tables, None))
     return num_parts
 
 
@@ -152,7 +158,7 @@ def test_the_part_that_fits_better_has_the_words(contested: OutputStore) -> None
     assert place_all(contested) == 0  # nothing is left to do
     assert contested.commit_names() == names
     with RunTables(contested) as tables:
-        settle(contested, tables, 1e9)
+        contested.replace(*merge_parts(contested, tables, 1e9))
     check(contested)
 
 
@@ -262,9 +268,14 @@ def test_a_row_of_the_manifest_says_how_many_speak_in_its_recording(store: Outpu
     commit(store, results(*rows, spoken("b", 0, last=False), spoken("b", 1)))
 
     def list_with(columns: dict[str, Any]) -> None:
-        row = {"recording_id": A, "metadata": json.dumps(columns)}
-        store.write_table("recordings/1.parquet", pa.Table.from_pylist([row], RECORDINGS))
+        [name] = store.names("recordings")
+        rows = store.read_table(name, RECORDINGS).to_pylist()
+        of_a = {"metadata": json.dumps(columns)}
+        rows = [row | (of_a if row["recording_id"] == A else {}) for row in rows]
+        store.write_table(name, pa.Table.from_pylist(rows, RECORDINGS))
 
+    record(store)
+    find_speakers_of_run = complete_recordings.find_speakers_of_run
     list_with({"title": "x"})
     assert find_speakers_of_run(store, AUTO) == 2
     # Another column makes no other turns; a number does, of this recording alone.
@@ -487,6 +498,7 @@ def test_voices_of_a_finish_that_was_killed_are_those_of_the_next(
     commit(store, results(spoken("a", 0)))
     find_speakers_of_run(store, CORPUS)
     commit(store, results(spoken("b", 0), spoken("c", 1, part=0)))
+    record(store)
     with monkeypatch.context() as patched:
 
         def killed(*_: object) -> None:

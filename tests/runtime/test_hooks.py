@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from corpus_asr.config.hooks import HookSettings
 from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.runtime import hooks
-from corpus_asr.runtime.hooks import DIED, HookCounts, check_hooks, run_hook
+from corpus_asr.runtime.hooks import DIED, HookCounts, check_hooks
 from corpus_asr.runtime.ray_cluster import Cluster
 from corpus_asr.runtime.ray_workers import on_workers
 from corpus_asr.storage.run_state import hook_rows, recording_rows
@@ -22,7 +22,7 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support import hooks as functions
 from tests.support.runs import correct_segment, finished, passage, run_of, says, spoken
-from tests.support.tables import commit, results, run_config
+from tests.support.tables import commit, record, results, run_config
 
 HERE = "tests.support.hooks"
 REDACT = HookSettings(
@@ -30,6 +30,11 @@ REDACT = HookSettings(
 )
 TALK = spoken("/talk.wav", passage(0, "call 555 now"), passage(1, "or never"))
 OTHER = spoken("/other.wav", passage(0, "chapter 2"))
+
+
+def run_hook(store: OutputStore, *arguments: Any, **options: Any) -> HookCounts:
+    record(store)
+    return hooks.run_hook(store, *arguments, **options)
 
 
 def noted(folder: Path, **values: Any) -> HookSettings:

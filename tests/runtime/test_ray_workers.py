@@ -90,7 +90,8 @@ def lost_nodes(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 def recordings(*names: str) -> list[RetriedRecording]:
     return [
-        RetriedRecording(file=row | {"done_parts": []}) for row in tables.files(*names).to_pylist()
+        RetriedRecording(file=row | {"begun_by": None, "done_parts": []})
+        for row in tables.files(*names).to_pylist()
     ]
 
 

@@ -24,7 +24,7 @@ from tests.support.tables import part, results, run_config
 def file(name: str, *done: int) -> dict[str, Any]:
     """Return a planned recording `/name`."""
     (row,) = tables.files(name).to_pylist()
-    return row | {"done_parts": list(done)}
+    return row | {"begun_by": None, "done_parts": list(done)}
 
 
 def left(

@@ -16,7 +16,6 @@ from corpus_asr.storage.run_state import duplicates
 from corpus_asr.storage.run_state.duplicates import (
     Copy,
     copied_fraction,
-    find_duplicates,
     originals,
     read_copies,
     read_pairs,
@@ -26,9 +25,14 @@ from corpus_asr.storage.run_state.table_names import DUPLICATES_FOLDER
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.units import FINGERPRINT_WORDS_PER_SECOND as WORDS_PER_SECOND
-from tests.support.tables import commit, part, results
+from tests.support.tables import commit, part, record, results
 
 JINGLE_S = 10.0
+
+
+def find_duplicates(store: OutputStore) -> int | None:
+    record(store)
+    return duplicates.find_duplicates(store)
 
 
 @pytest.fixture
@@ -191,6 +195,7 @@ def test_what_was_killed_is_made_again(store: OutputStore, monkeypatch: pytest.M
     assert read_copies(store) is None
     find_duplicates(store)
     commit(store, results(row("c", with_jingle("c", 1.0))))
+    record(store)
     # Killed between the new object and the removal of the one before: the newest counts.
     with monkeypatch.context() as patched:
         patched.setattr(OutputStore, "remove_all", dies)

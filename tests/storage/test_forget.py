@@ -112,7 +112,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[ManualRun, Path]:
     job.commit("ada.wav", segments=[segment(f"{SECRET}, now")], last_part=False)
     job.finish()
     assert job.store.names("_run/commits")
-    redo = {"recording_id": recording_id(uri), "earlier_runs": ["x"]}
+    redo = {"recording_id": recording_id(uri), "begun_by": "x"}
     note_redo(job.store, pa.Table.from_pylist([redo], REDO))
     write_page_at_the_end(job.store, 4)
     return job, Path(shutil.copytree(folder, folder.with_name("copy")))

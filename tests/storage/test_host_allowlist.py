@@ -15,7 +15,7 @@ from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.manifest import read_manifest
-from corpus_asr.storage.run_state.finish import settle
+from corpus_asr.storage.run_state.finish import merge_parts
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.table_names import TABLES_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -223,8 +223,8 @@ def test_the_note_of_tables_leads_to_nothing_outside(tmp_path: Path) -> None:
         noted = {"tables": {name: {}}, "merged": [name], "closed_runs": {}, "settled": [name]}
         store.write_json(TABLES_NAME, noted)
         with suppress(CorpusAsrError):  # which says that it leads out of the folder
-            with RunTables(store, from_base=True) as tables:
-                settle(store, tables, None)
+            with RunTables(store, opened="false") as tables:
+                store.replace(*merge_parts(store, tables, None))
             store.remove_leftovers()
     assert victim.read_bytes() == b"mine"
 

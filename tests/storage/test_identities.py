@@ -61,7 +61,7 @@ def test_what_moved_and_is_replaced_later_is_done_once_more(tmp_path: Path) -> N
 def test_what_moved_is_touched_and_is_asked_for_again_is_done_once(tmp_path: Path) -> None:
     """Before: it was not seen as changed, its new rows got the earlier version, no run ended."""
     job = done(tmp_path, "a.wav", "b.wav")
-    again = [{"recording_id": name, "earlier_runs": [job.run.run_id]} for name in ids(job).values()]
+    again = [{"recording_id": name, "begun_by": job.run.run_id} for name in ids(job).values()]
     move(job, "a.wav", "c.wav")
     run_over(job)
     put(job, "c.wav", "a.wav", mtime=5.0)

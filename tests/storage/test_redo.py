@@ -73,7 +73,7 @@ class Folder:
 
 
 def row_of(name: str, file: dict[str, Any], language: str, fails: bool) -> dict[str, Any]:
-    same = {key: file[key] for key in ("recording_id", "uri", "size_bytes", "etag")}
+    same = {key: file[key] for key in ("recording_id", "uri", "size_bytes", "etag", "begun_by")}
     if fails:
         return part(name, 0, texts=None, status="failed", error_kind="timeout",
                     error_stage="extract", error_message="late") | same  # fmt: skip

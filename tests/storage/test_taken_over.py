@@ -38,7 +38,7 @@ from tests.support.tables import (
     stored_segments,
 )
 
-CHECKS_OF_A_FINISH = 10
+CHECKS_OF_A_FINISH = 9
 QUICK = Timing(heartbeat_s=0.01, looks=2)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from corpus_asr.config.run import RunConfig
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.run_state.finish import merge
+from corpus_asr.storage.run_state.table_names import TABLES_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.checkpoints import tiny_whisper
 from tests.support.tables import rows_of, run_config, stored_segments, with_section
@@ -88,3 +89,5 @@ def redo(config: RunConfig, name: str, part: int | None = None) -> None:
         rows = store.read_table(table, OUTCOMES).to_pylist()
         done = [not (row["uri"].endswith(name) and part in (None, row["part"])) for row in rows]
         store.replace([table], merge(store, [table], {table: np.array(done)}))
+    # Else its row in recordings stands for its parts.
+    store.write_json(TABLES_NAME, store.read_json(TABLES_NAME) | {"settled": False})

@@ -41,7 +41,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 COMMIT_EACH = {"commit_mb": 1e-6}
 # What differs between two runs that did the same.
 VARYING = {
-    "run_id", "decode_s", "transcribe_s", "attempts", "device", "gone_since",
+    "run_id", "begun_by", "decode_s", "transcribe_s", "attempts", "device", "gone_since",
 }  # fmt: skip
 PAUSE = "CORPUS_ASR_TEST_PAUSE_S"
 _COMMAND_LINE = "from corpus_asr.__main__ import main; main()"

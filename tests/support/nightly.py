@@ -114,7 +114,7 @@ class Archive:
         name = Path(file["uri"]).stem
         if "engine-error" in name:
             raise EngineError("the device is lost (scripted)")
-        same = {key: file[key] for key in ("uri", "size_bytes", "etag", "metadata")}
+        same = {key: file[key] for key in ("uri", "size_bytes", "etag", "metadata", "begun_by")}
         same["content_digest"] = digest_of(file["uri"])
         if name in self._down or "fail" in name:
             kind = self._kind if name in self._down else "not_audio"

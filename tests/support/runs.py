@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from corpus_asr.config.run import (
     DEFAULT_OPTIONS,
     PseudoLabelConfig,
+    Retry,
     RunConfig,
     RunOptions,
     SourceSettings,
@@ -22,6 +24,7 @@ from corpus_asr.edits.corrections import (
     read_saved,
     save_correction,
 )
+from corpus_asr.schemas import FILES
 from corpus_asr.segments import SpeakerTurn
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.listing import FileListing
@@ -33,6 +36,7 @@ from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing, rea
 from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.rewriting import write_identities
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, RunRecord, begin_run, fingerprint
+from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.source_listings import note_listing
 from corpus_asr.storage.run_state.speaker_turns import RecordingVoices, turn_rows, write_turns
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -197,6 +201,7 @@ class ManualRun:
         listed = (row for batch in FileListing(self.config.source) for row in batch.to_pylist())
         (file,) = [row for row in listed if row["uri"] == uri]
         file["recording_id"] = Identities.read(self.store).id_of(uri)
+        file["begun_by"] = self._attempt_at(file)
         segment = {"segment": 0, "start_s": 0.0, "end_s": 1.0, "text": " Hi.", "confidence": 0.95}
         digest = digest_of(file["uri"]) if values.get("last_part", True) else None
         row = {
@@ -213,6 +218,15 @@ class ManualRun:
             model="some/model",
             model_revision=REVISION,
         )
+
+    def _attempt_at(self, file: dict[str, Any]) -> str | None:
+        """Return the attempt that a plan goes on with, or of what is done the one that counts."""
+        batch = pa.RecordBatch.from_pylist([file], FILES)
+        with RunTables(self.store, columns=VERSION_COLUMNS, listing=[batch]) as tables:
+            left = tables.remaining(batch, Retry.failed).to_pylist()
+            counting = dict(tables.rows("select recording_id, counting from chosen"))
+        found: str | None = left[0]["begun_by"] if left else counting[file["recording_id"]]
+        return found
 
     def fail(self, name: str, **values: Any) -> None:
         failure: dict[str, Any] = {

@@ -23,13 +23,14 @@ from corpus_asr.schemas import FILES, PACKS, PARTS, RESULTS
 from corpus_asr.segments import Segment, Word
 from corpus_asr.stages.parts import one_row
 from corpus_asr.storage.parquet import BATCH_ROWS
+from corpus_asr.storage.run_state.finish import merge_recordings
 from corpus_asr.storage.run_state.moved import SOUND_DIGEST
 from corpus_asr.storage.run_state.part_rows import commit_rows, nested, part_rows
 from corpus_asr.storage.run_state.run_files import RUNNING, Snapshot
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.table_names import SEGMENT_ROWS, SUFFIX, PartRows, unique_stem
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, inspect_file
+from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, inspect_files
 from corpus_asr.storage.stores.uri import recording_id
 
 
@@ -62,8 +63,17 @@ def remaining(
 def complete(store: OutputStore) -> list[dict[str, Any]]:
     """Return the recordings that are complete, as a finish would write them."""
     with RunTables(store) as run:
-        rows = run.complete(datetime.datetime.now(datetime.UTC), rows=BATCH_ROWS)
+        rows = run.changed(datetime.datetime.now(datetime.UTC), rows=BATCH_ROWS)
         return [row for some in rows for row in some.to_pylist()]
+
+
+def record(store: OutputStore) -> None:
+    """Write the table of recordings, as a finish does before others are derived from it."""
+    with RunTables(store, opened="true") as run:
+        now = datetime.datetime.now(datetime.UTC)
+        old, new = merge_recordings(store, run, now, has_columns=False)
+        if new:
+            store.replace(old, new)
 
 
 def with_section(config: RunConfig, name: str, **changes: Any) -> RunConfig:
@@ -72,7 +82,7 @@ def with_section(config: RunConfig, name: str, **changes: Any) -> RunConfig:
 
 
 def packs_of(*uris: str, done: dict[str, list[int]] | None = None) -> pa.Table:
-    usual = {"size_bytes": 1000, "etag": "etag", "metadata": None}
+    usual = {"size_bytes": 1000, "etag": "etag", "metadata": None, "begun_by": None}
     files = [
         {"recording_id": uri, "uri": uri, "done_parts": (done or {}).get(uri, [])} | usual
         for uri in uris
@@ -157,8 +167,12 @@ def part(
     uri: str | None = None,
     **values: Any,
 ) -> dict[str, Any]:
-    """Return a RESULTS row of recording `/name`; `texts` are its segments."""
+    """Return a RESULTS row of recording `/name`; `texts` are its segments.
+
+    By default each version of it is one attempt, as those are that plans begin.
+    """
     uri = uri or f"/{name}"
+    version = f"{values.get('etag', 'v1')} {values.get('size_bytes', 100)}"
     segments: Any = texts and [
         {"segment": number, "text": text, "start_s": float(number), "end_s": number + 1.0,
          "tokens": [1, 2], "language": "en", "task": "transcribe"}
@@ -166,7 +180,7 @@ def part(
     ]  # fmt: skip
     return {
         "recording_id": recording_id(uri), "uri": uri, "size_bytes": 100, "etag": "v1",
-        "part": index, "last_part": last, "part_start_s": 10.0 * index,
+        "begun_by": version, "part": index, "last_part": last, "part_start_s": 10.0 * index,
         "part_end_s": 10.0 * index + 10, "duration_s": 10.0, "status": status, "attempts": 1,
         "segments": segments, **values,
     }  # fmt: skip
@@ -174,7 +188,8 @@ def part(
 
 def digest_of(uri: str) -> str | None:
     """Return what extraction keeps of the content of a file."""
-    digest: str | None = inspect_file(SOUND_DIGEST, DEFAULT_STORE, None, (uri, None))
+    digest: str | None
+    [digest] = inspect_files(SOUND_DIGEST, [(uri, None)], DEFAULT_STORE)
     return digest
 
 

@@ -324,7 +324,7 @@ class Year(LivingArchive):
     def _rows(self, file: Mapping[str, Any]) -> list[dict[str, Any]]:
         done = set(file["done_parts"])
         identity = {name: file[name] for name in ("recording_id", "uri", "size_bytes", "etag",
-                                                  "metadata")}  # fmt: skip
+                                                  "metadata", "begun_by")}  # fmt: skip
         digest = digest_of(file["uri"])
         content = self._content(file)
         if content is None or self.chance.random() < self._down:

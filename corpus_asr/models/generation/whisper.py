@@ -138,8 +138,8 @@ def detect_language(
         input_features = features_of(input_features, bins, "frames")[:, :, :num_segment_frames]
     if (changed := changed_module(model)) is not None:
         view = transformers_view(model, changed)
-        found: Tensor = view.detect_language(input_features, encoder_outputs, generation_config)
-        return found
+        ids: Tensor = view.detect_language(input_features, encoder_outputs, generation_config)
+        return ids
     call = WhisperCall({"model": model, "kwargs": {}, "generation_config": generation_config})
     config = call.config
     if not config.lang_to_id or config.decoder_start_token_id is None:

@@ -67,7 +67,7 @@ CONFIDENCE_BINS = 10  # of equal width over 0-1
 _READ_ROWS = 65_536  # at once; commits have some thousands
 _SCORED_COLUMNS = ("recording_id", "part", "start_s", "end_s", "model", "model_revision")
 _OBJECTS = """
-select name, object from outcomes join objects using (object) left join standing using (id)
+select name, object from outcomes join objects using (object) left join row_states using (id)
 where segments_written > 0 and ({which})
 group by all order by object
 """
@@ -82,7 +82,7 @@ create or replace table arrived as
 select arriving.*, run_id, coalesce(counts, false) as counts,
        if(confidence is null, null, greatest(end_s - start_s, 0) + 1e-3) as weight
 from arriving
-join (select object, row as owner, run_id, counts from outcomes left join standing using (id)
+join (select object, row as owner, run_id, counts from outcomes left join row_states using (id)
       where object between $first and $last)
   using (object, owner)
 """

@@ -61,10 +61,6 @@ _OBJECTS = """
 select name, list(row order by row) from parts join objects using (object)
 semi join whole using (recording_id) group by name order by name
 """
-_WHOLE = """
-select recording_id from chosen
-join (select version, whole from versions) on version = counting where whole
-"""
 # The state of recordings that keep all their pairs: others that lost one are compared again.
 _MADE = """
 create or replace table made as
@@ -114,8 +110,8 @@ def find_duplicates(store: OutputStore) -> int | None:
     """
     names = store.names(DUPLICATES_FOLDER)
     duplicates = store.read_table(names[-1], DUPLICATES) if names else DUPLICATES.empty_table()
-    with RunTables(store, columns=VERSION_COLUMNS) as tables:
-        tables.add("whole", tables.table(_WHOLE))
+    with RunTables(store, columns=VERSION_COLUMNS, opened="false") as tables:
+        tables.add("whole", tables.table("select recording_id from recorded"))
         tables.add("duplicates", duplicates)
         tables.execute(_MADE)
         wanted = tables.table(not_made(), settings=str(MIN_DUPLICATE_S))
@@ -124,6 +120,7 @@ def find_duplicates(store: OutputStore) -> int | None:
         if not wanted.num_rows and kept.num_rows == duplicates.num_rows and names:
             store.remove_all(names[:-1])
             return None
+        tables.open(tables.table("from whole")["recording_id"])
         objects: list[tuple[str, Sequence[int]]] = [*tables.rows(_OBJECTS)]
         compared: set[str] = set()
         made_of, parts = dict[str, str](), list[PartPrint]()

@@ -18,16 +18,16 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
-from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SCHEMA_VERSION
-from corpus_asr.storage.parquet import conform, with_column
+from corpus_asr.storage.parquet import with_column
+from corpus_asr.storage.run_state.fold import RENEWED
 from corpus_asr.storage.run_state.lock import SUCCESS_NAME
 from corpus_asr.storage.run_state.manifest_columns import join_noted
 from corpus_asr.storage.run_state.part_rows import nested, part_rows
 from corpus_asr.storage.run_state.plan import retire_plans
 from corpus_asr.storage.run_state.redo import forget_done
 from corpus_asr.storage.run_state.run_files import RunRecord, code_versions, safe_config
-from corpus_asr.storage.run_state.run_tables import NOTED, RowPlace, RunTables, in_utc
+from corpus_asr.storage.run_state.run_tables import FAILED, RowPlace, RunTables, in_utc
 from corpus_asr.storage.run_state.source_listings import other_listings
 from corpus_asr.storage.run_state.table_names import (
     COMMITS_FOLDER,
@@ -42,9 +42,7 @@ from corpus_asr.storage.run_state.table_names import (
     beside,
     time_ns_of,
 )
-from corpus_asr.storage.run_state.tables import OutputStore, projected
-from corpus_asr.storage.run_state.what_counts import RENEWED, SETTLING
-from corpus_asr.storage.stores.store import may_be_same
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import MEBIBYTE
 
 logger = logging.getLogger(__name__)
@@ -142,11 +140,10 @@ def finish(
     """
     store.remove(SUCCESS_NAME)
     listings_elsewhere = other_listings(store, plan_name)
-    # Words of known texts are placed by all parts of a recording.
-    from_base = not config.decoding.align
-    with RunTables(
-        store, listing=listing, elsewhere=listings_elsewhere, from_base=from_base
-    ) as tables:
+    # Words of known texts are placed by all parts of a recording, and what stood for a folder that
+    # could not be read is closed.
+    opened = "true" if config.decoding.align else f"{FAILED} and size_bytes is null"
+    with RunTables(store, listing=listing, elsewhere=listings_elsewhere, opened=opened) as tables:
         if tables.num_listed != num_listed:
             logger.warning("listing rows=%d, expected %d", tables.num_listed, num_listed)
         num_listed = max(num_listed, tables.num_listed)
@@ -155,19 +152,19 @@ def finish(
             tables.reread(store)
         # Also while something is left: each later run reads what this one leaves.
         target_mb = config.output.target_file_mb
-        merged = settle(store, tables, None if target_mb is None else target_mb * MEBIBYTE, kind)
-        if tables.rows(f"{_ADOPTED} limit 1"):
-            if merged:  # rows are in other objects than the tables say
-                tables.reread(store)
-            adopt_versions(store, tables)
-            tables.reread(store)
+        target_bytes = None if target_mb is None else target_mb * MEBIBYTE
+        old, new = merge_parts(store, tables, target_bytes, kind)
         forget_done(store, tables)
-        tables.note(noted_rows(store, tables))
         join_noted(tables, listed=config.source.has_columns)
         counts = OutcomeCounts.of(tables, num_listed, run_id=run.run_id)
-        write_empty_tables(store, kind)
+        if not new and not store.names(OUTCOMES_FOLDER):  # so that readers find the columns
+            new += store.write_tables(OUTCOMES.empty_table(), (), rows=kind)
         started_at = datetime.datetime.fromisoformat(run.started_at)
-        write_recordings(store, tables, started_at, has_columns=config.source.has_columns)
+        old_rows, new_rows = merge_recordings(
+            store, tables, started_at, has_columns=config.source.has_columns
+        )
+        store.replace(old + old_rows, new + new_rows, settled=True)
+        compact(store, target_bytes, kind)
         plans_elsewhere = tables.plans_elsewhere
     store.remove_leftovers()
     made = before_success()
@@ -210,55 +207,51 @@ def _last_work(store: OutputStore, run: RunRecord) -> dict[str, Any] | None:
     return {name: last_run[name] for name in names if name in last_run}
 
 
-_RENEWED_COLUMNS = ("recording_id", "metadata", "gone_since")
-
-
-def write_recordings(
+def merge_recordings(
     store: OutputStore, tables: RunTables, started_at: datetime.datetime, *, has_columns: bool
-) -> None:
-    """Let the recordings table have one row per complete recording, sorted by ID in each object.
+) -> tuple[list[str], list[str]]:
+    """Write the rows that the recordings table lacks; return old objects, and new in their place.
 
-    New rows that are settled go to the objects of such rows, of which those are written anew in
-    which a row changed; rows that are not settled have an object that every finish writes anew.
+    Of the others those are written anew in which a row changed.
 
     Args:
         store: the output folder.
-        tables: its tables, with what is noted of recordings.
+        tables: its tables.
         started_at: of the run.
         has_columns: whether the listing has the columns of a manifest.
     """
-    tables.execute(SETTLING, tables.identities.present().select(["recording_id"]))
-    among_settling = "recording_id in (select recording_id from settling)"
     written, most = _Recordings(store), RECORDINGS_PER_OBJECT
     waiting = [RECORDINGS.empty_table()]
-    for rows in tables.complete(started_at, rows=most, which=among_settling):
+    for rows in tables.changed(started_at, rows=most):
         if 2 * len(rows) < most:  # to be merged, as small objects are
             waiting.append(rows)
         else:
             written.put(rows)
     new, latest = pa.concat_tables(waiting), f"{RECORDINGS_FOLDER}/{store.stem()}{SUFFIX}"
     renewed = tables.table(RENEWED, has_columns=has_columns, now=in_utc(started_at))
-    changed = {*renewed["number"].to_pylist()}
-    values = conform(renewed.drop_columns("number"), projected(RECORDINGS, _RENEWED_COLUMNS))
-    kept = tables.num_settled()
-    stale = {name for number, (name, count) in enumerate(tables.base.items())
-             if kept[name] < count or number in changed}  # fmt: skip
+    gone = tables.table("select recording_id, object from outdated")
+    numbers = {*renewed["object"].to_pylist(), *gone["object"].to_pylist()}
+    stale = {tables.recorded_names[number] for number in numbers}
+    counts = tables.rows("select object, count(*) from recorded group by object")
+    weights = {tables.recorded_names[number]: float(count) for number, count in counts}
     if len(new):
-        kept[latest] = len(new)
+        weights[latest] = len(new)
         stale.add(latest)
-    groups = groups_to_merge(kept, most, stale)
+    groups = groups_to_merge(weights, most, stale)
     for names in groups:
         rows = pa.concat_tables([
-            new if name == latest else _settled_rows(store, tables, name, values) for name in names
+            new if name == latest else _renewed(store.read_table(name, RECORDINGS), renewed, gone)
+            for name in names
         ])  # fmt: skip
         written.put(rows.sort_by("recording_id"))
-    settled = {*kept, *written.names}.difference(*groups)
-    for rows in tables.complete(started_at, rows=most, which=f"not {among_settling}"):
-        written.put(rows)
-    if not settled and not written.names:
-        written.put(RECORDINGS.empty_table(), is_empty=True)
-    old = {*store.names(RECORDINGS_FOLDER)} - settled - {*written.names}
-    store.replace(old, written.names, settled=settled)
+    old = [name for names in groups for name in names if name != latest]
+    empty = {*tables.recorded_names} - {*weights}
+    if not written.names and not {*weights}.difference(old):
+        if empty:
+            empty.pop()
+        else:
+            written.put(RECORDINGS.empty_table(), is_empty=True)
+    return [*old, *empty], written.names
 
 
 class _Recordings:
@@ -275,62 +268,44 @@ class _Recordings:
             self._store.write_table(self.names[-1], rows)
 
 
-def _settled_rows(store: OutputStore, tables: RunTables, name: str, values: pa.Table) -> pa.Table:
-    """Return the rows of an object that are settled still, with new values of some columns."""
-    rows, number = store.read_table(name, RECORDINGS), [*tables.base].index(name)
-    ids = tables.table("select recording_id from settled where number = $number", number=number)
-    rows = rows.filter(pc.is_in(rows["recording_id"], value_set=ids["recording_id"]))
-    at = pc.index_in(rows["recording_id"], value_set=values["recording_id"])
-    for column in _RENEWED_COLUMNS[1:]:
-        chosen = pc.if_else(pc.is_valid(at), values[column].take(at), rows[column])
-        rows = with_column(rows, column, chosen)
+def _renewed(rows: pa.Table, renewed: pa.Table, gone: pa.Table) -> pa.Table:
+    """Return the rows of an object that stay, with new values of some columns."""
+    is_gone = pc.is_in(rows["recording_id"], value_set=gone["recording_id"].combine_chunks())
+    rows = rows.filter(pc.invert(is_gone))
+    places = pc.index_in(rows["recording_id"], value_set=renewed["recording_id"].combine_chunks())
+    for column in {*renewed.schema.names} - {"recording_id", "object"}:
+        values = renewed[column].cast(rows.schema.field(column).type).take(places)
+        if column == "uri":  # which is read only where some may have changed
+            values = pc.coalesce(values, rows[column])
+        rows = with_column(rows, column, pc.if_else(pc.is_valid(places), values, rows[column]))
     return rows
 
 
-def noted_rows(store: OutputStore, tables: RunTables) -> Iterator[pa.Table]:
-    """Yield NOTED rows of those objects of recordings in which some are not settled any more.
-
-    An object that cannot be read is left out, with a warning.
-    """
-    for name in store.names(RECORDINGS_FOLDER):
-        if name not in tables.base or tables.num_settled()[name] < tables.base[name]:
-            try:
-                yield store.read_table(name, NOTED)
-            except FetchError:
-                raise
-            except (CorpusAsrError, ValueError) as error:
-                logger.warning("recordings not known: name=%s found=%s", name, error)
-
-
-def write_empty_tables(store: OutputStore, kind: PartRows) -> None:
-    """Give each table without an object one without rows, so that every reader finds its columns.
-
-    The recordings table has one anyway.
-    """
-    if not store.names(OUTCOMES_FOLDER):
-        store.replace((), store.write_tables(OUTCOMES.empty_table(), (), rows=kind))
-
-
-def settle(
+def merge_parts(
     store: OutputStore, tables: RunTables, target_bytes: float | None, kind: PartRows = SEGMENT_ROWS
-) -> bool:
-    """Let the tables have the rows that count, each once; tell whether any object changed.
+) -> tuple[list[str], list[str]]:
+    """Write tables of the rows that count; return old objects and commits, and new in their place.
 
-    Commits are merged into tables, but for parts that wait; objects below half of `target_bytes`
-    are merged with one another, unless it is None.
+    Parts that wait are in a commit again; objects below half of `target_bytes` are merged with one
+    another, unless it is None.
     """
-    places, merged = tables.places(), False
+    places = tables.places()
+    groups = [[name] for name in sorted(places, key=_by_time)]
+    if target_bytes is not None:
+        groups = groups_to_merge(_weights(store, places), target_bytes, places)
+    old = [name for names in groups for name in names]
+    return old, [new for names in groups for new in merge(store, names, places, kind)]
+
+
+def compact(store: OutputStore, target_bytes: float | None, kind: PartRows = SEGMENT_ROWS) -> None:
+    """Merge small objects with one another, until another finish would do nothing."""
     # Rows that were spread over many objects take fewer bytes together: what came out small is
-    # looked at again, until nothing is left to do and another finish would do nothing.
-    while True:
-        groups = [[name] for name in sorted(places, key=_by_time)]
-        if target_bytes is not None:
-            groups = groups_to_merge(_weights(store, places), target_bytes, places)
+    # looked at again.
+    while target_bytes is not None and (
+        groups := groups_to_merge(_weights(store, {}), target_bytes)
+    ):
         for names in groups:
-            store.replace(names, merge(store, names, places, kind))
-        if not groups:
-            return merged
-        places, merged = {}, True
+            store.replace(names, merge(store, names, {}, kind))
 
 
 def _by_time(name: str) -> str:
@@ -474,31 +449,3 @@ def _chunks(segments: Iterable[pa.Table]) -> Iterator[pa.Table]:
             waiting, num_bytes = [], 0
     if waiting:
         yield pa.concat_tables(waiting).combine_chunks()
-
-
-# Rows without a version, or with one of another kind than the listing's, of recordings whose
-# listed version they are.
-_ADOPTED = """
-select name, list(distinct {id: recording_id, etag: listing.etag})
-from parts join objects using (object) join listing using (recording_id)
-where parts.etag is distinct from listing.etag and listing.etag is not null
-  and recording_id in (select recording_id from recordings where current)
-group by name order by name
-"""
-
-
-def adopt_versions(store: OutputStore, tables: RunTables) -> None:
-    """Give rows the listed version of their recordings where theirs is unknown or another kind.
-
-    Otherwise no later change of these recordings would be seen.
-    """
-    for name, adopted_rows in tables.rows(_ADOPTED):
-        listed = {adopted_row["id"]: adopted_row["etag"] for adopted_row in adopted_rows}
-        outcomes = store.read_table(name, OUTCOMES)
-        ids, etags = (outcomes[column].to_pylist() for column in ("recording_id", "etag"))
-        adopted_etags = [
-            listed[row_id] if row_id in listed and may_be_same(etag, listed[row_id]) else etag
-            for row_id, etag in zip(ids, etags, strict=True)
-        ]
-        # In its place: no rows come or go, and those of segments have no version.
-        store.write_table(name, with_column(outcomes, "etag", adopted_etags))

@@ -103,7 +103,7 @@ from (select recording_id, arg_max(made_of, number) as edition from turns group 
 group by recording_id
 """
 _CORRECTED = pa.schema([("recording_id", pa.string()), ("edition", pa.string())])
-_EDITION = "coalesce('/' || any_value(edition), '')"
+_EDITION = "coalesce('/' || edition, '')"
 
 
 @contextmanager
@@ -116,15 +116,16 @@ def left_of(
     """
     corrected = {"recording_id": [*editions], "edition": [*editions.values()]}
     turns = store.names(SPEAKERS_FOLDER)
-    with RunTables(store, columns=VERSION_COLUMNS) as tables:
+    with RunTables(store, columns=VERSION_COLUMNS, opened="false") as tables:
         tables.add("made", made_so_far(store, store.names(folder_of(hook.name))))
         tables.add("turns", made_so_far(store, turns))
         tables.add("corrected", pa.table(corrected, _CORRECTED))
         tables.execute(_EDITIONS)
         query = wanted(also=_EDITION, joined="left join editions using (recording_id)")
-        tables.add("wanted", tables.table(query, settings=hook.fingerprint))
-        [(number,)] = tables.rows("select count(*) from wanted")
-        yield number, _portions(tables, turns)
+        keys = tables.table(query, settings=hook.fingerprint)
+        tables.add("wanted", keys)
+        tables.open(keys["recording_id"])
+        yield len(keys), _portions(tables, turns)
 
 
 def _portions(tables: RunTables, turns: Sequence[str]) -> Iterator[HookPortion]:

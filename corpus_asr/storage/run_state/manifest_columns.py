@@ -20,11 +20,11 @@ where {table}.recording_id = {newest}.recording_id
 """
 _OF = "select recording_id, metadata from recordings where recording_id in (select unnest($ids))"
 _OTHERS = """
-select distinct live.recording_id, outcomes.metadata as before, shard.metadata as now
-from live join outcomes using (id) join shard on shard.recording_id = live.recording_id
-left join generations on generations.recording_id = live.recording_id
-where outcomes.metadata is distinct from shard.metadata
-  and live.generation = coalesce(generations.generation, 0) order by all
+select distinct outcomes.recording_id, outcomes.metadata as before, shard.metadata as now
+from outcomes join shard using (recording_id)
+semi join (select id from part_rows semi join (from attempts where not redone)
+             using (recording_id, begun_by)) using (id)
+where outcomes.metadata is distinct from shard.metadata order by all
 """
 
 

@@ -31,21 +31,17 @@ from corpus_asr.storage.stores.uri import join, public, recording_id
 SOUND_DIGEST: Final = "corpus_asr.audio.sound_digest:sound_digest"
 _ARRIVED = projected(FILES, ("recording_id", "uri", "etag", "size_bytes"))
 
-_MAY_BE_GONE = """
-select recording_id from settled
-where recording_id in (select recording_id from arrived where is_changed)
-   or (recording_id not in (select recording_id from seen)
-       and size_bytes in (select size_bytes from arrived))
-"""
 # Sounds of recordings that are gone or whose file is another, and files that may be one of them.
 _GONE = """
 create or replace table gone as
-select distinct recording_id, outcomes.size_bytes, content_digest
-from outcomes semi join live using (id)
+with sounds as (
+  select recording_id, size_bytes, content_digest from attempts
+  union all select recording_id, size_bytes, content_digest from unopened)
+from sounds
 where content_digest is not null
   and (recording_id in (select recording_id from arrived where is_changed)
        or (recording_id not in (select recording_id from seen)
-           and outcomes.size_bytes in (select size_bytes from arrived)))
+           and size_bytes in (select size_bytes from arrived)))
 """
 _CANDIDATES = """
 select uri, etag, size_bytes, if(is_changed, recording_id, null) from arrived
@@ -88,7 +84,6 @@ class Arrivals:
         that `with_notes` returns people wrote something: another sound at their address gets its
         own ID.
         """
-        self._tables.unsettle(self._tables.table(_MAY_BE_GONE)["recording_id"])
         self._tables.execute(_GONE)
         files = self._tables.rows(_CANDIDATES)
         arrived = defaultdict[str, dict[str, Move]](dict)

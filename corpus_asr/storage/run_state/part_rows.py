@@ -59,6 +59,7 @@ def commit_rows(
         raise ValueError("committing results: found segments and labels, expected one of them")
     stamps = {
         "run_id": pa.repeat(pa.scalar(run_id, pa.string()), len(results)),
+        "begun_by": pc.fill_null(results["begun_by"], run_id),
         "calibration": pa.repeat(DEFAULT_MODEL.name, len(results)),
         "segments_written": pc.add(*counts).cast(pa.int32()),
         **_models(results["language"], model, by_language),

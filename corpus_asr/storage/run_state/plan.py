@@ -30,6 +30,7 @@ from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.manifest import expected_bytes
 from corpus_asr.storage.parquet import parquet_batches, parquet_writer
 from corpus_asr.storage.run_state.annotations import with_notes
+from corpus_asr.storage.run_state.fold import RemainingReason
 from corpus_asr.storage.run_state.forgotten import Forgotten
 from corpus_asr.storage.run_state.identities import Changes, Identities, Moves
 from corpus_asr.storage.run_state.lock import is_finished
@@ -39,6 +40,7 @@ from corpus_asr.storage.run_state.part_rows import without_credentials
 from corpus_asr.storage.run_state.redo import chosen
 from corpus_asr.storage.run_state.run_files import FolderContents, check_fingerprint, fingerprint
 from corpus_asr.storage.run_state.run_tables import (
+    FAILED,
     PART_COLUMNS,
     REMAINING,
     VERSION_COLUMNS,
@@ -59,7 +61,6 @@ from corpus_asr.storage.run_state.table_names import (
     time_ns_of,
 )
 from corpus_asr.storage.run_state.tables import OutputStore, projected
-from corpus_asr.storage.run_state.what_counts import RemainingReason
 from corpus_asr.storage.stores.filesystem import Inspection, StoreOptions, inspect_files
 from corpus_asr.storage.stores.uri import located, redact_uri
 from corpus_asr.units import MEBIBYTE, counted
@@ -234,9 +235,10 @@ def make_plan(
     columns: Sequence[str] = VERSION_COLUMNS if options.redo is None else PART_COLUMNS
     if config.decoding.align:
         columns = tuple(dict.fromkeys((*columns, "metadata")))
+    opened = FAILED if columns == VERSION_COLUMNS else "true"
     with (
         scratch_folder() as folder,
-        RunTables(store, columns=columns, from_base=columns == VERSION_COLUMNS) as tables,
+        RunTables(store, columns=columns, opened=opened) as tables,
     ):
         if options.redo is not None:
             rows = LABEL_ROWS if config.pipeline == CLASSIFY_AUDIO else SEGMENT_ROWS

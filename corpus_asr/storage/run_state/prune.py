@@ -12,9 +12,9 @@ from corpus_asr.storage.run_state.finish import OutcomeCounts
 from corpus_asr.storage.run_state.lock import AtTheEnd, changing
 from corpus_asr.storage.run_state.plan import latest_plan, read_listing
 from corpus_asr.storage.run_state.rewriting import remove_recordings
-from corpus_asr.storage.run_state.run_tables import NOTED, RunTables
+from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.source_listings import other_listings, read_roots
-from corpus_asr.storage.run_state.table_names import RECORDINGS_FOLDER, RUN_NAME
+from corpus_asr.storage.run_state.table_names import RUN_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted
@@ -74,8 +74,6 @@ def find_gone(store: OutputStore, *, older_than: datetime.timedelta) -> Archive:
     with _listed_tables(store) as tables:
         [(recordings,)] = tables.rows("select count(*) from recordings")
         sources = {root: tables.rows(_BELOW, root=root)[0][0] for root in read_roots(store)}
-        noted = (rows for _, rows in store.read_tables(store.names(RECORDINGS_FOLDER), NOTED))
-        tables.note(noted)
         rows = tables.gone(now)
     latest = now - older_than
     corrections = Counter(corrected_ids(store))
@@ -131,4 +129,4 @@ def _listed_tables(store: OutputStore) -> RunTables:
             "that of a run; check the URI, or run its job first (for transcribe -o use --uri)"
         )
     listing = read_listing(store, plan)
-    return RunTables(store, listing=listing, elsewhere=other_listings(store, plan))
+    return RunTables(store, listing=listing, elsewhere=other_listings(store, plan), opened="true")

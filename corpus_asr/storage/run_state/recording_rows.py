@@ -28,14 +28,12 @@ _STATE = projected(SPEAKERS, ("recording_id", "made_of"))
 _NUMBERED = pa.schema([_STATE.field("recording_id"), pa.field("number", pa.int32())])
 MADE = _STATE.append(pa.field("number", pa.int32()))
 """Inputs (`made_of`) of recordings in an object; of several objects the last is current."""
+# A recording of which a run committed something, or another attempt counts, has another key.
 _WANTED = """
 with keys as (
-  select recording_id, count(*) as parts, md5($settings || string_agg(concat_ws('|', part, run_id,
-      status, coalesce(etag, ''), coalesce(size_bytes, -1)), '/' order by part)
-      || {also}) as made_of
-  from parts join chosen using (recording_id) {joined}
-  join (select version, whole from versions) on version = counting
-  where whole group by recording_id)
+  select recording_id, parts, md5($settings || concat_ws('|', begun_by, run_id, parts, status,
+      coalesce(etag, ''), coalesce(size_bytes, -1)) || {also}) as made_of
+  from recorded {joined})
 select recording_id, keys.made_of, parts from keys
 left join (select recording_id, arg_max(made_of, number) as made_of from made group by all) latest
   using (recording_id)
@@ -44,9 +42,9 @@ where latest.made_of is distinct from keys.made_of
 
 
 def wanted(*, also: str = "''", joined: str = "") -> str:
-    """Return SQL that selects complete recordings without current rows for $settings.
+    """Return SQL that selects rows of the recordings table without current rows for $settings.
 
-    `also` is an SQL expression for further inputs, of their parts and of what is `joined`.
+    `also` is an SQL expression for further inputs, of the row and of what is `joined`.
     """
     return _WANTED.format(also=also, joined=joined)
 

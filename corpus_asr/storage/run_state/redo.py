@@ -1,7 +1,7 @@
 """Recordings selected for reprocessing by an SQL condition on their results, and their notes.
 
 The selection is saved in `REDO_NAME` before any work; `run_tables` decides which rows are current.
-A note is removed once no row of the recording's earlier results is left.
+A note is removed once no row of the attempt is left.
 """
 
 import difflib
@@ -46,7 +46,7 @@ left join (select recording_id, any_value(model) as model,
 COLUMNS = (*_RECORDINGS, "complete", "language", "confidence", *_MODEL_COLUMNS)
 """Columns available to a condition."""
 _WAITING = """
-select recording_id from generations anti join versions using (recording_id, generation)
+select recording_id from redo anti join (from attempts where not redone) using (recording_id)
 """
 # Continuing these with other settings would mix both in one recording.
 _UNFINISHED = f"""
@@ -55,7 +55,7 @@ where status = 'failed' or not complete or failed_since
    or recording_id in (select recording_id from failing)
    or recording_id in ({_WAITING})
    or recording_id in (
-     select recording_id from standing join live using (id) where place = 2)
+     select recording_id from row_states join part_rows using (id) where waits)
 """
 
 
@@ -138,11 +138,11 @@ def note_redo(store: OutputStore, redo: pa.Table) -> None:
         store.remove(REDO_NAME)
 
 
-# Rows that a finish keeps, by their future location.
+# Attempts of which a finish keeps rows.
 _OPEN = """
 select redo.* from redo semi join (
-  select recording_id, run_id from outcomes join standing using (id) where place != 0) kept
-on redo.recording_id = kept.recording_id and list_contains(redo.earlier_runs, kept.run_id)
+  select recording_id, begun_by from row_states join part_rows using (id) where enters or waits
+  union all select recording_id, begun_by from unopened) kept using (recording_id, begun_by)
 """
 
 

@@ -1,37 +1,37 @@
 """What an output folder holds, as one database: which rows count, and what recordings came to.
 
-A version of a recording is an ETag, a size and a generation; an ETag or size that is not known fits
-any. The generation is how often the recording was asked to be done again before the row was made
-(`REDO`); the listed version is of the newest one. One version of each recording counts: the listed
-one once it is complete without a failure, until then an earlier one that has more. Of several
-commits of one part the oldest that did not fail counts, else the newest failure, which knows most.
+A recording may have been begun several times: by each run that found another sound or version, or
+that was asked to do it again. Rows of one attempt have the run that began it in `begun_by`; the
+plan decides what it goes on with (`fold`).
 
-Relations, for `RunTables.sql`:
+Relations, for queries:
 
-- `outcomes`: all committed rows, with `id` (their order), `object` and `row` (their place); `uri`
-  and `etag` are those of the recording's present address;
-- `objects`: commits (`is_commit`) and objects of outcomes, by `name`;
-- `versions`: of recordings, with `rank` and whether they are `listed` and `fresh` (the listed one);
-- `settled`: recordings whose outcomes are left out, since their row in the recordings table stands
-  for them (`what_counts`); `committed`: the versions of all;
-- `listed`: the listing at the opening, and `listing`: of it, what outcomes may not be settled of;
+- `outcomes`: rows of parts that were read, with `id` (their order), `object` and `row` (their
+  place); `uri` is that of the recording's present address;
+- `objects`: commits (`is_commit`) and objects of outcomes, by `name`; in what is `settled` each
+  part stands once, of whole recordings;
+- `attempts`: of recordings whose parts were read, with the newest version known of each, whether
+  it is `whole`, and its `rank`; `winners`: the rows of each that count if it does;
+- `unopened`: rows of the recordings table whose parts were not read; `noted`: the others;
+- `committed`: the versions of both;
+- `listed`: the listing at the opening, and `listing`: of it, what parts were read of;
   `seen`: what a listing has that arrives later (`note_listed`);
-- `redo`: REDO rows, and `generations`: the newest generation of the recordings that have any;
+- `redo`: attempts that are to be done again, REDO rows;
 - `closed`: failures that stood for unreadable folders which are read again;
-- `winners`: of each version the rows that count if it does;
-- `standing`: whether the row `counts`, is `failing`, and its `place` after a finish;
+- `row_states`: whether the row of a part `counts`, is `failing`, and whether it `enters` the tables
+  or `waits` at a finish;
 - `parts`: the outcomes that count, one for each part of a recording;
-- `failing`: failures of a version in whose place an earlier one counts;
-- `recordings`: one row for each recording with any part, see `RECORDED`; its `separate` channels
-  cover the same span of time, by which the time of a part is to be divided;
-- `counted`: these and the settled ones, as far as a finish counts them.
+- `failing`: failures of an attempt in whose place an earlier one counts;
+- `recordings`: one row for each recording of which parts were read, see `RECORDED`; its `separate`
+  channels cover the same span of time, by which the time of a part is to be divided;
+- `counted`: these and the unopened ones, as far as a finish counts them.
 """
 
 import datetime
 import logging
 import os
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import IntEnum
 from pathlib import Path
@@ -48,31 +48,28 @@ from corpus_asr.failure_kinds import Origin, failure_kind
 from corpus_asr.schemas import FILES, OUTCOMES, RECORDINGS
 from corpus_asr.scratch import scratch_folder
 from corpus_asr.storage.parquet import BATCH_ROWS, conform
-from corpus_asr.storage.run_state.identities import Identities
-from corpus_asr.storage.run_state.table_names import is_commit, table_name
-from corpus_asr.storage.run_state.tables import OutputStore, projected
-from corpus_asr.storage.run_state.what_counts import (
+from corpus_asr.storage.run_state.fold import (
     AGAIN,
+    ATTEMPTS,
+    CHANGED,
     CLOSED,
-    COMPLETE,
     COUNTED,
-    COUNTED_COLUMNS,
     COUNTING,
     FIRST,
     FITS,
     GONE,
     LEFT,
     LISTED,
-    RANKS,
+    OUTDATED,
     RECORDED,
-    SETTLED,
-    SETTLED_COLUMNS,
+    RECORDED_COLUMNS,
     SMALL_TABLES,
     SUM,
-    UNSETTLED,
-    VERSIONS,
-    read_settled,
+    UNOPENED,
 )
+from corpus_asr.storage.run_state.identities import Identities
+from corpus_asr.storage.run_state.table_names import RECORDINGS_FOLDER, is_commit, table_name
+from corpus_asr.storage.run_state.tables import OutputStore, projected
 from corpus_asr.storage.stores.uri import REST, redact_uri
 
 if TYPE_CHECKING:
@@ -82,26 +79,29 @@ logger = logging.getLogger(__name__)
 
 _DONE_PARTS = pa.field("done_parts", pa.list_(pa.int32()))
 _REASON = pa.field("reason", pa.int8())
-REMAINING = FILES.append(_DONE_PARTS).append(_REASON)
+REMAINING = FILES.append(OUTCOMES.field("begun_by")).append(_DONE_PARTS).append(_REASON)
 # What tells which rows count; what else there is of a part, but what is large and seldom asked for.
 VERSION_COLUMNS = (
-    "run_id", "recording_id", "size_bytes", "etag", "part", "last_part", "status", "error_kind",
-    "retryable", "segments_written", "content_digest",
+    "run_id", "begun_by", "recording_id", "size_bytes", "etag", "part", "last_part", "status",
+    "error_kind", "retryable", "segments_written", "content_digest",
 )  # fmt: skip
 _LARGE = ("fingerprint", "voice_spans", "voices", "overlap_spans", "text_lengths")
 PART_COLUMNS = tuple(name for name in OUTCOMES.names if name not in _LARGE)
-# What is kept of a recordings table that is written again; moments are in UTC.
-NOTED = pa.schema([
-    ("recording_id", pa.string()), ("gone_since", pa.timestamp("ms")), ("metadata", pa.string()),
-])  # fmt: skip
 _INSERTED_ROWS = 122_880  # at once, a row group of the database; commits have some hundreds
 _PARTS_AT_ONCE = 100_000  # some hundred MB while they are folded
 REDO_NAME = table_name("_run", "redo")
-REDO = pa.schema([("recording_id", pa.string()), ("earlier_runs", pa.list_(pa.string()))])
-"""Each row asks for a recording to be done again; what these runs committed came before."""
+REDO = pa.schema([("recording_id", pa.string()), ("begun_by", pa.string())])
+"""Attempts at recordings with which no run goes on, since they are to be done again."""
+_IDS = projected(OUTCOMES, ("recording_id",))
 _ID, _ROW = pa.field("id", pa.int64()), pa.field("row", pa.int32())
 _OBJECT = pa.field("object", pa.int32())
-_HELD = pa.schema([_OBJECT, _ROW, ("recording_id", pa.string())])
+_ROWS = RECORDINGS.set(
+    RECORDINGS.get_field_index("gone_since"), pa.field("gone_since", pa.timestamp("ms"))
+)
+_RECORDED = projected(_ROWS, RECORDED_COLUMNS).remove_metadata().append(_OBJECT)
+_PRESENT = ("recording_id", "uri", "etag", "size_bytes", "content_digest")
+FAILED = "status = 'failed'"
+"""Condition of recordings that a run may do again."""
 MEMORY_VARIABLE = "CORPUS_ASR_TABLES_MB"
 _MEMORY_MB = 512  # beside one worker's, on the smallest machines that transcribe
 _SORTING_MB = 128
@@ -113,7 +113,7 @@ class RowPlace(IntEnum):
 
     nowhere = 0
     tables = 1
-    waiting = 2  # a part of a new version that is not complete, while an earlier one counts
+    waiting = 2  # of an attempt that is not whole, or failed while an earlier one has text
 
 
 class RunTables:
@@ -127,7 +127,7 @@ class RunTables:
         names: Iterable[str] | None = None,
         listing: Iterable[pa.RecordBatch] = (),
         elsewhere: Iterable[pa.Table] = (),
-        from_base: bool = False,
+        opened: str | None = None,
     ) -> None:
         """Read the committed outcomes of a folder.
 
@@ -136,7 +136,8 @@ class RunTables:
             names: outcomes objects to read; default: all.
             listing: FILES batches of the present listing.
             elsewhere: listings of other sources (`source_listings.other_listings`).
-            from_base: leave out the outcomes of `settled` recordings.
+            opened: condition in SQL on rows of the recordings table whose parts are read; of
+                commits all are. By default all are, and that table is not.
         """
         self._store = store
         self._uri = redact_uri(store.uri)
@@ -147,13 +148,13 @@ class RunTables:
         except OSError:  # tables that fit into memory need none
             scratch = Path(tempfile.gettempdir())
         self._db = _connect(scratch)
+        self._opened = opened
         try:
             self._list(listing)
             for rows in elsewhere:
                 self._insert("elsewhere", rows)
             if names is None:
                 names = store.commit_names()
-            self._read_base(store if from_base else None)
             self._read(store, list(names))
         except BaseException:
             self.close()
@@ -181,44 +182,87 @@ class RunTables:
         """Reread the committed outcomes; the listing stays."""
         self._read(store, store.commit_names())
 
-    def _read_base(self, store: OutputStore | None) -> None:
-        columns = SETTLED_COLUMNS
-        if self._has_parts:
-            columns += COUNTED_COLUMNS
-            # Addresses tell only what may be in archives that could not be read.
-            columns += ("uri",) if self.rows("from unread limit 1") else ()
-        self.base, rows = read_settled(store, columns)  # how many rows each object had
-        self.execute(SETTLED, rows)
-
     @property
     def _has_parts(self) -> bool:
         return {*PART_COLUMNS} <= {*self._schema.names}
 
     def _read(self, store: OutputStore, names: list[str]) -> None:
+        is_settled = store.is_settled
         objects = [
-            {"object": index, "name": name, "is_commit": is_commit(name)}
+            {"object": index, "name": name, "is_commit": is_commit(name),
+             "settled": is_settled and not is_commit(name)}
             for index, name in enumerate(names)
-        ]
+        ]  # fmt: skip
         self.execute(SMALL_TABLES)
         self._insert("objects", pa.Table.from_pylist(objects))
         self._number = {name: index for index, name in enumerate(names)}
         self._num_rows = dict.fromkeys(names, 0)
         placed = self._schema.append(_ID).append(_OBJECT).append(_ROW)
         self.add("outcomes", placed.empty_table())
+        self.identities = Identities.read(store)
+        self.add("present", self.identities.present().select(_PRESENT))
         self._insert("redo", read_redo(store))
-        identities = Identities.read(store)
-        if self.base:
-            self._load(filter(is_commit, names))
-            # Also what moved: its rows have another version now.
-            self.execute(UNSETTLED, identities.present().select(["recording_id"]))
-            self._load_unsettled()
-        else:
+        self._read_recorded(store)
+        if self._opened is None or not is_settled:
             self._load(names)
+            self.execute("insert into opened select recording_id from recorded")
+        else:
+            self._load(filter(is_commit, names))
+            self._open(f"recording_id in (select recording_id from outcomes) or {self._opened}")
         if self._has_parts:
             self.execute(CLOSED)
-        self.place(identities)
-        if self._has_parts:
-            self._record()
+        self.place(self.identities)
+
+    def _read_recorded(self, store: OutputStore) -> None:
+        """Read the recordings table, without addresses if they tell nothing."""
+        self.recorded_names = [] if self._opened is None else store.names(RECORDINGS_FOLDER)
+        names = [*RECORDED_COLUMNS]
+        if not self.identities.rows.num_rows and not self.rows("from unread limit 1"):
+            names.remove("uri")
+        number = {name: index for index, name in enumerate(self.recorded_names)}
+        recorded = [_RECORDED.empty_table()]
+        for name, rows in store.read_tables(self.recorded_names, projected(_ROWS, names)):
+            numbers = pa.repeat(pa.scalar(number[name], pa.int32()), len(rows))
+            recorded.append(conform(rows.append_column(_OBJECT, numbers), _RECORDED))
+        self.add("recorded", pa.concat_tables(recorded))
+
+    def _open(self, which: str) -> bool:
+        """Read parts in tables of recordings that a condition on `recorded` names, if any."""
+        ids = self.table(
+            f"select recording_id from recorded where ({which}) "
+            "and recording_id not in (from opened)"
+        )
+        if not len(ids):
+            return False
+        self._insert("opened", ids)
+        finished = [name for name in self._number if not is_commit(name)]
+        starts, values = dict.fromkeys(finished, 0), ids["recording_id"].combine_chunks()
+        places: dict[str, list[np.ndarray]] = {}
+        for name, table in self._store.read_tables(finished, _IDS):
+            of_these = pc.is_in(table["recording_id"], value_set=values).to_numpy()
+            if of_these.any():
+                places.setdefault(name, []).append(np.flatnonzero(of_these) + starts[name])
+            starts[name] += len(table)
+        self._num_rows |= starts
+        for name, numbers in places.items():
+            rows = np.concatenate(numbers)
+            cuts = np.flatnonzero(np.diff(rows) > 1)
+            firsts, lasts = rows[[0, *(cuts + 1)]], rows[[*cuts, len(rows) - 1]]
+            ranges = list(zip(firsts.tolist(), (lasts + 1).tolist(), strict=True))
+            table = self._store.rows(name, self._schema, ranges)
+            self._insert("outcomes", self._placed(name, table, rows))
+        return True
+
+    def _placed(self, name: str, table: pa.Table, rows: np.ndarray) -> pa.Table:
+        """Return rows of an object with their place."""
+        number = self._number[name]
+        places = (
+            pa.array(rows.astype(np.int64) + (number << 32)),
+            pa.repeat(pa.scalar(number, pa.int32()), len(table)),
+            pa.array(rows.astype(np.int32)),
+        )
+        fields = self._schema.append(_ID).append(_OBJECT).append(_ROW)
+        return pa.table([*table.columns, *places], schema=fields)
 
     def _record(self) -> None:
         """Make the rows of recordings from those of their parts."""
@@ -229,30 +273,17 @@ class RunTables:
             query = RECORDED.format(first=FIRST, slices=slices, index=index)
             begin = "insert into" if index else "create or replace table"
             self.execute(f"{begin} recordings {'' if index else 'as'} {query}")
-        unread = "exists (from unread where starts_with(uri, prefix))"
-        has_unread = self.base and self.rows("from unread limit 1")
-        self.execute(COUNTED.format(unread=unread if has_unread else "false"))
+        self.execute(COUNTED)
 
-    def _load(self, names: Iterable[str], rows: Mapping[str, np.ndarray] | None = None) -> None:
-        """Read outcomes of objects; with `rows` those of these numbers, by name, in order."""
-        placed = self._schema.append(_ID).append(_OBJECT).append(_ROW)
+    def _load(self, names: Iterable[str]) -> None:
+        """Read all outcomes of objects."""
         starts: dict[str, int] = {}
         waiting: list[pa.Table] = []
         num_waiting = 0
         for name, table in self._store.committed(self._schema.names, names):
             start = starts.get(name, 0)
             starts[name] = start + len(table)
-            numbers = np.arange(start, start + len(table), dtype=np.int64)
-            if rows is not None:
-                numbers = numbers[np.isin(numbers, rows[name])]
-                table = table.take(pa.array(numbers - start))
-            number = self._number[name]
-            places = (
-                pa.array(numbers + (number << 32)),
-                pa.repeat(pa.scalar(number, pa.int32()), len(table)),
-                pa.array(numbers.astype(np.int32)),
-            )
-            waiting.append(pa.table([*table.columns, *places], schema=placed))
+            waiting.append(self._placed(name, table, np.arange(start, starts[name])))
             num_waiting += len(table)
             if num_waiting >= _INSERTED_ROWS:
                 self._insert("outcomes", pa.concat_tables(waiting))
@@ -261,61 +292,11 @@ class RunTables:
             self._insert("outcomes", pa.concat_tables(waiting))
         self._num_rows |= starts
 
-    def _load_unsettled(self) -> None:
-        """Read the outcomes in tables of recordings that are not settled, or not any more."""
-        starts: dict[str, int] = {}
-        held = [_HELD.empty_table()]
-        ids = projected(OUTCOMES, ("recording_id",))
-        finished = [name for name in self._number if not is_commit(name)]
-        for name, table in self._store.read_tables(finished, ids):
-            start = starts.get(name, 0)
-            starts[name] = start + len(table)
-            numbers = np.arange(start, starts[name], dtype=np.int32)
-            number = pa.repeat(pa.scalar(self._number[name], pa.int32()), len(table))
-            columns = [number, pa.array(numbers), table["recording_id"]]
-            held.append(pa.table(columns, schema=_HELD))
-        self._num_rows |= starts
-        rows = pa.concat_tables(held)
-        # From Arrow: once a table of the database, a million rows take three times as long.
-        self.execute(
-            "create or replace table held as from arriving anti join settled using (recording_id)",
-            rows,
-        )
-        [(num_open,)] = self.rows("select count(*) from held")
-        [(num_settled,)] = self.rows("select coalesce(sum(parts), 0) from settled")
-        if len(rows) - num_open != num_settled:
-            logger.warning(
-                "recordings folded again: found=%d parts of them, expected=%d",
-                len(rows) - num_open, num_settled,
-            )  # fmt: skip
-            self.base = {}
-            self.execute("delete from settled")
-            self.add("held", rows)
-        open_rows = self.rows(
-            """select name, list(row order by row) from held anti join outcomes using (object, row)
-               join objects using (object) group by name order by name"""
-        )
-        self._load(
-            [name for name, _ in open_rows],
-            {name: np.array(numbers) for name, numbers in open_rows},
-        )
-        self.execute("drop table held")
-
-    def num_settled(self) -> dict[str, int]:
-        """Return how many rows of each object of the base are of settled recordings still."""
-        numbers = dict(self.rows("select number, count(*) from settled group by number"))
-        return {name: numbers.get(number, 0) for number, name in enumerate(self.base)}
-
-    def unsettle(self, recording_ids: pa.Array | pa.ChunkedArray) -> None:
-        """Fold settled recordings from their outcomes, since something changes of them."""
-        table = pa.table({"recording_id": recording_ids})
-        self.add("touched", table)
-        if self.rows("from settled semi join touched using (recording_id) limit 1"):
-            self.execute(UNSETTLED, table)
-            self._load_unsettled()
+    def open(self, recording_ids: pa.Array | pa.ChunkedArray) -> None:
+        """Read the parts of more recordings."""
+        self.add("touched", pa.table({"recording_id": recording_ids}))
+        if self._open("recording_id in (from touched)"):
             self._count()
-            if self._has_parts:
-                self._record()
 
     def _count(self) -> None:
         # By kind: what `retryable` says is of the version of this program that wrote it.
@@ -329,8 +310,12 @@ class RunTables:
             for kind, retryable in kinds
         ]  # fmt: skip
         self._insert("origins", pa.Table.from_pylist(origins))
-        for statements in (VERSIONS, RANKS, COUNTING):
+        has_unread = bool(self.rows("from unread limit 1"))
+        unread = "exists (from unread where starts_with(uri, prefix))" if has_unread else "false"
+        for statements in (UNOPENED.format(unread=unread), ATTEMPTS, COUNTING):
             self.execute(statements)
+        if self._has_parts:
+            self._record()
 
     def redo(self) -> pa.Table:
         """Return the present REDO rows."""
@@ -338,7 +323,7 @@ class RunTables:
 
     def do_again(self, ids: pa.Array) -> pa.Table:
         """Request reprocessing of recordings; return all REDO rows, which are not saved yet."""
-        self.unsettle(ids)
+        self.open(ids)
         self.execute(AGAIN, pa.table({"recording_id": ids}))
         self._count()
         return self.redo()
@@ -346,23 +331,12 @@ class RunTables:
     def place(self, identities: Identities) -> None:
         """Set the present URIs and versions of rows of moved recordings."""
         self.identities = identities
-        present = identities.present()
-        if present.num_rows:
-            self.unsettle(present["recording_id"])
-            # The last part of a version has its digest.
-            same = (
-                "(outcomes.recording_id, coalesce(outcomes.etag, '')) in (select recording_id, "
-                "coalesce(outcomes.etag, '') from outcomes semi join arriving "
-                "using (recording_id, content_digest))"
-            )
-            uri = "uri = arriving.uri, " if "uri" in self._schema.names else ""
+        self.add("present", identities.present().select(_PRESENT))
+        if "uri" in self._schema.names:
             self.execute(
-                f"update outcomes set {uri}"
-                f"etag = if({same}, coalesce(arriving.etag, outcomes.etag), outcomes.etag), "
-                f"size_bytes = if({same}, coalesce(arriving.size_bytes, outcomes.size_bytes), "
-                "outcomes.size_bytes) "
-                "from arriving where outcomes.recording_id = arriving.recording_id", present,
-            )  # fmt: skip
+                "update outcomes set uri = present.uri from present "
+                "where outcomes.recording_id = present.recording_id"
+            )
         self._count()
 
     def note_listed(self, files: pa.Table) -> None:
@@ -372,8 +346,8 @@ class RunTables:
 
     def note_left(self, recording_ids: Iterable[str]) -> None:
         """Remove recordings from `seen` at whose address there is another sound."""
-        left = pa.table({"recording_id": pa.array(recording_ids, pa.string())})
-        self.execute("delete from seen where recording_id in (from arriving)", left)
+        ids = pa.table({"recording_id": pa.array(recording_ids, pa.string())})
+        self.execute("delete from seen where recording_id in (from arriving)", ids)
 
     def _list(self, listing: Iterable[pa.RecordBatch]) -> None:
         self.execute(LISTED)
@@ -455,27 +429,21 @@ class RunTables:
         query = f"select recording_id from recordings where {condition} order by all"
         return self.table(query)["recording_id"].combine_chunks()
 
-    def note(self, noted: Iterable[pa.Table]) -> None:
-        """Add NOTED rows of the existing recordings table, of what is no longer settled."""
-        self.execute("delete from noted")
-        for table in noted:
-            self.execute(
-                "insert into noted from arriving semi join recordings using (recording_id)", table
-            )
+    def changed(self, started_at: datetime.datetime, *, rows: int) -> Iterator[pa.Table]:
+        """Yield RECORDINGS rows of complete recordings that the table has not, sorted.
 
-    def complete(
-        self, started_at: datetime.datetime, *, rows: int, which: str = "true"
-    ) -> Iterator[pa.Table]:
-        """Yield RECORDINGS rows of complete recordings, sorted, once what is known is noted.
+        Rows of the table in whose place they come are in `outdated`.
 
         Args:
             started_at: of the run that listed what is not gone.
             rows: the most at a time.
-            which: a condition in SQL on `recordings`.
         """
-        columns = ", ".join(name for name in RECORDINGS.names if name != "gone_since")
-        query = COMPLETE.format(columns=columns, which=which)
-        for batch in self.batches(query, rows=rows, now=in_utc(started_at)):
+        self.execute(CHANGED, now=in_utc(started_at))
+        self.execute(OUTDATED)
+        columns = ", ".join(RECORDINGS.names)
+        for batch in self.batches(
+            f"select {columns} from changed order by recording_id", rows=rows
+        ):
             yield conform(batch, RECORDINGS)
 
     def gone(self, now: datetime.datetime) -> list[dict[str, Any]]:
@@ -513,15 +481,19 @@ class RunTables:
     def places(self) -> dict[str, np.ndarray]:
         """Return the `RowPlace` of each row of the objects in which some lie elsewhere, by name."""
         places_of_objects = self.rows(
-            """select name, list(row order by row), list(coalesce(place, 0) order by row)
-               from outcomes join objects using (object) left join standing using (id)
-               group by name, is_commit
-               having bool_or(coalesce(place, 0) != if(is_commit, 2, 1)) order by name"""
+            f"""with states as (
+                  select object, row, is_commit, case when enters then {RowPlace.tables:d}
+                    when waits then {RowPlace.waiting:d} else {RowPlace.nowhere:d} end as place
+                  from outcomes join objects using (object) left join row_states using (id))
+                select name, list(row order by row), list(place order by row)
+                from states join objects using (object) group by name, objects.is_commit
+                having bool_or(place != if(objects.is_commit, {RowPlace.waiting:d},
+                                           {RowPlace.tables:d})) order by name"""
         )
         places_by_name = {}
         for name, rows, places in places_of_objects:
             places_by_name[name] = np.full(self._num_rows[name], RowPlace.tables, dtype=np.int8)
-            places_by_name[name][rows] = places  # those of settled recordings stay
+            places_by_name[name][rows] = places  # what was not read stays
         return places_by_name
 
     def remaining(

@@ -28,7 +28,6 @@ from corpus_asr.logs import event
 from corpus_asr.schemas import SPEAKERS, VOICES
 from corpus_asr.segments import SpeakerTurn
 from corpus_asr.storage.run_state.annotations import named_numbers
-from corpus_asr.storage.run_state.manifest_columns import join_columns
 from corpus_asr.storage.run_state.recording_rows import (
     ROWS_PER_OBJECT,
     Portion,
@@ -74,12 +73,12 @@ def voices_left(
     """
     names = store.names(SPEAKERS_FOLDER)
     made = made_so_far(store, names)
-    with RunTables(store, columns=(*VERSION_COLUMNS, "metadata")) as tables:
-        join_columns(store, tables, "outcomes")
+    with RunTables(store, columns=VERSION_COLUMNS, opened="false") as tables:
         tables.add("made", made)
         chosen = json.dumps(settings, sort_keys=True)
-        tables.add("wanted", tables.table(wanted(also=_ALSO), settings=chosen))
-        [(number,)] = tables.rows("select count(*) from wanted")
+        keys = tables.table(wanted(also=_ALSO), settings=chosen)
+        tables.add("wanted", keys)
+        tables.open(keys["recording_id"])
         stale = tables.table(_STALE)
         # Includes speakers no longer found: their names must not pass to others.
         named = named_numbers(store) if stale.num_rows else {}
@@ -100,7 +99,7 @@ def voices_left(
                 numbers=dict(tables.rows(_NUMBERS_OF, ids=[*portion.recordings])),
             )
 
-        yield number, map(with_earlier, portions_of(tables, "wanted"))
+        yield len(keys), map(with_earlier, portions_of(tables, "wanted"))
 
 
 def read_voices_of(store: OutputStore, portion: Portion) -> Iterator[RecordingVoices]:
@@ -127,13 +126,12 @@ def read_voices_of(store: OutputStore, portion: Portion) -> Iterator[RecordingVo
 # Turns to be recomputed: speakers known to people keep their labels.
 _STALE = "select distinct recording_id, number from made semi join wanted using (recording_id)"
 # Null for a row without numbers of speakers: its turns are not recomputed.
-_NUMBER = "json_extract_string(arg_min(metadata, part), {})"
+_NUMBER = "json_extract_string(metadata, {})"
 _NUMBERS = _NUMBER.format([f"$.{name}" for name in SPEAKER_COUNTS])
 _ALSO = f"coalesce(nullif({_NUMBERS}::varchar, '[NULL, NULL, NULL]'), '')"
 _BY_NAME = ", ".join(f"{name}: " + _NUMBER.format(f"'$.{name}'") for name in SPEAKER_COUNTS)
 _NUMBERS_OF = f"""
-select recording_id, {{{_BY_NAME}}} from parts
-where recording_id in (select unnest($ids)) group by all
+select recording_id, {{{_BY_NAME}}} from recorded where recording_id in (select unnest($ids))
 """
 
 

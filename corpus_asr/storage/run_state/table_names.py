@@ -95,9 +95,8 @@ class Manifest(NamedTuple):
     """Commits whose rows these hold, so that they do not count any more."""
     closed_runs: Mapping[str, frozenset[str]] = MappingProxyType({})
     """Runs whose lock was taken over, each with what it had put until then."""
-    settled: frozenset[str] | None = None
-    """Objects of recordings whose rows stand for their outcomes (`settled`); None: outcomes have
-    changed since."""
+    settled: bool = False
+    """Whether a finish has left each part once, and a row in recordings for all that is whole."""
 
     @classmethod
     def decoded(cls, content: bytes, uri: str) -> "Manifest":
@@ -117,8 +116,7 @@ class Manifest(NamedTuple):
                 )
             tables = {name: TableSize(**size) for name, size in noted["tables"].items()}
             closed = {run_id: frozenset(put) for run_id, put in noted["closed_runs"].items()}
-            settled = None if noted["settled"] is None else frozenset(noted["settled"])
-            return cls(content, tables, frozenset(noted["merged"]), closed, settled)
+            return cls(content, tables, frozenset(noted["merged"]), closed, bool(noted["settled"]))
         except (ValueError, TypeError, AttributeError) as error:
             raise CorpusAsrError(
                 f"reading {redact_uri(uri)}: found it damaged ({error!r}); {_REMOVE}"
@@ -146,7 +144,7 @@ class Manifest(NamedTuple):
             "tables": {name: self.tables[name]._asdict() for name in sorted(self.tables)},
             "merged": sorted(self.merged),
             "closed_runs": {run_id: sorted(put) for run_id, put in self.closed_runs.items()},
-            "settled": None if self.settled is None else sorted(self.settled),
+            "settled": self.settled,
         }
         return (json.dumps(value, indent=2) + "\n").encode()
 

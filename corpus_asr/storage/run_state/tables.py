@@ -242,16 +242,14 @@ class OutputStore:
             tables[IDENTITIES_NAME] = size
         self._note(held.manifest._replace(tables=tables))
 
-    def replace(
-        self, old: Collection[str], new: Collection[str], *, settled: Collection[str] | None = None
-    ) -> None:
+    def replace(self, old: Collection[str], new: Collection[str], *, settled: bool = False) -> None:
         """Let tables and commits count in place of others, in one step; then remove these.
 
         Args:
             old: commits, objects of outcomes, with which those beside them go, and objects of
                 recordings.
             new: what was written in their place.
-            settled: objects of recordings whose rows stand for their outcomes from here on.
+            settled: whether each part is there once then, and recordings have all their rows.
 
         Raises:
             EngineError: the folder belongs to another run by now.
@@ -265,7 +263,7 @@ class OutputStore:
         self._note(held.manifest._replace(
             tables={name: size for name, size in tables.items() if name not in gone} | sizes,
             merged=held.manifest.merged | commits,
-            settled=None if settled is None else frozenset(settled),
+            settled=held.manifest.settled or settled,
         ))  # fmt: skip
         self.remove_all([*sorted(commits), *sorted(gone)])
 
@@ -402,10 +400,10 @@ class OutputStore:
         tables = self._manifest().tables
         return name in tables or any(table.startswith(f"{name}/") for table in tables)
 
-    def settled_names(self) -> list[str] | None:
-        """Return the objects of recordings whose rows stand for their outcomes; None: unknown."""
-        settled = self._manifest().settled
-        return None if settled is None else sorted(settled)
+    @property
+    def is_settled(self) -> bool:
+        """Whether tables have each part once, and recordings a row for all that is whole."""
+        return self._manifest().settled
 
     def commit_names(self) -> list[str]:
         """Return by time the names of commits and objects of outcomes that count at one moment."""
