@@ -299,6 +299,11 @@ class RunTables:
             self._count()
 
     def _count(self) -> None:
+        if "uri" in self._schema.names:
+            self.execute(
+                "update outcomes set uri = present.uri from present "
+                "where outcomes.recording_id = present.recording_id"
+            )
         # By kind: what `retryable` says is of the version of this program that wrote it.
         kinds = self.rows(
             "select distinct error_kind, retryable from outcomes where status = 'failed' "
@@ -332,11 +337,6 @@ class RunTables:
         """Set the present URIs and versions of rows of moved recordings."""
         self.identities = identities
         self.add("present", identities.present().select(_PRESENT))
-        if "uri" in self._schema.names:
-            self.execute(
-                "update outcomes set uri = present.uri from present "
-                "where outcomes.recording_id = present.recording_id"
-            )
         self._count()
 
     def note_listed(self, files: pa.Table) -> None:
@@ -440,10 +440,8 @@ class RunTables:
         """
         self.execute(CHANGED, now=in_utc(started_at))
         self.execute(OUTDATED)
-        columns = ", ".join(RECORDINGS.names)
-        for batch in self.batches(
-            f"select {columns} from changed order by recording_id", rows=rows
-        ):
+        query = f"select {', '.join(RECORDINGS.names)} from changed order by recording_id"
+        for batch in self.batches(query, rows=rows):
             yield conform(batch, RECORDINGS)
 
     def gone(self, now: datetime.datetime) -> list[dict[str, Any]]:
